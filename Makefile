@@ -1,0 +1,70 @@
+# Every target sets up what it needs in $(VENV); nothing outside this folder changes but the cache (README.md, "Where things are").
+VENV ?= .venv
+PYTHON_IN_VENV := $(VENV)/bin/python
+PYTEST_FLAGS ?=
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+CORE_SOURCES := $(wildcard loader/CMakeLists.txt loader/csrc/* loader/csrc/*/*)
+CPP_SOURCES := $(wildcard loader/csrc/*.cpp loader/csrc/*.hpp loader/csrc/*.h loader/csrc/*/*.cpp loader/csrc/*/*.hpp tests/cpp/*.cpp)
+CREATED := $(VENV)/.created
+PACKAGES := $(VENV)/.packages
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo up test test-slow check format perf-quick perf proto clean
+
+help:
+	@echo "make demo        cold, warm and swapped models through real Triton servers; a killed server; receipts"
+	@echo "make up          two servers and the gateway on ports 8000, 8001, 8002, until Ctrl-C"
+	@echo "make test        all tests but the slow ones          make test-slow   those"
+	@echo "make check       ruff, mypy --strict, clang-format, import directions, generated files"
+	@echo "make perf-quick  a few minutes of benchmarks          make perf        all of them"
+	@echo "make proto       regenerate the agent's gRPC code     make format      let ruff and clang-format rewrite"
+	@echo "make setup       only the environment                 make clean       remove it and all build outputs"
+
+setup: $(READY)
+
+$(CREATED):
+	@scripts/create_venv.sh $(VENV)
+	@touch $@
+
+$(PACKAGES): $(CREATED) pyproject.toml constraints.txt scripts/install_packages.sh
+	@scripts/install_packages.sh $(VENV) build - demo test dev
+	@touch $@
+
+$(READY): $(PACKAGES) $(CORE_SOURCES) scripts/install_project.sh
+	@scripts/install_project.sh $(VENV)
+	@touch $@
+
+demo: $(READY)
+	@$(VENV)/bin/serverless-triton demo
+
+up: $(READY)
+	@$(VENV)/bin/serverless-triton up --servers 2
+
+test: $(READY)
+	@$(PYTHON_IN_VENV) -m pytest tests -m "not slow and not gpu and not faults_long" $(PYTEST_FLAGS)
+
+test-slow: $(READY)
+	@$(PYTHON_IN_VENV) -m pytest tests -m "slow and not gpu" $(PYTEST_FLAGS)
+
+check: $(READY)
+	@PATH=$(abspath $(VENV)/bin):$$PATH scripts/check.sh $(CPP_SOURCES)
+
+format: $(READY)
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/ruff check --fix .
+	@$(if $(CPP_SOURCES),$(VENV)/bin/clang-format -i $(CPP_SOURCES))
+
+perf-quick: $(READY)
+	@$(PYTHON_IN_VENV) -m perf.quick
+
+perf: $(READY)
+	@$(PYTHON_IN_VENV) -m perf
+
+proto: $(READY)
+	@scripts/generate_proto.sh $(PYTHON_IN_VENV) backend
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Installs what pyproject.toml asks for at the versions of constraints.txt: install_packages.sh VENV EXTRA...
+# (`-` is the base requirements). It doesn't install the project itself: scripts/install_project.sh does.
+set -euo pipefail
+venv=$1
+shift
+cd "$(dirname "$0")/.."
+log=$venv/packages.log
+: >"$log"
+
+# The CPU build of torch is on PyTorch's own index, unless this machine's pip finds it by itself.
+readonly TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+
+pip_install() {
+    "$venv/bin/python" -m pip install --disable-pip-version-check --no-input -c constraints.txt "$@" 2>&1 | tee -a "$log" |
+        awk '/^ *Downloading .* MB\)/ { split($2, name, "-"); print "      " name[1], $(NF - 1), $NF; fflush() }
+             /^Installing collected/ { print "      installing", NF - 3, "packages"; fflush() }'
+}
+
+fail() {
+    grep -E "ERROR|error:" "$log" | tail -5 >&2
+    echo "serverless-triton: $1; the whole log: $log" >&2
+    exit 1
+}
+
+torch_version=$(sed -n 's/^torch==//p' constraints.txt)
+install_torch() {
+    if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+        pip_install "torch==$torch_version"
+    else
+        pip_install "torch==$torch_version+cpu" ||
+            pip_install --extra-index-url "$TORCH_CPU_INDEX" --retries 1 "torch==$torch_version+cpu" ||
+            { echo "      no CPU build of torch found: installing the CUDA build (about 3 GB)" && pip_install "torch==$torch_version"; }
+    fi
+}
+
+echo "[2/3] packages (a minute or two; log: $log)"
+install_torch || fail "torch could not be installed"
+"$venv/bin/python" scripts/requirements.py "$@" >"$venv/requirements.txt"
+pip_install -r "$venv/requirements.txt" || fail "packages could not be installed"
