@@ -5,8 +5,8 @@ PYTEST_FLAGS ?=
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-CORE_SOURCES := $(wildcard loader/CMakeLists.txt loader/csrc/* loader/csrc/*/*)
-CPP_SOURCES := $(wildcard loader/csrc/*.cpp loader/csrc/*.hpp loader/csrc/*.h loader/csrc/*/*.cpp loader/csrc/*/*.hpp tests/cpp/*.cpp)
+CPP_SOURCES := $(shell find loader/csrc tests/cpp -name '*.cc' -o -name '*.h' 2>/dev/null)
+CORE_SOURCES := $(wildcard loader/CMakeLists.txt) $(filter loader/%,$(CPP_SOURCES))
 CREATED := $(VENV)/.created
 PACKAGES := $(VENV)/.packages
 READY := $(VENV)/.ready
