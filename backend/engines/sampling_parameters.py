@@ -1,0 +1,108 @@
+"""A request's sampling parameters: vLLM's names, parsed once and strictly. How a token is drawn is each engine's.
+
+Two defaults differ from what one might expect of the names. An absent `temperature` means 0, greedy: the same prompt then gives
+the same text, also after a move. A sampled request without `seed` gets a random one, which its first event tells.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from serverless_triton.backend.engines.protocol import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParameters:
+    """`top_k` 0 or -1 means every token. `seed` is drawn where the request has none and `temperature` is not 0."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    max_tokens: int = 16
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any], draw_seed: Callable[[], int] = lambda: secrets.randbits(63)) -> SamplingParameters:
+        """Raises InvalidRequest naming the key and what would be right."""
+        known = [f.name for f in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise InvalidRequest(f"sampling parameter {name!r} is unknown; known are {', '.join(known)}")
+        values = {name: _PARSERS[name](name, value) for name, value in given.items() if value is not None}
+        if values.get("temperature", 0.0) != 0.0:
+            values.setdefault("seed", draw_seed())
+        parameters = cls(**values)
+        if parameters.min_tokens > parameters.max_tokens:
+            raise InvalidRequest(f"min_tokens is {parameters.min_tokens}; use at most max_tokens, {parameters.max_tokens}")
+        return parameters
+
+
+def _number(low: float, high: float, *, above_low: bool = False) -> Callable[[str, Any], float]:
+    bounds = f"a number {'above' if above_low else 'from'} {low:g} to {high:g}"
+
+    def parse(name: str, value: Any) -> float:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+            raise _wrong(name, value, bounds)
+        if not low <= value <= high or (above_low and value == low):
+            raise _wrong(name, value, bounds)
+        return float(value)
+
+    return parse
+
+
+def _whole(low: int, high: int) -> Callable[[str, Any], int]:
+    def parse(name: str, value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise _wrong(name, value, f"a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(name, value, "true or false")
+    return value
+
+
+def _strings(name: str, value: Any) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, (list, tuple)) or not all(isinstance(text, str) and text for text in values):
+        raise _wrong(name, value, "a string or a list of strings, none of them empty")
+    return tuple(values)
+
+
+def _ids(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)) or not all(type(token) is int and token >= 0 for token in value):
+        raise _wrong(name, value, "a list of token ids")
+    return tuple(value)
+
+
+def _wrong(name: str, value: Any, right: str) -> InvalidRequest:
+    return InvalidRequest(f"sampling parameter {name!r} is {value!r:.80}; use {right}")
+
+
+_MOST_TOKENS = 2**31 - 1
+_PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
+    "temperature": _number(0, 100),
+    "top_k": _whole(-1, _MOST_TOKENS),
+    "top_p": _number(0, 1, above_low=True),
+    "seed": _whole(0, 2**63 - 1),
+    "max_tokens": _whole(1, _MOST_TOKENS),
+    "min_tokens": _whole(0, _MOST_TOKENS),
+    "stop": _strings,
+    "stop_token_ids": _ids,
+    "ignore_eos": _flag,
+}

@@ -1,0 +1,123 @@
+"""Makes TorchEngines, and remembers what needs no weights: skeletons and tokenizers, by the contents of the files they come from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+from tokenizers import Tokenizer
+
+from serverless_triton.backend.engines.protocol import ModelNotSupported
+from serverless_triton.backend.engines.torch.engine import TorchEngine
+from serverless_triton.backend.engines.torch.kv_memory import KVMemory, KVShape
+from serverless_triton.backend.engines.torch.skeleton import CONFIG_FILES, DTYPES, Skeleton
+from serverless_triton.backend.engines.torch.tokenizer import TOKENIZER_FILES, load_tokenizer
+
+Value = TypeVar("Value")
+
+
+class Learned(Generic[Value]):
+    """The values last used, at most `limit`, by the digest of the files that each is made of."""
+
+    def __init__(self, files: Sequence[str], make: Callable[[Path], Value], *, limit: int = 64) -> None:
+        self._files = files
+        self._make = make
+        self._limit = limit
+        self._values: OrderedDict[str, Value] = OrderedDict()
+        self._digests: dict[Path, tuple[object, str]] = {}
+
+    def get(self, checkpoint: Path) -> Value:
+        """The value, made now where it is new."""
+        digest = self._digest(checkpoint)
+        if digest not in self._values:
+            self._values[digest] = self._make(checkpoint)
+        self._values.move_to_end(digest)
+        if len(self._values) > self._limit:
+            self._values.popitem(last=False)
+        return self._values[digest]
+
+    def take(self, checkpoint: Path) -> Value:
+        """The value, for the caller alone: the next one who asks gets a new one."""
+        value = self.get(checkpoint)
+        del self._values[self._digest(checkpoint)]
+        return value
+
+    def _digest(self, checkpoint: Path) -> str:
+        """Reads files again only when they have changed: a tokenizer has megabytes, and a cold start waits for this."""
+        paths = [path for path in (checkpoint / name for name in self._files) if path.is_file()]
+        states = [(path, s.st_ino, s.st_size, s.st_mtime_ns) for path, s in ((path, path.stat()) for path in paths)]
+        remembered = self._digests.get(checkpoint)
+        if remembered is None or remembered[0] != states:
+            digest = hashlib.sha256()
+            for path in paths:
+                digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+            remembered = self._digests[checkpoint] = (states, digest.hexdigest())
+        return remembered[1]
+
+
+class TorchEngineBuilder:
+    """Implements protocol.EngineBuilder.
+
+    A skeleton becomes one engine and is not kept beside it: a forked worker got a copy with its process, which is cheaper than
+    any copying here, and a builder that makes a second engine of one checkpoint builds its skeleton again.
+    """
+
+    def __init__(self) -> None:
+        self._skeletons: Learned[Skeleton] = Learned(CONFIG_FILES, Skeleton)
+        self._tokenizers: Learned[Tokenizer | None] = Learned(TOKENIZER_FILES, load_tokenizer)
+
+    def learn(self, checkpoint: str, dtype: str) -> None:
+        _check_dtype(dtype)
+        self._skeletons.get(Path(checkpoint))
+        self._tokenizers.get(Path(checkpoint))
+
+    def build(
+        self,
+        checkpoint: str,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        dtype: str,
+        max_sequence_tokens: int,
+        max_streams: int,
+    ) -> TorchEngine:
+        _check_dtype(dtype)
+        tokenizer = self._tokenizers.get(Path(checkpoint))
+        skeleton = self._skeletons.take(Path(checkpoint))
+        config = skeleton.config
+        _check_length(config, max_sequence_tokens)
+        run_dtype = skeleton.dtype(dtype, tensors)
+        model = skeleton.attach(tensors, run_dtype)
+        kv_memory = KVMemory(
+            KVShape.of_config(config),
+            dtype=run_dtype,
+            device=next(model.parameters()).device,
+            max_sequence_tokens=max_sequence_tokens,
+            max_streams=max_streams,
+        )
+        engine = TorchEngine(
+            model=model,
+            vocabulary=config.vocab_size,
+            eos_ids=skeleton.eos_ids,
+            tokenizer=tokenizer,
+            kv_memory=kv_memory,
+            max_sequence_tokens=max_sequence_tokens,
+        )
+        engine.warm()
+        return engine
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelNotSupported(f"dtype {dtype!r} is unknown to the torch engine; use auto, {', '.join(DTYPES)}")
+
+
+def _check_length(config: object, max_sequence_tokens: int) -> None:
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and max_sequence_tokens > longest:
+        raise ModelNotSupported(
+            f"max_sequence_tokens is {max_sequence_tokens}, and the model knows {longest} positions; use at most {longest}"
+        )

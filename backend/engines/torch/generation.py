@@ -1,0 +1,85 @@
+"""One request's token state: its ids, the text they release and whether it has ended. Everything here follows from prompt, ids and
+sampling parameters, whoever computed the ids; where they are computed and in which batch is the engine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from tokenizers import Tokenizer
+
+from serverless_triton.backend.engines.protocol import TokenEvent
+from serverless_triton.backend.engines.sampling_parameters import SamplingParameters
+from serverless_triton.backend.engines.torch.detokenizer import Detokenizer, StopStrings
+
+
+class Generation:
+    """`room_tokens`: how many tokens the KV memory leaves for the answer. `ids` is what was generated, resumed ids included."""
+
+    def __init__(
+        self,
+        *,
+        request: int,
+        prompt_ids: Sequence[int],
+        parameters: SamplingParameters,
+        tokenizer: Tokenizer | None,
+        eos_ids: Collection[int],
+        room_tokens: int,
+    ) -> None:
+        self.request = request
+        self.prompt_ids = tuple(prompt_ids)
+        self.parameters = parameters
+        self.ids: list[int] = []
+        self.finish_reason: str | None = None
+        self.stop_ids = frozenset(parameters.stop_token_ids) | (frozenset() if parameters.ignore_eos else frozenset(eos_ids))
+        self._longest = min(parameters.max_tokens, room_tokens)
+        self._detokenizer = Detokenizer(tokenizer, prompt_ids) if tokenizer is not None else None
+        self._stops = StopStrings(parameters.stop)
+        self._told = False
+
+    def replay(self, resume_token_ids: Sequence[int]) -> None:
+        """Take over what another attempt generated; its text has been released already."""
+        for token_id in resume_token_ids:
+            if self.finish_reason is None:
+                self.accept(token_id)
+
+    def accept(self, token_id: int) -> str:
+        """The text that the next id releases. Sets `finish_reason` where the id is the last; it then releases all that was held."""
+        assert self.finish_reason is None
+        self.ids.append(token_id)
+        if token_id in self.stop_ids and len(self.ids) > self.parameters.min_tokens:
+            return self._finish("stop")
+        text = self._text(self._detokenizer.push(token_id) if self._detokenizer is not None else "")
+        if self._stops.matched:
+            self.finish_reason = "stop"
+        elif len(self.ids) >= self._longest:
+            text += self._finish("length")
+        return text
+
+    def event(self, first_position: int, text: str) -> TokenEvent:
+        """What happened since `first_position`. The first event of a request carries what later attempts need."""
+        first, self._told = not self._told, True
+        return TokenEvent(
+            request=self.request,
+            first_position=first_position,
+            output_ids=tuple(self.ids[first_position:]),
+            text=text,
+            num_input_tokens=len(self.prompt_ids),
+            prompt_ids=self.prompt_ids if first else None,
+            seed=self.parameters.seed if first else None,
+            finish_reason=self.finish_reason,
+        )
+
+    def cancelled(self) -> TokenEvent:
+        self.finish_reason = "cancelled"
+        return self.event(len(self.ids), "")
+
+    def _text(self, text: str) -> str:
+        if len(self.ids) < self.parameters.min_tokens:
+            return text  # a stop string in it must not stop, so there is nothing to hold back
+        return self._stops.push(text)
+
+    def _finish(self, reason: str) -> str:
+        text = self._stops.push(self._detokenizer.flush()) if self._detokenizer is not None else ""
+        self.finish_reason = "stop" if self._stops.matched else reason
+        return text + self._stops.flush()

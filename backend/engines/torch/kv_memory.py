@@ -1,0 +1,55 @@
+"""The memory for keys and values: one pool, one slot a running sequence. Which sequence waits for a slot is the engine's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVShape:
+    """What one token costs. Taken from a Hugging Face config."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of_config(cls, config: Any) -> KVShape:
+        heads = config.num_attention_heads
+        return cls(
+            layers=config.num_hidden_layers,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        )
+
+    def bytes(self, *, itemsize: int, max_sequence_tokens: int, max_streams: int) -> int:
+        """The size of a pool, keys and values together."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize * max_sequence_tokens * max_streams
+
+
+class KVMemory:
+    """Slots of `max_sequence_tokens` each. Pages are touched when tokens arrive, so an idle pool costs address space only."""
+
+    def __init__(
+        self, shape: KVShape, *, dtype: torch.dtype, device: torch.device, max_sequence_tokens: int, max_streams: int
+    ) -> None:
+        sizes = (shape.layers, 2, max_streams, shape.kv_heads, max_sequence_tokens, shape.head_dim)
+        self.shape = shape
+        self.pool = torch.empty(sizes, dtype=dtype, device=device)  # nobody reads a position that was not written
+        self.layers = [(layer[0], layer[1]) for layer in self.pool]
+        self._free = list(range(max_streams))[::-1]
+
+    @property
+    def free_slots(self) -> int:
+        return len(self._free)
+
+    def take(self) -> int:
+        """A slot; only where one is free."""
+        return self._free.pop()
+
+    def give_back(self, slot: int) -> None:
+        assert slot not in self._free
+        self._free.append(slot)  # the next taker gets the pages that are warm

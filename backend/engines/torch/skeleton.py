@@ -1,0 +1,202 @@
+"""A Hugging Face causal LM without its weights: built from config.json on the meta device, later given tensors without copying.
+
+Building costs tens of milliseconds and needs no weights, so it happens ahead of time; giving it tensors costs about a millisecond.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from serverless_triton.backend.engines.protocol import ModelNotSupported
+from serverless_triton.backend.engines.torch.attention import IMPLEMENTATION
+
+CONFIG_FILES = ("config.json", "generation_config.json")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MOST_NAMES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where one tensor of the checkpoint belongs. Tied places share their `names`: any one of them fills all."""
+
+    name: str
+    names: tuple[str, ...]
+    module: Any
+    attribute: str
+    shape: torch.Size
+    buffer: bool
+
+
+class Skeleton:
+    """The model of one checkpoint, still without weights. It becomes a model once: `attach` gives it away."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.config: Any = _read_config(checkpoint)
+        self.eos_ids = _eos_ids(checkpoint)
+        self._model = _build(checkpoint, self.config)
+        self._places = _places(self._model)
+        _restore_computed_buffers(self._model, checkpoint)
+
+    def dtype(self, name: str, tensors: Mapping[str, torch.Tensor]) -> torch.dtype:
+        """The dtype to run in; `auto` is the config's, and where it has none, the first tensor's."""
+        if name != "auto":
+            return DTYPES[name]
+        configured = getattr(self.config, "dtype", None)
+        if isinstance(configured, torch.dtype):
+            return configured
+        return next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
+
+    def attach(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Any:
+        """The model with these tensors as its weights, uncopied where their dtype is `dtype`. Raises ModelNotSupported."""
+        tensors = _with_prefix(tensors, self._model.base_model_prefix, {place.name for place in self._places})
+        found = {place.name: _find(place, tensors) for place in self._places}
+        self._check(found, tensors)
+        parameters: dict[int, torch.nn.Parameter] = {}  # one for all places that a tensor fills, so that ties stay ties
+        for place in self._places:
+            tensor = found[place.name]
+            assert tensor is not None
+            if place.buffer:
+                setattr(place.module, place.attribute, tensor)
+                continue
+            if id(tensor) not in parameters:
+                parameters[id(tensor)] = torch.nn.Parameter(tensor.to(dtype), requires_grad=False)
+            place.module._parameters[place.attribute] = parameters[id(tensor)]
+        self._move_computed_buffers(next(iter(parameters.values())).device)
+        return self._model
+
+    def _check(self, found: Mapping[str, torch.Tensor | None], tensors: Mapping[str, torch.Tensor]) -> None:
+        missing = [name for name, tensor in found.items() if tensor is None]
+        if missing:
+            raise ModelNotSupported(f"the checkpoint lacks {_listed(missing)}, which {self._what} needs")
+        known = {name for place in self._places for name in place.names}
+        unexpected = [name for name in tensors if name not in known and not self._is_legacy(name)]
+        if unexpected:
+            raise ModelNotSupported(f"the checkpoint has {_listed(unexpected)}, which {self._what} has no place for")
+        for place in self._places:
+            tensor = found[place.name]
+            assert tensor is not None
+            if tensor.shape != place.shape:
+                shapes = f"shape {list(tensor.shape)} where {self._what} needs {list(place.shape)}"
+                raise ModelNotSupported(f"the checkpoint's {place.name} has {shapes}")
+            if not place.buffer and not tensor.is_floating_point():
+                raise ModelNotSupported(f"the checkpoint's {place.name} is {tensor.dtype}; the torch engine needs floats")
+
+    @property
+    def _what(self) -> str:
+        return f"{type(self._model).__name__} as its config.json describes it"
+
+    def _is_legacy(self, name: str) -> bool:
+        """Older checkpoints store what models now compute, such as rotary frequencies and causal masks."""
+        patterns: Any = self._model._keys_to_ignore_on_load_unexpected or ()
+        if name.endswith((".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")):
+            return True
+        return any(re.search(pattern, name) for pattern in patterns)
+
+    def _move_computed_buffers(self, device: torch.device) -> None:
+        if device.type == "cpu":
+            return
+        for module, attribute in _computed_buffers(self._model):
+            setattr(module, attribute, getattr(module, attribute).to(device))
+
+
+def _read_config(checkpoint: Path) -> Any:
+    if not (checkpoint / "config.json").is_file():
+        raise ModelNotSupported(f"{checkpoint} has no config.json; the torch engine serves Hugging Face checkpoints")
+    try:
+        config: Any = AutoConfig.from_pretrained(str(checkpoint), local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise ModelNotSupported(f"{checkpoint}/config.json cannot be used: {error}") from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelNotSupported(f"{checkpoint} is quantized; the torch engine runs float32, bfloat16 and float16")
+    return config
+
+
+def _eos_ids(checkpoint: Path) -> frozenset[int]:
+    """generation_config.json speaks before config.json; either may name one token or several."""
+    for name in CONFIG_FILES[::-1]:
+        path = checkpoint / name
+        eos = json.loads(path.read_bytes()).get("eos_token_id") if path.is_file() else None
+        if eos is not None:
+            return frozenset(eos if isinstance(eos, list) else [eos])
+    return frozenset()
+
+
+def _build(checkpoint: Path, config: Any) -> Any:
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(
+                config, attn_implementation=IMPLEMENTATION, trust_remote_code=False
+            )
+    except (ValueError, ImportError, NotImplementedError) as error:
+        raise ModelNotSupported(f"{checkpoint} cannot be served by the torch engine: {error}") from error
+    stateful = getattr(model, "_is_stateful", False) or any(isinstance(m, torch.nn.Conv1d) for m in model.modules())
+    if stateful:  # its state is not in the KV memory, and neighbours in a flattened batch would flow into each other
+        raise ModelNotSupported(f"{type(model).__name__} keeps state besides keys and values; the torch engine lacks that")
+    return model.eval()
+
+
+def _places(model: Any) -> tuple[Place, ...]:
+    named = [(name, tensor, False) for name, tensor in model.named_parameters(remove_duplicate=False)]
+    persistent = set(model.state_dict(keep_vars=True))
+    named += [(name, tensor, True) for name, tensor in model.named_buffers() if name in persistent]
+    tied: dict[int, list[str]] = {}
+    for name, tensor, _ in named:
+        tied.setdefault(id(tensor), []).append(name)
+    return tuple(
+        Place(
+            name=name,
+            names=tuple(tied[id(tensor)]),
+            module=model.get_submodule(name.rpartition(".")[0]),
+            attribute=name.rpartition(".")[2],
+            shape=tensor.shape,
+            buffer=buffer,
+        )
+        for name, tensor, buffer in named
+    )
+
+
+def _computed_buffers(model: Any) -> Iterator[tuple[Any, str]]:
+    for module in model.modules():
+        for attribute in sorted(module._non_persistent_buffers_set):
+            if module._buffers[attribute] is not None:
+                yield module, attribute
+
+
+def _restore_computed_buffers(model: Any, checkpoint: Path) -> None:
+    """Buffers that no checkpoint holds got no values on the meta device: transformers' own initialisation fills them in."""
+    modules = {id(module): module for module, _ in _computed_buffers(model)}
+    for module in modules.values():
+        for attribute in module._non_persistent_buffers_set:
+            module._buffers[attribute] = torch.full_like(module._buffers[attribute], float("nan"), device="cpu")
+        with torch.no_grad():
+            model._init_weights(module)
+    unknown = [f"{type(m).__name__}.{name}" for m, name in _computed_buffers(model) if m._buffers[name].isnan().any()]
+    if unknown:
+        raise ModelNotSupported(f"{checkpoint}: the torch engine cannot compute {_listed(unknown)}")
+
+
+def _find(place: Place, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    own = tensors.get(place.name)  # a checkpoint may hold both ends of a tie, and they may differ
+    return own if own is not None else next((tensors[name] for name in place.names if name in tensors), None)
+
+
+def _with_prefix(
+    tensors: Mapping[str, torch.Tensor], prefix: str, wanted: set[str]
+) -> Mapping[str, torch.Tensor]:
+    """Some checkpoints (GPT-2's) hold the base model, whose names lack the prefix that the causal LM gives it."""
+    if any(name in wanted for name in tensors):
+        return tensors
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more

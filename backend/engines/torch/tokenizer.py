@@ -1,0 +1,55 @@
+"""Loads a checkpoint's tokenizer, by the quick way where that gives the same ids as Hugging Face's AutoTokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from serverless_triton.backend.engines.protocol import ModelNotSupported
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "tokenizer.model",
+)  # fmt: skip
+
+
+def load_tokenizer(checkpoint: Path) -> Tokenizer | None:
+    """None where the checkpoint has no tokenizer: it then serves token ids only. Raises ModelNotSupported."""
+    if not any((checkpoint / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        return None
+    try:
+        tokenizer = _from_file(checkpoint) or _from_transformers(checkpoint)
+    except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exception
+        raise ModelNotSupported(f"the tokenizer in {checkpoint} cannot be read: {error}") from error
+    tokenizer.no_truncation()  # a file may carry the settings that its model was trained with
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _from_file(checkpoint: Path) -> Tokenizer | None:
+    """None where tokenizer_config.json overrules tokenizer.json, which only transformers knows how to do."""
+    if not (checkpoint / "tokenizer.json").exists():
+        return None
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    config = _tokenizer_config(checkpoint)
+    if "add_bos_token" in config or "add_eos_token" in config:
+        wanted = bool(config.get("add_bos_token")) + bool(config.get("add_eos_token"))
+        if tokenizer.num_special_tokens_to_add(False) != wanted:
+            return None
+    return tokenizer
+
+
+def _tokenizer_config(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / "tokenizer_config.json"
+    config: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+    return config
+
+
+def _from_transformers(checkpoint: Path) -> Tokenizer:
+    from transformers import AutoTokenizer  # seconds to import, and most checkpoints do without
+
+    loaded: Any = AutoTokenizer.from_pretrained(str(checkpoint), local_files_only=True, trust_remote_code=False)
+    return getattr(loaded, "backend_tokenizer", None) or loaded._tokenizer
