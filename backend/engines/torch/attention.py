@@ -39,7 +39,12 @@ class Batch:
 
     layers: Sequence[tuple[torch.Tensor, torch.Tensor]]  # keys and values, each [slots, kv_heads, tokens, head_dim]
     spans: Sequence[Span]
+    most_layers: int | None = None
     attended: int = 0
+
+
+class LayersDone(Exception):  # noqa: N818 - it ends a rehearsal, nothing has failed
+    """A pass that was to run `most_layers` has run them."""
 
 
 def attend(
@@ -56,10 +61,12 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Query [1, heads, tokens, head_dim]; key and value [1, kv_heads, tokens, head_dim] → [1, tokens, heads, head_dim].
 
-    Raises ModelNotSupported for a model whose attention is more than this.
+    Raises ModelNotSupported for a model whose attention is more than this, and LayersDone.
     """
     keys, values = batch.layers[module.layer_idx]
     _refuse_other_attention(module, keys.shape[2], attention_mask, sliding_window, others)
+    if batch.attended == batch.most_layers:
+        raise LayersDone
     batch.attended += 1
     query, key, value = query[0], key[0], value[0]
     outputs = []

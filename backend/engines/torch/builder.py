@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from serverless_triton.backend.engines.protocol import ModelNotSupported
+from serverless_triton.backend.engines.torch.causal_lm import CausalLM
 from serverless_triton.backend.engines.torch.engine import TorchEngine
 from serverless_triton.backend.engines.torch.kv_memory import KVMemory, KVShape
 from serverless_triton.backend.engines.torch.skeleton import CONFIG_FILES, DTYPES, Skeleton
@@ -72,8 +73,10 @@ class TorchEngineBuilder:
 
     def learn(self, checkpoint: str, dtype: str) -> None:
         _check_dtype(dtype)
-        self._skeletons.get(Path(checkpoint))
+        skeleton = self._skeletons.get(Path(checkpoint))
         self._tokenizers.get(Path(checkpoint))
+        if not skeleton.rehearsed and torch.get_num_threads() == 1:  # with more, a child forked afterwards would hang
+            _rehearse(skeleton, skeleton.dtype(dtype, {}))
 
     def build(
         self,
@@ -87,27 +90,33 @@ class TorchEngineBuilder:
         _check_dtype(dtype)
         tokenizer = self._tokenizers.get(Path(checkpoint))
         skeleton = self._skeletons.take(Path(checkpoint))
-        config = skeleton.config
-        _check_length(config, max_sequence_tokens)
+        _check_length(skeleton.config, max_sequence_tokens)
         run_dtype = skeleton.dtype(dtype, tensors)
         model = skeleton.attach(tensors, run_dtype)
         kv_memory = KVMemory(
-            KVShape.of_config(config),
+            KVShape.of_config(skeleton.config),
             dtype=run_dtype,
             device=next(model.parameters()).device,
             max_sequence_tokens=max_sequence_tokens,
             max_streams=max_streams,
         )
-        engine = TorchEngine(
-            model=model,
-            vocabulary=config.vocab_size,
+        causal_lm = CausalLM(model, kv_memory)
+        causal_lm.rehearse(most_layers=1 if skeleton.rehearsed else None)
+        return TorchEngine(
+            model=causal_lm,
+            vocabulary=skeleton.config.vocab_size,
             eos_ids=skeleton.eos_ids,
             tokenizer=tokenizer,
-            kv_memory=kv_memory,
             max_sequence_tokens=max_sequence_tokens,
         )
-        engine.warm()
-        return engine
+
+
+def _rehearse(skeleton: Skeleton, dtype: torch.dtype) -> None:
+    """A pass over weights of zero, so that forked workers inherit what a first pass sets up."""
+    shape = KVShape.of_config(skeleton.config)
+    kv_memory = KVMemory(shape, dtype=dtype, device=torch.device("cpu"), max_sequence_tokens=16, max_streams=1)
+    CausalLM(skeleton.attach_zeros(dtype), kv_memory).rehearse()
+    skeleton.rehearsed = True
 
 
 def _check_dtype(dtype: str) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -17,12 +16,11 @@ from serverless_triton.backend.engines.protocol import (
     FailureEvent,
     GenerationRequest,
     InvalidRequest,
-    ModelNotSupported,
 )
 from serverless_triton.backend.engines.sampling_parameters import SamplingParameters
-from serverless_triton.backend.engines.torch.attention import Batch, Span
+from serverless_triton.backend.engines.torch.attention import Span
+from serverless_triton.backend.engines.torch.causal_lm import CausalLM
 from serverless_triton.backend.engines.torch.generation import Generation
-from serverless_triton.backend.engines.torch.kv_memory import KVMemory
 from serverless_triton.backend.engines.torch.sampling import draw
 
 
@@ -47,18 +45,17 @@ class TorchEngine:
     def __init__(
         self,
         *,
-        model: Any,
+        model: CausalLM,
         vocabulary: int,
         eos_ids: Collection[int],
         tokenizer: Tokenizer | None,
-        kv_memory: KVMemory,
         max_sequence_tokens: int,
     ) -> None:
         self._model = model
         self._vocabulary = vocabulary
         self._eos_ids = eos_ids
         self._tokenizer = tokenizer
-        self._kv_memory = kv_memory
+        self._kv_memory = model.kv_memory
         self._max_sequence_tokens = max_sequence_tokens
         self._waiting: deque[Generation] = deque()
         self._running: dict[int, _Running] = {}
@@ -102,22 +99,6 @@ class TorchEngine:
         self._running.clear()
         self._ended.clear()
         del self._model, self._kv_memory
-
-    def warm(self) -> None:
-        """Run one token through the model: what a first pass sets up is then in place. Raises ModelNotSupported."""
-        slot = self._kv_memory.take()
-        try:
-            batch = self._batch([Span(first=0, last=1, slot=slot, start=0)])
-            self._forward([0], [0], batch)
-        except (RuntimeError, TypeError, IndexError, AttributeError) as error:
-            raise ModelNotSupported(f"{type(self._model).__name__} does not run in the torch engine: {error}") from error
-        finally:
-            self._kv_memory.give_back(slot)
-        if batch.attended != self._kv_memory.shape.layers:
-            raise ModelNotSupported(
-                f"{type(self._model).__name__} ran {batch.attended} of its {self._kv_memory.shape.layers} layers "
-                "through the torch engine's attention; the others would lose their past"
-            )
 
     def _known_requests(self) -> set[int]:
         return {*self._running, *(g.request for g in self._waiting), *(g.request for g in self._ended)}
@@ -193,23 +174,7 @@ class TorchEngine:
             ids += feed
             positions += range(start, start + len(feed))
             running.held_tokens += len(feed)
-        return self._forward(ids, positions, self._batch(spans))
-
-    def _batch(self, spans: Sequence[Span]) -> Batch:
-        return Batch(layers=self._kv_memory.layers, spans=spans)
-
-    @torch.inference_mode()
-    def _forward(self, ids: list[int], positions: list[int], batch: Batch) -> torch.Tensor:
-        device = self._kv_memory.pool.device
-        output = self._model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            use_cache=False,
-            logits_to_keep=torch.tensor([span.last - 1 for span in batch.spans], device=device),
-            batch=batch,
-        )
-        logits: torch.Tensor = output.logits[0].float()
-        return logits
+        return self._model.logits(ids, positions, spans)
 
     def _next_token(self, running: _Running, logits: torch.Tensor) -> EngineEvent:
         generation = running.generation

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -31,16 +32,20 @@ class Place:
     names: tuple[str, ...]
     module: Any
     attribute: str
-    shape: torch.Size
+    meta: torch.Tensor
     buffer: bool
 
 
 class Skeleton:
-    """The model of one checkpoint, still without weights. It becomes a model once: `attach` gives it away."""
+    """The model of one checkpoint, still without weights. `attach` gives it some, in place of those it had.
+
+    `rehearsed`: a pass with all its layers has succeeded in this process or in the one that it was forked from.
+    """
 
     def __init__(self, checkpoint: Path) -> None:
         self.config: Any = _read_config(checkpoint)
         self.eos_ids = _eos_ids(checkpoint)
+        self.rehearsed = False
         self._model = _build(checkpoint, self.config)
         self._places = _places(self._model)
         _restore_computed_buffers(self._model, checkpoint)
@@ -72,6 +77,12 @@ class Skeleton:
         self._move_computed_buffers(next(iter(parameters.values())).device)
         return self._model
 
+    def attach_zeros(self, dtype: torch.dtype) -> Any:
+        """The model with weights of zero that take no memory: all are views of one range that is never written to."""
+        largest = max(place.meta.numel() for place in self._places)
+        zeros = torch.from_numpy(np.zeros(largest * dtype.itemsize, dtype=np.uint8)).view(dtype)  # torch.zeros would write
+        return self.attach({p.name: zeros[: p.meta.numel()].view(p.meta.shape) for p in self._places}, dtype)
+
     def _check(self, found: Mapping[str, torch.Tensor | None], tensors: Mapping[str, torch.Tensor]) -> None:
         missing = [name for name, tensor in found.items() if tensor is None]
         if missing:
@@ -83,8 +94,8 @@ class Skeleton:
         for place in self._places:
             tensor = found[place.name]
             assert tensor is not None
-            if tensor.shape != place.shape:
-                shapes = f"shape {list(tensor.shape)} where {self._what} needs {list(place.shape)}"
+            if tensor.shape != place.meta.shape:
+                shapes = f"shape {list(tensor.shape)} where {self._what} needs {list(place.meta.shape)}"
                 raise ModelNotSupported(f"the checkpoint's {place.name} has {shapes}")
             if not place.buffer and not tensor.is_floating_point():
                 raise ModelNotSupported(f"the checkpoint's {place.name} is {tensor.dtype}; the torch engine needs floats")
@@ -156,7 +167,7 @@ def _places(model: Any) -> tuple[Place, ...]:
             names=tuple(tied[id(tensor)]),
             module=model.get_submodule(name.rpartition(".")[0]),
             attribute=name.rpartition(".")[2],
-            shape=tensor.shape,
+            meta=tensor,
             buffer=buffer,
         )
         for name, tensor, buffer in named

@@ -1,0 +1,67 @@
+"""A model together with the KV memory that it reads and writes: tokens in, logits out. What to run when is the engine's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from serverless_triton.backend.engines.protocol import ModelNotSupported
+from serverless_triton.backend.engines.torch.attention import Batch, LayersDone, Span
+from serverless_triton.backend.engines.torch.kv_memory import KVMemory
+
+_REHEARSED_PROMPT_TOKENS = 4
+
+
+class CausalLM:
+    """`model` is a Hugging Face causal LM that was built with our attention."""
+
+    def __init__(self, model: Any, kv_memory: KVMemory) -> None:
+        self._model = model
+        self.kv_memory = kv_memory
+
+    def logits(self, ids: Sequence[int], positions: Sequence[int], spans: Sequence[Span]) -> torch.Tensor:
+        """Float32 logits after the last token of each span, [spans, vocabulary]."""
+        return self._forward(ids, positions, Batch(layers=self.kv_memory.layers, spans=spans))
+
+    def rehearse(self, most_layers: int | None = None) -> None:
+        """Run a prompt and a next token: a process's first pass sets up kernels, threads and buffers, and it is slow.
+
+        All of that happens in the first layer, so `most_layers` 1 is enough where every layer has been seen to run before.
+        Raises ModelNotSupported for a model that does not run, or that keeps its past elsewhere than in the KV memory.
+        """
+        slot = self.kv_memory.take()
+        count = _REHEARSED_PROMPT_TOKENS
+        try:
+            for first, last in ((0, count), (count, count + 1)):
+                span = Span(first=0, last=last - first, slot=slot, start=first)
+                batch = Batch(layers=self.kv_memory.layers, spans=[span], most_layers=most_layers)
+                self._rehearse_step(range(first, last), batch)
+        finally:
+            self.kv_memory.give_back(slot)
+
+    def _rehearse_step(self, positions: Sequence[int], batch: Batch) -> None:
+        layers, name = self.kv_memory.shape.layers, type(self._model).__name__
+        try:
+            self._forward([0] * len(positions), positions, batch)
+        except LayersDone:
+            return
+        except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
+            raise ModelNotSupported(f"{name} does not run in the torch engine: {error}") from error
+        if batch.attended != layers:
+            ran = f"{batch.attended} of its {layers} layers"
+            raise ModelNotSupported(f"{name} ran {ran} through the torch engine's attention; the others would lose their past")
+
+    @torch.inference_mode()
+    def _forward(self, ids: Sequence[int], positions: Sequence[int], batch: Batch) -> torch.Tensor:
+        device = self.kv_memory.pool.device
+        output = self._model(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            use_cache=False,
+            logits_to_keep=torch.tensor([span.last - 1 for span in batch.spans], device=device),
+            batch=batch,
+        )
+        logits: torch.Tensor = output.logits[0].float()
+        return logits
