@@ -1,0 +1,122 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOADING: _ClassVar[Phase]
+    LOADED: _ClassVar[Phase]
+    READY: _ClassVar[Phase]
+LOADING: Phase
+LOADED: Phase
+READY: Phase
+
+class WatchRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class NodeState(_message.Message):
+    __slots__ = ("node", "version", "highest_epoch", "device_memory_bytes", "device_granted_bytes", "dram_bytes", "dram_leased_bytes", "ssd_bytes_per_second", "replicas", "images")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    HIGHEST_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_GRANTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DRAM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DRAM_LEASED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SSD_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    version: int
+    highest_epoch: int
+    device_memory_bytes: int
+    device_granted_bytes: int
+    dram_bytes: int
+    dram_leased_bytes: int
+    ssd_bytes_per_second: float
+    replicas: _containers.RepeatedCompositeFieldContainer[Replica]
+    images: _containers.RepeatedCompositeFieldContainer[Image]
+    def __init__(self, node: _Optional[str] = ..., version: _Optional[int] = ..., highest_epoch: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., device_granted_bytes: _Optional[int] = ..., dram_bytes: _Optional[int] = ..., dram_leased_bytes: _Optional[int] = ..., ssd_bytes_per_second: _Optional[float] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
+
+class Replica(_message.Message):
+    __slots__ = ("id", "model", "phase", "device_bytes")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    model: str
+    phase: Phase
+    device_bytes: int
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., phase: _Optional[_Union[Phase, str]] = ..., device_bytes: _Optional[int] = ...) -> None: ...
+
+class Image(_message.Message):
+    __slots__ = ("checkpoint", "bytes", "leased")
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEASED_FIELD_NUMBER: _ClassVar[int]
+    checkpoint: str
+    bytes: int
+    leased: bool
+    def __init__(self, checkpoint: _Optional[str] = ..., bytes: _Optional[int] = ..., leased: _Optional[bool] = ...) -> None: ...
+
+class StartRequest(_message.Message):
+    __slots__ = ("epoch", "replica", "model", "parameters")
+    class ParametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    replica: str
+    model: str
+    parameters: _containers.ScalarMap[str, str]
+    def __init__(self, epoch: _Optional[int] = ..., replica: _Optional[str] = ..., model: _Optional[str] = ..., parameters: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class StartReply(_message.Message):
+    __slots__ = ("version", "tier", "bytes", "spans")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    tier: str
+    bytes: int
+    spans: _containers.RepeatedCompositeFieldContainer[StartSpan]
+    def __init__(self, version: _Optional[int] = ..., tier: _Optional[str] = ..., bytes: _Optional[int] = ..., spans: _Optional[_Iterable[_Union[StartSpan, _Mapping]]] = ...) -> None: ...
+
+class StartSpan(_message.Message):
+    __slots__ = ("name", "start_s", "end_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    START_S_FIELD_NUMBER: _ClassVar[int]
+    END_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    start_s: float
+    end_s: float
+    def __init__(self, name: _Optional[str] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ...) -> None: ...
+
+class ReleaseRequest(_message.Message):
+    __slots__ = ("epoch", "replica")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    replica: str
+    def __init__(self, epoch: _Optional[int] = ..., replica: _Optional[str] = ...) -> None: ...
+
+class ReleaseReply(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,135 @@
+"""The agent as a process: the unix socket for workers and stubs, the gRPC port for the scheduler."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from serverless_triton.backend import agent_pb2_grpc
+from serverless_triton.backend.agent import NodeAgent
+from serverless_triton.backend.agent_service import AgentService
+from serverless_triton.backend.channel import AsyncChannel, ChannelClosed
+from serverless_triton.backend.ledger import DeviceLedger
+from serverless_triton.backend.messages import Acquire, ProtocolError, WorkerHello
+from serverless_triton.backend.model_repository import read_parameters
+from serverless_triton.backend.tiers import TierWatcher
+from serverless_triton.backend.worker_pool import WorkerPool
+
+logger = logging.getLogger(__name__)
+
+HELLO_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """One node's agent. Addresses are host:port, budgets bytes."""
+
+    node: str
+    socket: Path
+    grpc_address: str
+    zygote_socket: Path
+    store_socket: Path
+    model_repository: Path
+    device_memory_bytes: int
+    spare_workers: int = 1
+
+
+async def serve(config: AgentConfig) -> None:
+    """Until SIGTERM or SIGINT. Workers and stubs outlive it. Raises OSError where an address is taken."""
+    pool = WorkerPool(config.zygote_socket, config.spare_workers)
+    agent = NodeAgent(pool, DeviceLedger(config.device_memory_bytes))
+    tiers = TierWatcher(agent, config.store_socket)
+    await pool.learn(read_parameters(config.model_repository))
+    with _listening(config.socket) as listener:
+        server = await _grpc_server(config, AgentService(config.node, agent, tiers))
+        tasks = [asyncio.ensure_future(work) for work in (pool.run(), tiers.run(), _accept(listener, agent))]
+        stopped = _stop_signal()
+        logger.info("agent_ready node=%s grpc=%s", config.node, config.grpc_address)
+        await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        await server.stop(grace=None)
+        for task in tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def _grpc_server(config: AgentConfig, service: AgentService) -> grpc.aio.Server:
+    server = grpc.aio.server()
+    agent_pb2_grpc.add_NodeAgentServicer_to_server(service, server)
+    if server.add_insecure_port(config.grpc_address) == 0:
+        raise OSError(f"the agent's address {config.grpc_address} is taken; choose another")
+    await server.start()
+    return server
+
+
+def _stop_signal() -> asyncio.Future[None]:
+    loop = asyncio.get_running_loop()
+    stopped: asyncio.Future[None] = loop.create_future()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: stopped.done() or stopped.set_result(None))
+    return stopped
+
+
+@contextlib.contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.setblocking(False)
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(128)
+        yield listener
+
+
+async def _accept(listener: socket.socket, agent: NodeAgent) -> None:
+    connections: set[asyncio.Task[None]] = set()
+    while True:
+        connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+        task = asyncio.get_running_loop().create_task(_welcome(AsyncChannel(connection), agent))
+        connections.add(task)
+        task.add_done_callback(connections.discard)
+
+
+async def _welcome(channel: AsyncChannel, agent: NodeAgent) -> None:
+    """The first message says who it is."""
+    try:
+        if not channel.peer_is_ours:
+            raise ProtocolError("a process of another user connected")
+        message = await asyncio.wait_for(channel.receive(), HELLO_TIMEOUT_S)
+        if isinstance(message, WorkerHello):
+            await agent.welcome_worker(channel, message)
+        elif isinstance(message, Acquire):
+            await agent.welcome_stub(channel, message)
+            channel.close()
+        else:
+            raise ProtocolError(f"a {type(message).__name__} is no greeting")
+    except (ProtocolError, ChannelClosed, ValueError, asyncio.TimeoutError) as error:
+        logger.warning("connection_refused pid=%d error=%s", channel.peer_pid, error)
+        channel.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Run one node's agent.")
+    parser.add_argument("--node", required=True)
+    for name in ("socket", "zygote-socket", "store-socket", "model-repository"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--grpc-address", required=True)
+    parser.add_argument("--device-memory-bytes", type=int, required=True)
+    parser.add_argument("--spare-workers", type=int, default=1)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    asyncio.run(serve(AgentConfig(**vars(parser.parse_args(arguments)))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The agent's gRPC face for the scheduler: `agent.proto` over a NodeAgent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from serverless_triton.backend import agent_pb2, agent_pb2_grpc
+from serverless_triton.backend.agent import NodeAgent, Replica, StaleEpoch, StartFailed
+from serverless_triton.backend.tiers import TierWatcher
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AgentService(agent_pb2_grpc.NodeAgentServicer):
+    """Turns calls into the agent's methods and its exceptions into status codes."""
+
+    def __init__(self, node: str, agent: NodeAgent, tiers: TierWatcher) -> None:
+        self._node = node
+        self._agent = agent
+        self._tiers = tiers
+
+    async def Watch(self, request: agent_pb2.WatchRequest, context: Context) -> AsyncIterator[agent_pb2.NodeState]:
+        while True:
+            state = self._state()
+            yield state
+            await self._agent.changed_since(state.version)
+
+    async def Start(self, request: agent_pb2.StartRequest, context: Context) -> agent_pb2.StartReply:
+        received_s = time.monotonic()
+        await self._check_permit(request.epoch, context)
+        try:
+            loaded = await self._agent.start(request.replica, request.model, dict(request.parameters))
+        except StartFailed as error:
+            await context.abort(grpc.StatusCode[error.code], str(error))
+        spans = [
+            agent_pb2.StartSpan(name=name, start_s=start - received_s, end_s=end - received_s)
+            for name, start, end in loaded.spans
+        ]
+        return agent_pb2.StartReply(version=self._agent.version, tier=loaded.tier, bytes=loaded.bytes, spans=spans)
+
+    async def Release(self, request: agent_pb2.ReleaseRequest, context: Context) -> agent_pb2.ReleaseReply:
+        await self._check_permit(request.epoch, context)
+        await self._agent.release(request.replica)
+        return agent_pb2.ReleaseReply(version=self._agent.version)
+
+    async def _check_permit(self, epoch: int, context: Context) -> None:
+        try:
+            self._agent.check_epoch(epoch)
+        except StaleEpoch as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+
+    def _state(self) -> agent_pb2.NodeState:
+        agent, store = self._agent, self._tiers.status
+        state = agent_pb2.NodeState(
+            node=self._node,
+            version=agent.version,
+            highest_epoch=agent.highest_epoch,
+            device_memory_bytes=agent.ledger.budget_bytes,
+            device_granted_bytes=agent.ledger.granted_bytes,
+            replicas=[_replica(replica) for replica in agent.replicas.values()],
+        )
+        if store is not None:
+            state.dram_bytes = store.dram_bytes
+            state.dram_leased_bytes = store.leased_bytes
+            state.ssd_bytes_per_second = store.bandwidth.get("ssd", 0.0)
+            state.images.extend(
+                agent_pb2.Image(checkpoint=str(image.path), bytes=image.bytes, leased=image.leases > 0)
+                for image in store.images
+                if image.state == "ready"
+            )
+        return state
+
+
+def _replica(replica: Replica) -> agent_pb2.Replica:
+    if replica.stub is not None:
+        phase = agent_pb2.READY
+    else:
+        phase = agent_pb2.LOADED if replica.is_loaded else agent_pb2.LOADING
+    return agent_pb2.Replica(id=replica.id, model=replica.model, phase=phase, device_bytes=replica.device_bytes)

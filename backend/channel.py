@@ -1,0 +1,165 @@
+"""How messages travel over a unix socket: a u32 length (little-endian), JSON, and descriptors beside the first byte.
+
+`Channel` blocks and is for the stub, the worker and the zygote; `AsyncChannel` is the agent's. Standard library only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import threading
+from collections.abc import Sequence
+
+from serverless_triton.backend.messages import Message, ProtocolError, decode, encode
+
+MAX_MESSAGE_BYTES = 64 << 20
+MAX_DESCRIPTORS = 4
+_LENGTH = struct.Struct("<I")
+
+
+class ChannelClosed(Exception):
+    """The peer is gone."""
+
+
+def frame(message: Message) -> bytes:
+    data = encode(message)
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"a {type(message).__name__} of {len(data)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
+    return _LENGTH.pack(len(data)) + data
+
+
+def _body_length(header: bytes | bytearray) -> int:
+    (length,) = _LENGTH.unpack(header)
+    if length > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"a message of {length} bytes is over the limit of {MAX_MESSAGE_BYTES}")
+    return int(length)
+
+
+class Channel:
+    """A blocking end. One thread receives; any thread sends."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._send_lock = threading.Lock()
+
+    @classmethod
+    def connect(cls, path: str, timeout_s: float) -> Channel:
+        """Raises OSError when nobody listens there within the time."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(timeout_s)
+            connection.connect(path)
+            connection.settimeout(None)
+        except OSError:
+            connection.close()
+            raise
+        return cls(connection)
+
+    @classmethod
+    def adopt(cls, descriptor: int) -> Channel:
+        """Over a connected socket that came as a descriptor."""
+        return cls(socket.socket(fileno=descriptor))
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def set_timeout(self, timeout_s: float | None) -> None:
+        """How long `receive` and `send` wait before they raise TimeoutError."""
+        self._socket.settimeout(timeout_s)
+
+    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Raises ChannelClosed when the peer is gone."""
+        data = frame(message)
+        try:
+            with self._send_lock:
+                sent = socket.send_fds(self._socket, [data], list(descriptors)) if descriptors else 0
+                self._socket.sendall(memoryview(data)[sent:])
+        except (BrokenPipeError, ConnectionError, OSError) as error:
+            if isinstance(error, TimeoutError):
+                raise
+            raise ChannelClosed(str(error)) from error
+
+    def receive(self) -> tuple[Message, list[int]]:
+        """The next message and the descriptors that came with it. Raises ChannelClosed at the end, ProtocolError on garbage."""
+        try:
+            header, descriptors, _, _ = socket.recv_fds(self._socket, _LENGTH.size, MAX_DESCRIPTORS)
+            header += self._exactly(_LENGTH.size - len(header)) if header else b""
+            if not header:
+                raise ChannelClosed("end of stream")
+            return decode(self._exactly(_body_length(header))), list(descriptors)
+        except ConnectionError as error:
+            raise ChannelClosed(str(error)) from error
+
+    def _exactly(self, count: int) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            part = self._socket.recv(count - len(data))
+            if not part:
+                raise ChannelClosed("end of stream inside a message")
+            data += part
+        return bytes(data)
+
+    def close(self) -> None:
+        """Wakes a thread that is receiving."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the peer closed first
+        self._socket.close()
+
+
+class AsyncChannel:
+    """The asyncio end. One task receives; any task sends."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self._send_lock = asyncio.Lock()
+
+    @property
+    def peer_pid(self) -> int:
+        """The peer's process at the time it connected (SO_PEERCRED)."""
+        return self._credentials()[0]
+
+    @property
+    def peer_is_ours(self) -> bool:
+        """Whether the peer runs as this user (or as root)."""
+        return self._credentials()[1] in (0, os.getuid())
+
+    def _credentials(self) -> tuple[int, int, int]:
+        layout = struct.Struct("3i")
+        pid, uid, gid = layout.unpack(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size))
+        return pid, uid, gid
+
+    async def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Raises ChannelClosed when the peer is gone. The descriptors stay the caller's."""
+        data = frame(message)
+        loop = asyncio.get_running_loop()
+        try:
+            async with self._send_lock:
+                sent = socket.send_fds(self._socket, [data], list(descriptors)) if descriptors else 0
+                await loop.sock_sendall(self._socket, memoryview(data)[sent:])
+        except OSError as error:
+            raise ChannelClosed(str(error)) from error
+
+    async def receive(self) -> Message:
+        """Raises ChannelClosed at the end, ProtocolError on garbage."""
+        return decode(await self._exactly(_body_length(await self._exactly(_LENGTH.size))))
+
+    async def _exactly(self, count: int) -> bytes:
+        loop = asyncio.get_running_loop()
+        data = bytearray()
+        while len(data) < count:
+            try:
+                part = await loop.sock_recv(self._socket, count - len(data))
+            except OSError as error:
+                raise ChannelClosed(str(error)) from error
+            if not part:
+                raise ChannelClosed("end of stream")
+            data += part
+        return bytes(data)
+
+    def close(self) -> None:
+        self._socket.close()

@@ -1,0 +1,211 @@
+"""The wire messages of a node, as plain values: stub ↔ worker, stub ↔ agent, worker ↔ agent, agent ↔ zygote.
+
+Imports the standard library only, because the stub inside Triton imports it too. How a message travels is `channel.py`'s.
+Positions count generated tokens: the first token after the prompt has position 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+# The scheduler names each replica in the configuration it loads with: a load that differs in it makes a fresh instance at once,
+# also where Triton still calls a dead one READY or is still unloading the last one.
+REPLICA_PARAMETER = "replica"
+
+Span = tuple[str, float, float]  # name, start and end in seconds on this host's monotonic clock
+
+
+class ProtocolError(Exception):
+    """A peer sent something that is no message of this link."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generate:
+    """Stub → worker: continue this prompt. Exactly one of `text` and `input_ids` is given."""
+
+    request: int
+    attempt: int = 0
+    text: str | None = None
+    input_ids: list[int] | None = None
+    resume_token_ids: list[int] = field(default_factory=list)
+    sampling_parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Stub → worker: nobody waits for this request any more."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Worker → stub: the next tokens of a request and the text they release. The last one has a finish reason."""
+
+    request: int
+    first_position: int
+    output_ids: list[int]
+    text: str
+    num_input_tokens: int
+    prompt_ids: list[int] | None = None  # on a request's first message only
+    finish_reason: str | None = None  # "stop", "length" or "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """Worker → stub, agent → stub, worker → agent: a request or a load failed. `code` is a gRPC status name."""
+
+    request: int = 0
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acquire:
+    """Stub → agent: this stub wants the replica that its model configuration names, or a new one if it names none.
+
+    With `attached`, it has its engine already and only makes itself known to an agent that was away.
+    """
+
+    model: str
+    parameters: dict[str, str]
+    replica: str | None = None
+    attached: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """Agent → stub, with a connected socket to the worker."""
+
+    replica: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerHello:
+    """Worker → agent, on connecting. A worker that already serves says so: the agent may be a new one."""
+
+    replica: str | None = None
+    model: str | None = None
+    parameters: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Agent → worker: become this model's engine."""
+
+    replica: str
+    model: str
+    parameters: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """Worker → agent: the engine is warm. `tier` is where its bytes came from."""
+
+    replica: str
+    tier: str
+    bytes: int
+    spans: list[Span]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serve:
+    """Agent → worker, with a connected socket to the stub."""
+
+    replica: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retire:
+    """Agent → worker: leave at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fork:
+    """Agent → zygote: one more idle worker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learn:
+    """Agent → zygote: build this model's skeleton and tokenizer, so that later workers inherit them."""
+
+    parameters: dict[str, str]
+
+
+Message = (
+    Generate | Cancel | Tokens | Failed | Acquire | Granted | WorkerHello | Load | Loaded | Serve | Retire | Fork | Learn
+)
+_TYPES: dict[str, type[Message]] = {
+    kind.__name__: kind
+    for kind in (Generate, Cancel, Tokens, Failed, Acquire, Granted, WorkerHello, Load, Loaded, Serve, Retire, Fork, Learn)
+}
+_FIELDS = {kind: tuple(f.name for f in fields(kind)) for kind in _TYPES.values()}
+
+
+def encode(message: Message) -> bytes:
+    """One message as JSON, its type's name under "type"."""
+    body = {name: getattr(message, name) for name in _FIELDS[type(message)]}
+    return json.dumps({"type": type(message).__name__, **body}, separators=(",", ":")).encode()
+
+
+def decode(data: bytes | bytearray) -> Message:
+    """The message that `encode` wrote. Raises ProtocolError on anything else."""
+    try:
+        body = json.loads(data)
+        return _TYPES[body.pop("type")](**body)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ProtocolError(f"not a message of this node ({len(data)} bytes): {type(error).__name__}") from error
+
+
+def parse_json_object(text: str, what: str) -> dict[str, Any]:
+    """A JSON object from a client's string. Raises ValueError naming `what`."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{what} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """What a model's config.pbtxt says about its engine, parsed once and strictly."""
+
+    checkpoint: str
+    checkpoint_bytes: int
+    kv_cache_bytes: int
+    engine: str = "torch"
+    dtype: str = "auto"
+    max_sequence_tokens: int = 2048
+    max_streams: int = 8
+    threads: int = 1
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes a replica takes of its device's memory beside the weights, which a CPU keeps in the store's arena."""
+        return self.kv_cache_bytes
+
+    @classmethod
+    def parse(cls, parameters: Mapping[str, str]) -> ModelSpec:
+        """From config.pbtxt's `parameters`. Raises ValueError naming the parameter and what would be right."""
+        known = {f.name for f in fields(cls)}
+        for name in sorted(set(parameters) - known - {REPLICA_PARAMETER}):
+            raise ValueError(f"parameters.{name} is unknown; known are {', '.join(sorted(known))}")
+        for name in ("checkpoint", "checkpoint_bytes", "kv_cache_bytes"):
+            if not parameters.get(name):
+                raise ValueError(f"parameters.{name} is missing; `serverless-triton add` writes it")
+        texts: dict[str, Any] = {n: parameters[n] for n in ("checkpoint", "engine", "dtype") if n in parameters}
+        if texts.get("dtype", "auto") not in ("auto", "float32", "bfloat16", "float16"):
+            raise ValueError(f"parameters.dtype is {texts['dtype']!r}; use auto, float32, bfloat16 or float16")
+        counts = ("checkpoint_bytes", "kv_cache_bytes", "max_sequence_tokens", "max_streams", "threads")
+        return cls(**texts, **{n: _count(n, parameters[n]) for n in counts if n in parameters})
+
+
+def _count(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**63):
+        raise ValueError(f"parameters.{name} is {text!r}; use a positive whole number")
+    return int(text)

@@ -1,0 +1,177 @@
+"""The thin stub inside Triton: relays between Triton's requests and this node's engine worker.
+
+Triton imports this file as the top-level module `model`, in a process of its own per model instance. It asks the node agent for
+an engine, gets a connected socket to a worker, and holds nothing else. Imports nothing heavy: a load is mostly this start-up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from serverless_triton.backend.channel import Channel, ChannelClosed
+from serverless_triton.backend.messages import REPLICA_PARAMETER, Acquire, Cancel, Failed, Granted, ProtocolError, Tokens
+from serverless_triton.backend.triton_tensors import read_request, response_arrays
+
+AGENT_SOCKET_VARIABLE = "SERVERLESS_TRITON_AGENT_SOCKET"
+AGENT_TIMEOUT_S = 600.0
+CANCEL_POLL_S = 0.05
+RECONNECT_S = 0.1
+_CODES = {
+    "INVALID_ARGUMENT": pb_utils.TritonError.INVALID_ARG,
+    "NOT_FOUND": pb_utils.TritonError.NOT_FOUND,
+    "UNAVAILABLE": pb_utils.TritonError.UNAVAILABLE,
+    "CANCELLED": pb_utils.TritonError.CANCELLED,
+}
+
+
+def _error(code: str, message: str) -> Any:
+    return pb_utils.TritonError(message, _CODES.get(code, pb_utils.TritonError.INTERNAL))
+
+
+@dataclass
+class InFlight:
+    """One request between `execute` and its final response."""
+
+    sender: Any
+    attempt: int
+
+
+class TritonPythonModel:
+    """What the Python backend calls: `initialize` once, `execute` from one thread, `finalize` once."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        self._model = args["model_name"]
+        self._parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        self._in_flight: dict[int, InFlight] = {}
+        self._lock = threading.Lock()  # guards _in_flight and _next
+        self._next = 0
+        self._closing = threading.Event()
+        self._worker = self._acquire()
+        threading.Thread(target=self._relay_responses, daemon=True).start()
+        threading.Thread(target=self._stay_known, daemon=True).start()
+        threading.Thread(target=self._watch_cancellation, daemon=True).start()
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            self._submit(request, request.get_response_sender())
+
+    def finalize(self) -> None:
+        self._closing.set()
+        self._worker.close()
+        self._agent.close()
+
+    def _acquire(self) -> Channel:
+        """A channel to this model's worker; the agent's socket stays open, so that each side notices the other's end."""
+        try:
+            self._agent = Channel.connect(os.environ[AGENT_SOCKET_VARIABLE], AGENT_TIMEOUT_S)
+        except (KeyError, OSError) as error:
+            raise pb_utils.TritonModelException(f"model '{self._model}': no node agent to ask for an engine: {error}") from error
+        self._agent.set_timeout(AGENT_TIMEOUT_S)
+        self._agent.send(self._acquire_message(self._parameters.get(REPLICA_PARAMETER)))
+        answer, descriptors = self._agent.receive()
+        if not isinstance(answer, Granted) or not descriptors:
+            reason = answer.message if isinstance(answer, Failed) else "the node agent answered out of turn"
+            raise pb_utils.TritonModelException(reason)
+        self._agent.set_timeout(None)
+        self._replica = answer.replica
+        return Channel.adopt(descriptors[0])
+
+    def _acquire_message(self, replica: str | None, attached: bool = False) -> Acquire:
+        return Acquire(model=self._model, parameters=self._parameters, replica=replica, attached=attached)
+
+    def _submit(self, request: Any, sender: Any) -> None:
+        with self._lock:
+            self._next += 1
+            number = self._next
+        try:
+            message = read_request(number, lambda name: _array(request, name), json.loads(request.parameters() or "{}"))
+        except ValueError as error:
+            _finish(sender, _error("INVALID_ARGUMENT", str(error)))
+            return
+        with self._lock:
+            self._in_flight[number] = InFlight(sender=sender, attempt=message.attempt)
+        try:
+            self._worker.send(message)
+        except (ChannelClosed, ProtocolError) as error:
+            self._fail(number, "UNAVAILABLE", f"the engine worker of model '{self._model}' is gone: {error}")
+
+    def _relay_responses(self) -> None:
+        """Until the worker is gone; then every request in flight fails as UNAVAILABLE, which a gateway resumes elsewhere."""
+        try:
+            while True:
+                message, _ = self._worker.receive()
+                if isinstance(message, Tokens):
+                    self._respond(message)
+                elif isinstance(message, Failed):
+                    self._fail(message.request, message.code, message.message)
+        except (ChannelClosed, ProtocolError, OSError):
+            with self._lock:
+                numbers = list(self._in_flight)
+            for number in numbers:
+                self._fail(number, "UNAVAILABLE", f"the engine worker of model '{self._model}' died")
+
+    def _respond(self, message: Tokens) -> None:
+        with self._lock:
+            flight = self._in_flight.get(message.request)
+            if flight is not None and message.finish_reason is not None:
+                del self._in_flight[message.request]
+        if flight is None:
+            return
+        tensors = [pb_utils.Tensor(name, array) for name, array in response_arrays(message, flight.attempt)]
+        final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if message.finish_reason is not None else 0
+        flight.sender.send(pb_utils.InferenceResponse(tensors), flags=final)
+
+    def _fail(self, number: int, code: str, message: str) -> None:
+        with self._lock:
+            flight = self._in_flight.pop(number, None)
+        if flight is not None:
+            _finish(flight.sender, _error(code, message))
+
+    def _stay_known(self) -> None:
+        """An agent that restarts learns of this stub from the stub itself."""
+        while not self._closing.is_set():
+            try:
+                self._agent.receive()
+            except (ChannelClosed, ProtocolError, OSError):
+                self._reconnect()
+
+    def _reconnect(self) -> None:
+        if self._closing.wait(RECONNECT_S):
+            return
+        try:
+            self._agent = Channel.connect(os.environ[AGENT_SOCKET_VARIABLE], AGENT_TIMEOUT_S)
+            self._agent.send(self._acquire_message(self._replica, attached=True))
+        except (ChannelClosed, OSError):
+            return  # not back yet; the caller asks again
+
+    def _watch_cancellation(self) -> None:
+        """Triton has no callback for it."""
+        while not self._closing.wait(CANCEL_POLL_S):
+            with self._lock:
+                flights = list(self._in_flight.items())
+            for number, flight in flights:
+                if flight.sender.is_cancelled():
+                    self._cancel(number)
+
+    def _cancel(self, number: int) -> None:
+        try:
+            self._worker.send(Cancel(request=number))
+        except ChannelClosed:
+            pass  # its requests are being failed already
+        self._fail(number, "CANCELLED", "the request was cancelled")
+
+
+def _array(request: Any, name: str) -> Any:
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
+
+
+def _finish(sender: Any, error: Any) -> None:
+    sender.send(pb_utils.InferenceResponse(error=error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

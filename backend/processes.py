@@ -1,0 +1,44 @@
+"""What Linux offers for processes that must not outlive one another."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send this process the signal when `parent` (its parent's pid) ends; leave at once if it already has.
+
+    Raises OSError where prctl refuses.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+class ProcessHandle:
+    """A process by pidfd: it cannot be confused with a later one of the same pid. Readable once the process has ended."""
+
+    def __init__(self, pid: int) -> None:
+        """Raises ProcessLookupError when there is no such process."""
+        self.pid = pid
+        self._descriptor = os.pidfd_open(pid)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def kill(self) -> None:
+        """SIGKILL; nothing happens when it has ended already."""
+        try:
+            signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # ended already, which is what was wanted
+
+    def close(self) -> None:
+        os.close(self._descriptor)

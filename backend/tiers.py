@@ -1,0 +1,47 @@
+"""What this node's store holds, as the agent last saw it; asked again after every change that could have moved it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from serverless_triton.backend.agent import NodeAgent
+from serverless_triton.loader.client import Store, StoreStatus
+from serverless_triton.loader.errors import LoaderError
+
+logger = logging.getLogger(__name__)
+
+STORE_TIMEOUT_S = 5.0
+RETRY_S = 0.5
+
+
+class TierWatcher:
+    """Keeps `status` current. None until the store has answered once."""
+
+    def __init__(self, agent: NodeAgent, store_socket: Path) -> None:
+        self._agent = agent
+        self._store_socket = store_socket
+        self.status: StoreStatus | None = None
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        version = 0
+        while True:
+            status = await asyncio.get_running_loop().run_in_executor(None, self._ask)
+            if status is None:
+                await asyncio.sleep(RETRY_S)
+                continue
+            if status != self.status:
+                self.status = status
+                self._agent.touch()
+            version = max(version, self._agent.version)
+            await self._agent.changed_since(version)
+
+    def _ask(self) -> StoreStatus | None:
+        try:
+            with Store(self._store_socket, timeout_s=STORE_TIMEOUT_S) as store:
+                return store.status()
+        except (LoaderError, OSError) as error:
+            logger.debug("store_away error=%s", error)
+            return None

@@ -1,0 +1,161 @@
+"""The agent's idle workers: forked ahead by the zygote, handed out one by one, each death noticed at once.
+
+A worker belongs to the pool until it is taken; then it is the taker's, and the pool asks the zygote for the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+
+from serverless_triton.backend.channel import AsyncChannel, ChannelClosed
+from serverless_triton.backend.messages import Fork, Learn, Message, ProtocolError, Retire
+from serverless_triton.backend.processes import ProcessHandle
+
+logger = logging.getLogger(__name__)
+
+ZYGOTE_RETRY_S = 0.2
+MAX_LEARNED = 16
+
+
+class WorkerLink:
+    """One worker process: its socket, its pidfd, and a future that resolves when it has ended."""
+
+    def __init__(self, channel: AsyncChannel) -> None:
+        """Raises ProcessLookupError when the worker is gone already."""
+        self.channel = channel
+        self.process = ProcessHandle(channel.peer_pid)
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(self.process.fileno(), self._on_end)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def _on_end(self) -> None:
+        self._loop.remove_reader(self.process.fileno())
+        self.process.close()
+        self.channel.close()
+        self.ended.set_result(None)
+
+    async def kill(self) -> None:
+        """Returns when the process is gone, and its memory with it."""
+        if not self.ended.done():
+            self.process.kill()
+        await asyncio.shield(self.ended)
+
+
+class WorkerPool:
+    """Keeps `spare` idle workers ready."""
+
+    def __init__(self, zygote_socket: Path, spare: int) -> None:
+        self._zygote_socket = zygote_socket
+        self._spare = spare
+        self._idle: deque[WorkerLink] = deque()
+        self._waiting: deque[asyncio.Future[WorkerLink]] = deque()
+        self._forking = 0
+        self._zygote: AsyncChannel | None = None
+        self._learned: dict[str, Learn] = {}
+
+    async def run(self) -> None:
+        """Keep a connection to the zygote, also to the next one; until cancelled."""
+        while True:
+            try:
+                await self._connect()
+                await self._until_zygote_ends()
+            except (OSError, ChannelClosed, ProtocolError) as error:
+                logger.debug("zygote_away error=%s", error)
+            self._zygote, self._forking = None, 0
+            await asyncio.sleep(ZYGOTE_RETRY_S)
+
+    async def _connect(self) -> None:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(connection, str(self._zygote_socket))
+        except OSError:
+            connection.close()
+            raise
+        self._zygote = AsyncChannel(connection)
+        for learn in self._learned.values():
+            await self._zygote.send(learn)
+        await self._refill()
+
+    async def _until_zygote_ends(self) -> None:
+        if self._zygote is not None:
+            await self._zygote.receive()  # a zygote never speaks; this returns by its end
+
+    async def _tell_zygote(self, message: Message) -> bool:
+        if self._zygote is None:
+            return False
+        with contextlib.suppress(ChannelClosed):
+            await self._zygote.send(message)
+            return True
+        return False
+
+    async def learn(self, models: Iterable[dict[str, str]]) -> None:
+        """Have the zygote prepare these models' weight-free parts, and replace idle workers that were forked without them."""
+        news = [Learn(parameters=parameters) for parameters in models if parameters["checkpoint"] not in self._learned]
+        for message in news[: MAX_LEARNED - len(self._learned)]:
+            self._learned[message.parameters["checkpoint"]] = message
+            await self._tell_zygote(message)
+        if news:
+            await self._replace_idle()
+
+    async def _replace_idle(self) -> None:
+        while self._idle:
+            await self._retire(self._idle.popleft())
+        await self._refill()
+
+    async def _refill(self) -> None:
+        wanted = self._spare + len(self._waiting) - len(self._idle) - self._forking
+        for _ in range(wanted):
+            if await self._tell_zygote(Fork()):
+                self._forking += 1
+
+    async def add(self, link: WorkerLink) -> None:
+        """A worker said that it is idle."""
+        self._forking = max(0, self._forking - 1)
+        link.ended.add_done_callback(lambda _: self._forget(link))
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(link)
+                return
+        if len(self._idle) >= self._spare:
+            await self._retire(link)
+        else:
+            self._idle.append(link)
+
+    async def _retire(self, link: WorkerLink) -> None:
+        with contextlib.suppress(ChannelClosed):
+            await link.channel.send(Retire())
+
+    def _forget(self, link: WorkerLink) -> None:
+        with contextlib.suppress(ValueError):
+            self._idle.remove(link)
+
+    async def take(self, timeout_s: float) -> WorkerLink:
+        """An idle worker, the caller's from now on. Raises TimeoutError when none comes in time."""
+        link = self._idle.popleft() if self._idle else None
+        if link is None:
+            link = await self._wait(timeout_s)
+        await self._refill()
+        return link
+
+    async def _wait(self, timeout_s: float) -> WorkerLink:
+        waiter: asyncio.Future[WorkerLink] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        await self._refill()
+        try:
+            return await asyncio.wait_for(waiter, timeout_s)
+        except asyncio.TimeoutError as error:
+            raise TimeoutError(f"no engine worker came within {timeout_s:.0f} s; see the zygote's log") from error
+
+

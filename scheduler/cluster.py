@@ -1,0 +1,123 @@
+"""The control loop's own, mutable picture of servers and replicas, and the frozen view it gives the policy."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from serverless_triton.scheduler.admission import ReplicaId, ServerName, StartRecord, StreamId
+from serverless_triton.scheduler.view import ClusterView, ModelView, Phase, ReplicaView, ServerView
+
+# Before a store has measured its own: a slow SSD, DRAM as copied by one core.
+ASSUMED_SSD_BYTES_PER_SECOND = 1e9
+ASSUMED_DRAM_BYTES_PER_SECOND = 20e9
+ASSUMED_FIXED_START_S = 0.25
+
+
+@dataclass(slots=True, kw_only=True)
+class ServerState:
+    """One server, up or not. `node_version` is of the last state that its agent told."""
+
+    name: ServerName
+    grpc_address: str
+    triton_up: bool = False
+    agent_up: bool = False
+    node_version: int = 0
+    device_memory_bytes: int = 0
+    dram_bytes: int = 0
+    ssd_bytes_per_second: float = ASSUMED_SSD_BYTES_PER_SECOND
+    fixed_start_s: float = ASSUMED_FIXED_START_S
+    in_dram: frozenset[str] = frozenset()
+
+    @property
+    def takes_starts(self) -> bool:
+        return self.triton_up and self.agent_up
+
+
+@dataclass(slots=True, kw_only=True)
+class ReplicaState:
+    """One replica, from the decision to start it until its end. `lost` resolves to the reason of an end nobody asked for."""
+
+    id: ReplicaId
+    model: ModelView
+    server: ServerName
+    phase: Phase
+    lost: asyncio.Future[str]
+    streams: set[StreamId] = field(default_factory=set)
+    idle_since_s: float = 0.0
+    shown_from_version: int = 0  # the first node state that must show it
+    reads_ssd: bool = False
+    start: StartRecord | None = None
+
+    def view(self) -> ReplicaView:
+        return ReplicaView(
+            id=self.id,
+            model=self.model.name,
+            checkpoint=self.model.checkpoint,
+            checkpoint_bytes=self.model.checkpoint_bytes,
+            device_bytes=self.model.device_bytes,
+            server=self.server,
+            phase=self.phase,
+            streams=len(self.streams),
+            max_streams=self.model.max_streams,
+            idle_since_s=self.idle_since_s,
+        )
+
+
+@dataclass(slots=True)
+class Cluster:
+    """All servers and replicas. `changed()` after every change, so that views carry a version."""
+
+    servers: dict[ServerName, ServerState]
+    replicas: dict[ReplicaId, ReplicaState] = field(default_factory=dict)
+    version: int = 0
+    _view: ClusterView | None = None
+
+    def changed(self) -> None:
+        self.version += 1
+        self._view = None
+
+    def view(self) -> ClusterView:
+        """The moment as the policy sees it; made again only after a change."""
+        if self._view is None:
+            self._view = self._make_view()
+        return self._view
+
+    def _make_view(self) -> ClusterView:
+        replicas = tuple(self.replicas[key].view() for key in sorted(self.replicas))
+        by_server: dict[ServerName, list[ReplicaView]] = defaultdict(list)
+        for replica in replicas:
+            by_server[replica.server].append(replica)
+        queued = self._queued_bytes()
+        servers = (self.servers[name] for name in sorted(self.servers))
+        return ClusterView(
+            version=self.version,
+            servers=tuple(_server_view(s, queued.get(s.name, 0)) for s in servers if s.takes_starts),
+            replicas=replicas,
+            by_server={name: tuple(members) for name, members in by_server.items()},
+        )
+
+    def _queued_bytes(self) -> Mapping[ServerName, int]:
+        queued: dict[ServerName, int] = defaultdict(int)
+        for replica in self.replicas.values():
+            if replica.phase is Phase.LOADING and replica.reads_ssd:
+                queued[replica.server] += replica.model.checkpoint_bytes
+        return queued
+
+    def on_server(self, server: ServerName) -> list[ReplicaState]:
+        return [replica for replica in self.replicas.values() if replica.server == server]
+
+
+def _server_view(server: ServerState, queued_bytes: int) -> ServerView:
+    return ServerView(
+        name=server.name,
+        device_memory_bytes=server.device_memory_bytes,
+        dram_bytes=server.dram_bytes,
+        ssd_bytes_per_second=server.ssd_bytes_per_second,
+        dram_bytes_per_second=ASSUMED_DRAM_BYTES_PER_SECOND,
+        fixed_start_s=server.fixed_start_s,
+        queued_bytes=queued_bytes,
+        in_dram=server.in_dram,
+    )

@@ -1,0 +1,357 @@
+"""The one decider (decision 6): who waits, what starts where, what is evicted; the only caller of effects.
+
+Everything runs on one asyncio loop and all mutable state is this object's, so there are no locks. Its steps, after every event
+(an admission, a finished stream, a start that ended, news of a server):
+
+1. drop what is gone: replicas of a dead server, replicas their agent no longer shows;
+2. for each waiting stream, oldest first, ask the policy and do what it says;
+3. a start evicts first (the agent confirms), then loads the engine and the stub at the same time;
+4. when a start ends, everyone who joined it gets a place or its error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from serverless_triton.scheduler.admission import Assignment, ReplicaId, ServerName, Span, StartRecord, StreamId
+from serverless_triton.scheduler.cluster import Cluster, ReplicaState
+from serverless_triton.scheduler.effects import EffectFailed, Effects, EngineOrder, EngineStarted
+from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, NoCapacity, SchedulerError
+from serverless_triton.scheduler.estimator import learn_fixed_cost
+from serverless_triton.scheduler.metrics import ControlMetrics
+from serverless_triton.scheduler.policy import Candidate, Decision, Refuse, Start, StartRequest, Use, choose
+from serverless_triton.scheduler.view import ModelView, Phase
+
+logger = logging.getLogger(__name__)
+
+# A start that failed for these reasons may go well on another server; any other failure is the model's own.
+TRANSIENT = frozenset({"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION"})
+REMEMBERED_ENDS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOrder:
+    """What the control loop needs to know of a model: its view for the policy, its parameters for the engine."""
+
+    view: ModelView
+    parameters: Mapping[str, str]
+
+
+@dataclass(slots=True, kw_only=True)
+class Waiting:
+    """A stream without a place. `joined` is the start that it waits for."""
+
+    stream: StreamId
+    request: StartRequest
+    order: ModelOrder
+    since_s: float
+    place: asyncio.Future[Assignment]
+    joined: ReplicaId | None = None
+    waited_for_start: bool = False
+    failed_starts: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlLimits:
+    """How much may wait, and how often a start is tried elsewhere."""
+
+    max_waiting_per_model: int = 1024
+    max_failed_starts: int = 3
+
+
+@dataclass(slots=True)
+class ControlLoop:
+    """Implements `Admission` for gateways of this process; server news comes through `server_watch.py`."""
+
+    cluster: Cluster
+    effects: Effects
+    order_of: Callable[[str], ModelOrder]  # raises UnknownModel and its kin
+    clock: Callable[[], float]
+    metrics: ControlMetrics
+    limits: ControlLimits = ControlLimits()
+    epoch: int = 1
+    _waiting: list[Waiting] = field(default_factory=list)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _releasing: dict[ServerName, set[asyncio.Task[None]]] = field(default_factory=lambda: defaultdict(set))
+    _ended: OrderedDict[ReplicaId, None] = field(default_factory=OrderedDict)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    # Admission
+
+    async def admit(
+        self, stream: StreamId, model: str, *, timeout_s: float, avoid: frozenset[ReplicaId] = frozenset()
+    ) -> Assignment:
+        order = self.order_of(model)
+        if sum(w.order.view.name == model for w in self._waiting) >= self.limits.max_waiting_per_model:
+            raise NoCapacity(f"{self.limits.max_waiting_per_model} requests for model '{model}' wait already; try later")
+        place: asyncio.Future[Assignment] = asyncio.get_running_loop().create_future()
+        request = StartRequest(model=order.view, avoid=avoid)
+        waiting = Waiting(stream=stream, request=request, order=order, since_s=self.clock(), place=place)
+        self._waiting.append(waiting)
+        try:
+            self.dispatch()
+            await asyncio.wait({place}, timeout=timeout_s)
+            if place.done():
+                return place.result()
+            raise AdmissionTimeout(f"model '{model}' did not start within {timeout_s:.0f} s")
+        except asyncio.CancelledError:
+            if place.done() and place.exception() is None:
+                self.finish(place.result())  # given in the very moment that nobody wanted it any more
+            raise
+        finally:
+            self._leave(waiting)
+
+    def _leave(self, waiting: Waiting) -> None:
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+            if waiting.joined is not None:
+                self._drop_reference(waiting.joined, waiting.stream)
+
+    def finish(self, assignment: Assignment) -> None:
+        self._drop_reference(assignment.replica, assignment.stream)
+
+    def _drop_reference(self, replica_id: ReplicaId, stream: StreamId) -> None:
+        replica = self.cluster.replicas.get(replica_id)
+        if replica is not None and stream in replica.streams:
+            replica.streams.remove(stream)
+            replica.idle_since_s = self.clock()
+            self.cluster.changed()
+            self.dispatch()
+
+    async def warm(self, model: str, *, timeout_s: float) -> None:
+        stream = StreamId(f"warm-{secrets.token_hex(8)}")
+        self.finish(await self.admit(stream, model, timeout_s=timeout_s))
+
+    async def release(self, model: str, *, timeout_s: float) -> None:
+        self.order_of(model)
+        replicas = [r for r in self.cluster.replicas.values() if r.model.name == model]
+        await asyncio.wait_for(asyncio.gather(*(self._release_when_idle(r) for r in replicas)), timeout_s)
+
+    async def _release_when_idle(self, replica: ReplicaState) -> None:
+        while replica.id in self.cluster.replicas:
+            if replica.view().is_idle:
+                await asyncio.wait({self._evict(replica)})
+                return
+            await self._changed.wait()
+
+    def ready_models(self) -> frozenset[str]:
+        return frozenset(r.model.name for r in self.cluster.replicas.values() if r.phase is Phase.READY)
+
+    # Deciding
+
+    def dispatch(self) -> None:
+        """Ask the policy for everyone who waits without having joined a start, oldest first."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+        for waiting in [w for w in self._waiting if w.joined is None]:
+            decision = choose(self.cluster.view(), waiting.request)
+            self._carry_out(waiting, decision)
+
+    def _carry_out(self, waiting: Waiting, decision: Decision) -> None:
+        action = decision.action
+        if isinstance(action, Use):
+            self._join(waiting, self.cluster.replicas[action.replica])
+        elif isinstance(action, Start):
+            self._join(waiting, self._begin_start(waiting.order, action.candidate))
+        elif isinstance(action, Refuse):
+            self._give_error(waiting, NoCapacity(action.reason))
+
+    def _join(self, waiting: Waiting, replica: ReplicaState) -> None:
+        replica.streams.add(waiting.stream)
+        self.cluster.changed()
+        if replica.phase is Phase.READY:
+            self._give_place(waiting, replica)
+        else:
+            waiting.joined, waiting.waited_for_start = replica.id, True
+
+    def _give_place(self, waiting: Waiting, replica: ReplicaState) -> None:
+        self._waiting.remove(waiting)
+        start = replica.start if waiting.waited_for_start else None
+        if start is not None:
+            decided = Span(name="schedule", start_s=waiting.since_s, end_s=start.spans[0].start_s)
+            start = replace(start, spans=(decided, *start.spans))
+        waiting.place.set_result(
+            Assignment(
+                stream=waiting.stream,
+                model=replica.model.name,
+                server=replica.server,
+                grpc_address=self.cluster.servers[replica.server].grpc_address,
+                replica=replica.id,
+                epoch=self.epoch,
+                start=start,
+                lost=replica.lost,
+            )
+        )
+
+    def _give_error(self, waiting: Waiting, error: SchedulerError) -> None:
+        self._waiting.remove(waiting)
+        waiting.place.set_exception(error)
+
+    # Starting
+
+    def _begin_start(self, order: ModelOrder, candidate: Candidate) -> ReplicaState:
+        replica = ReplicaState(
+            id=ReplicaId(f"{order.view.name}-{secrets.token_hex(6)}"),
+            model=order.view,
+            server=candidate.server,
+            phase=Phase.LOADING,
+            lost=asyncio.get_running_loop().create_future(),
+            reads_ssd=candidate.estimate.tier == "ssd",
+        )
+        for victim in candidate.evict:
+            self._evict(self.cluster.replicas[victim])
+        self.cluster.replicas[replica.id] = replica
+        self.cluster.changed()
+        self._spawn(self._start(replica, order, candidate))
+        return replica
+
+    async def _start(self, replica: ReplicaState, order: ModelOrder, candidate: Candidate) -> None:
+        began_s = self.clock()
+        if self._releasing[replica.server]:  # whatever is being released there holds memory, and unloads by model name
+            await asyncio.wait(self._releasing[replica.server])
+        room_s = self.clock()
+        try:
+            engine = await self._start_both(replica, order)
+        except EffectFailed as error:
+            self._start_failed(replica, error)
+            return
+        spans = (Span(name="make room", start_s=began_s, end_s=room_s), *engine.spans)
+        record = StartRecord(
+            tier=engine.tier, bytes=engine.bytes, predicted_s=candidate.estimate.total_s, spans=spans
+        )
+        self._started(replica, candidate, engine, record)
+
+    async def _start_both(self, replica: ReplicaState, order: ModelOrder) -> EngineStarted:
+        """Engine and stub at the same time: the stub's own start hides behind the weights, or they behind it."""
+        server, model = replica.server, replica.model.name
+        permit = EngineOrder(epoch=self.epoch, replica=replica.id, model=model, parameters=order.parameters)
+        engine = asyncio.ensure_future(self.effects.start_engine(server, permit))
+        stub = asyncio.ensure_future(self._timed_load(server, model, replica.id))
+        await asyncio.wait({engine, stub})
+        failure = engine.exception() or stub.exception()  # the engine's own error says more than the stub's
+        if failure is not None:
+            raise failure if isinstance(failure, EffectFailed) else EffectFailed("INTERNAL", repr(failure))
+        started = engine.result()
+        return replace(started, spans=(*started.spans, stub.result()))
+
+    async def _timed_load(self, server: ServerName, model: str, replica: ReplicaId) -> Span:
+        start_s = self.clock()
+        await self.effects.load_model(server, model, replica)
+        return Span(name="triton.load", start_s=start_s, end_s=self.clock())
+
+    def _started(self, replica: ReplicaState, candidate: Candidate, engine: EngineStarted, record: StartRecord) -> None:
+        if replica.id not in self.cluster.replicas:  # lost meanwhile; whoever waited has been sent on
+            self._clean_up(replica)
+            return
+        replica.phase, replica.start = Phase.READY, record
+        replica.shown_from_version, replica.idle_since_s = engine.version, self.clock()
+        server = self.cluster.servers[replica.server]
+        actual_s = self.clock() - record.spans[0].end_s
+        server.fixed_start_s = learn_fixed_cost(server.fixed_start_s, candidate.estimate, actual_s)
+        self.metrics.started(replica.model.name, engine.tier, actual_s)
+        logger.info("replica_ready model=%s server=%s replica=%s s=%.3f", *_names(replica), actual_s)
+        self.cluster.changed()
+        for waiting in [w for w in self._waiting if w.joined == replica.id]:
+            self._give_place(waiting, replica)
+        self.dispatch()
+
+    def _start_failed(self, replica: ReplicaState, error: EffectFailed) -> None:
+        logger.warning("start_failed model=%s server=%s replica=%s code=%s error=%s", *_names(replica), error.code, error)
+        self.metrics.start_failed(replica.model.name, error.code)
+        self._forget(replica, str(error), error.code)
+        self._clean_up(replica)
+        self.dispatch()
+
+    def _send_on(self, waiting: Waiting, replica: ReplicaState, reason: str, code: str) -> None:
+        """A start that this stream had joined is over without a replica."""
+        waiting.joined = None
+        waiting.failed_starts += 1
+        if code not in TRANSIENT or waiting.failed_starts >= self.limits.max_failed_starts:
+            self._give_error(waiting, LoadFailed(reason, code))
+            return
+        avoid = waiting.request.avoid_servers | {replica.server}
+        if len(avoid) >= len(self.cluster.servers):
+            avoid = frozenset()  # nowhere else to go: try again where it failed first
+        waiting.request = replace(waiting.request, avoid_servers=avoid)
+
+    # Ending
+
+    def _forget(self, replica: ReplicaState, reason: str, code: str = "UNAVAILABLE") -> None:
+        """The replica is gone. Its streams hear of it, those that waited for it go elsewhere."""
+        if self.cluster.replicas.pop(replica.id, None) is None:
+            return
+        self.cluster.changed()
+        self._ended[replica.id] = None
+        while len(self._ended) > REMEMBERED_ENDS:
+            self._ended.popitem(last=False)
+        if not replica.lost.done():
+            replica.lost.set_result(reason)
+        for waiting in [w for w in self._waiting if w.joined == replica.id]:
+            self._send_on(waiting, replica, reason, code)
+
+    def _evict(self, replica: ReplicaState) -> asyncio.Task[None]:
+        """Nobody is sent to it from now on. Its room counts when the agent confirms, which the task waits for."""
+        self._forget(replica, "evicted")
+        self.metrics.evicted(replica.model.name)
+        logger.info("evict model=%s server=%s replica=%s", *_names(replica))
+        return self._clean_up(replica)
+
+    def _clean_up(self, replica: ReplicaState) -> asyncio.Task[None]:
+        """End the engine, then begin Triton's unload, which takes a second more and holds no engine memory."""
+        task = self._spawn(self._release_and_unload(replica))
+        self._releasing[replica.server].add(task)
+        task.add_done_callback(self._releasing[replica.server].discard)
+        return task
+
+    async def _release_and_unload(self, replica: ReplicaState) -> None:
+        try:
+            await self.effects.release_engine(replica.server, replica.id, self.epoch)
+            if not any(r.model.name == replica.model.name for r in self.cluster.on_server(replica.server) if r.phase is Phase.READY):
+                await self.effects.unload_model(replica.server, replica.model.name)
+        except EffectFailed as error:
+            logger.warning("release_failed model=%s server=%s replica=%s error=%s", *_names(replica), error)
+
+    # News, from server_watch.py
+
+    def knows(self, replica_id: ReplicaId) -> bool:
+        """Whether the replica is one of ours, or was until it ended."""
+        return replica_id in self.cluster.replicas or replica_id in self._ended
+
+    def adopt(self, replica: ReplicaState) -> None:
+        """A replica that an earlier scheduler started goes on serving."""
+        logger.info("replica_adopted model=%s server=%s replica=%s", *_names(replica))
+        self.cluster.replicas[replica.id] = replica
+        self.cluster.changed()
+
+    def lose(self, replica: ReplicaState, reason: str) -> None:
+        """News: the replica ended though nobody asked it to."""
+        logger.warning("replica_lost model=%s server=%s replica=%s reason=%s", *_names(replica), reason)
+        self.metrics.lost(replica.model.name)
+        self._forget(replica, reason)
+        if self.cluster.servers[replica.server].takes_starts:
+            self._clean_up(replica)
+
+    async def close(self) -> None:
+        """Stop deciding; replicas go on running and the next control loop adopts them."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for waiting in list(self._waiting):
+            self._give_error(waiting, LoadFailed("the scheduler is shutting down"))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _names(replica: ReplicaState) -> tuple[str, str, str]:
+    return replica.model.name, replica.server, replica.id
+

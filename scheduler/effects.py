@@ -1,0 +1,91 @@
+"""What the control loop can do to the world. Real ones are in `triton_effects.py`; the recorded fake here drives tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from serverless_triton.scheduler.admission import ReplicaId, ServerName, Span
+
+
+class EffectFailed(Exception):
+    """An effect did not happen. `code` is a gRPC status name."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOrder:
+    """Which replica to start for which model; `parameters` as in its config.pbtxt. The epoch is the permit's (decision 7)."""
+
+    epoch: int
+    replica: ReplicaId
+    model: str
+    parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStarted:
+    """A warm engine: where its bytes came from, and its spans on our clock. `version` is the first node state showing it."""
+
+    version: int
+    tier: str
+    bytes: int
+    spans: tuple[Span, ...]
+
+
+class Effects(Protocol):
+    """Each is idempotent, bounded in time by the implementation, and raises EffectFailed."""
+
+    async def start_engine(self, server: ServerName, order: EngineOrder) -> EngineStarted:
+        """Have the server's agent load the replica's engine; returns when it is warm."""
+
+    async def load_model(self, server: ServerName, model: str, replica: ReplicaId) -> None:
+        """Have the server's Triton start the model's stub for this replica; returns when Triton calls it ready."""
+
+    async def release_engine(self, server: ServerName, replica: ReplicaId, epoch: int) -> None:
+        """Have the agent end the engine; returns when its memory is free."""
+
+    async def unload_model(self, server: ServerName, model: str) -> None:
+        """Have Triton begin to unload the model; the rest of it takes a second and nobody waits."""
+
+
+@dataclass
+class FakeEffects:
+    """Records every call; each one waits until the test resolves it, or succeeds at once where `automatic`."""
+
+    automatic: bool = True
+    calls: list[tuple[str, ServerName, str]] = field(default_factory=list)
+    pending: dict[tuple[str, ServerName, str], asyncio.Future[None]] = field(default_factory=dict)
+
+    async def start_engine(self, server: ServerName, order: EngineOrder) -> EngineStarted:
+        await self._happen("start_engine", server, order.model)
+        return EngineStarted(version=0, tier="ssd", bytes=0, spans=())
+
+    async def load_model(self, server: ServerName, model: str, replica: ReplicaId) -> None:
+        await self._happen("load_model", server, model)
+
+    async def release_engine(self, server: ServerName, replica: ReplicaId, epoch: int) -> None:
+        await self._happen("release_engine", server, replica)
+
+    async def unload_model(self, server: ServerName, model: str) -> None:
+        await self._happen("unload_model", server, model)
+
+    async def _happen(self, effect: str, server: ServerName, subject: str) -> None:
+        self.calls.append((effect, server, subject))
+        if not self.automatic:
+            key = (effect, server, subject)
+            self.pending[key] = asyncio.get_running_loop().create_future()
+            await self.pending[key]
+
+    def resolve(self, effect: str, server: ServerName, subject: str, error: EffectFailed | None = None) -> None:
+        """Let the pending call succeed, or fail."""
+        future = self.pending.pop((effect, server, subject))
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)

@@ -1,0 +1,51 @@
+"""What the scheduler refuses, and how a client hears of it.
+
+SchedulerError
+├── InvalidModelName   a name that could not be a directory of the model repository
+├── UnknownModel       the model repository has no such model
+├── InvalidRequest     tensors, parameters or JSON that the model does not take
+├── LoadFailed         a server tried to start the model and could not; carries the cause
+├── NoCapacity         nothing could be freed for it, or too many wait already
+├── AdmissionTimeout   it did not start within the request's time
+└── StreamLost         a stream broke and could not be continued anywhere
+"""
+
+from __future__ import annotations
+
+
+class SchedulerError(Exception):
+    """Base. `code` is the gRPC status name a client sees."""
+
+    code = "INTERNAL"
+
+
+class InvalidModelName(SchedulerError):
+    code = "INVALID_ARGUMENT"
+
+
+class UnknownModel(SchedulerError):
+    code = "NOT_FOUND"
+
+
+class InvalidRequest(SchedulerError):
+    code = "INVALID_ARGUMENT"
+
+
+class LoadFailed(SchedulerError):
+    code = "UNAVAILABLE"
+
+    def __init__(self, message: str, code: str = "UNAVAILABLE") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NoCapacity(SchedulerError):
+    code = "RESOURCE_EXHAUSTED"
+
+
+class AdmissionTimeout(SchedulerError):
+    code = "DEADLINE_EXCEEDED"
+
+
+class StreamLost(SchedulerError):
+    code = "UNAVAILABLE"

@@ -1,0 +1,45 @@
+"""How long a model would take to start on a server (pure).
+
+The estimate is ServerlessLLM's (OSDI '24, section 6.1), with our fixed cost beside it: queue + bytes over bandwidth + fixed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serverless_triton.scheduler.view import ModelView, ServerView
+
+LEARNING_RATE = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartEstimate:
+    """Seconds by cause. `tier` is where the bytes would come from."""
+
+    tier: str
+    queue_s: float
+    transfer_s: float
+    fixed_s: float
+
+    @property
+    def total_s(self) -> float:
+        return self.queue_s + self.transfer_s + self.fixed_s
+
+
+def estimate_start(server: ServerView, model: ModelView) -> StartEstimate:
+    """From DRAM where the checkpoint is there already, else from SSD behind what that queue holds."""
+    if model.checkpoint in server.in_dram:
+        transfer_s = model.checkpoint_bytes / server.dram_bytes_per_second
+        return StartEstimate(tier="dram", queue_s=0.0, transfer_s=transfer_s, fixed_s=server.fixed_start_s)
+    return StartEstimate(
+        tier="ssd",
+        queue_s=server.queued_bytes / server.ssd_bytes_per_second,
+        transfer_s=model.checkpoint_bytes / server.ssd_bytes_per_second,
+        fixed_s=server.fixed_start_s,
+    )
+
+
+def learn_fixed_cost(known_s: float, estimate: StartEstimate, actual_s: float) -> float:
+    """The fixed cost after one more start: an exponential average of what the other terms left unexplained."""
+    observed_s = max(0.0, actual_s - estimate.queue_s - estimate.transfer_s)
+    return known_s + LEARNING_RATE * (observed_s - known_s)

@@ -1,0 +1,159 @@
+"""Where does it start soonest? A pure function of the view and the request (decision 12).
+
+1. A ready replica with room takes the stream: the one with the fewest streams.
+2. A replica that is being started already is joined: one load serves all who ask.
+3. Otherwise it starts where the estimate is lowest, idle replicas making room there, the least recently used first.
+4. Where nothing can be freed it waits; where nothing could ever be freed it is refused.
+
+Ties are broken by id. A replica that a stream holds is never evicted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from serverless_triton.scheduler.admission import ReplicaId, ServerName
+from serverless_triton.scheduler.estimator import StartEstimate, estimate_start
+from serverless_triton.scheduler.view import ClusterView, ModelView, Phase, ReplicaView, ServerView
+
+KEPT_CANDIDATES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartRequest:
+    """One stream's wish. `avoid` names replicas that it broke on, `avoid_servers` where its start failed."""
+
+    model: ModelView
+    avoid: frozenset[ReplicaId] = frozenset()
+    avoid_servers: frozenset[ServerName] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A server that could start the model once these replicas are evicted."""
+
+    server: ServerName
+    evict: tuple[ReplicaId, ...]
+    estimate: StartEstimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """Take a place on this replica, ready or on its way."""
+
+    replica: ReplicaId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Start a replica there."""
+
+    candidate: Candidate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Until something changes."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """No change of load would help."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What to do, and why: the best candidates, and how many servers were rejected for which reason."""
+
+    view_version: int
+    action: Use | Start | Wait | Refuse
+    candidates: tuple[Candidate, ...] = ()
+    rejected: Mapping[str, int] = field(default_factory=dict)
+
+
+def choose(view: ClusterView, request: StartRequest) -> Decision:
+    """The decision for one request. Same view, same decision."""
+    replica = _best_replica(view, request)
+    if replica is not None:
+        return Decision(view_version=view.version, action=Use(replica=replica.id))
+    candidates, rejected = _candidates(view, request)
+    best = tuple(candidates[:KEPT_CANDIDATES])
+    action = Start(candidate=best[0]) if best else _without_candidate(request.model, rejected)
+    return Decision(view_version=view.version, action=action, candidates=best, rejected=rejected)
+
+
+def _best_replica(view: ClusterView, request: StartRequest) -> ReplicaView | None:
+    usable = [
+        replica
+        for replica in view.replicas
+        if replica.model == request.model.name
+        and replica.id not in request.avoid
+        and replica.streams < replica.max_streams
+    ]
+    return min(usable, key=lambda r: (r.phase is not Phase.READY, r.streams, r.id), default=None)
+
+
+def _candidates(view: ClusterView, request: StartRequest) -> tuple[list[Candidate], dict[str, int]]:
+    candidates: list[Candidate] = []
+    rejected: Counter[str] = Counter()
+    for server in view.servers:
+        outcome = _consider(server, view.by_server.get(server.name, ()), request)
+        if isinstance(outcome, Candidate):
+            candidates.append(outcome)
+        else:
+            rejected[outcome] += 1
+    candidates.sort(key=lambda c: (c.estimate.total_s, len(c.evict), c.server))
+    return candidates, dict(rejected)
+
+
+def _consider(server: ServerView, replicas: Iterable[ReplicaView], request: StartRequest) -> Candidate | str:
+    """A candidate, or why this server is none."""
+    model = request.model
+    if server.name in request.avoid_servers:
+        return "its start failed there"
+    if model.device_bytes > server.device_memory_bytes or model.checkpoint_bytes > server.dram_bytes:
+        return "too large"
+    replicas = tuple(replicas)
+    if any(replica.model == model.name for replica in replicas):
+        return "has a replica"
+    evict = _make_room(server, replicas, model)
+    if evict is None:
+        return "busy"
+    return Candidate(server=server.name, evict=evict, estimate=estimate_start(server, model))
+
+
+def _make_room(server: ServerView, replicas: tuple[ReplicaView, ...], model: ModelView) -> tuple[ReplicaId, ...] | None:
+    """The least recently used idle replicas whose going makes room in device memory and DRAM; None if that is not enough."""
+    staying = {replica.id: replica for replica in replicas}
+    evict: list[ReplicaId] = []
+    idle = sorted((r for r in replicas if r.is_idle), key=lambda r: (r.idle_since_s, r.id))
+    while not _fits(server, staying.values(), model):
+        if len(evict) == len(idle):
+            return None
+        victim = idle[len(evict)]
+        evict.append(victim.id)
+        del staying[victim.id]
+    return tuple(evict)
+
+
+def _fits(server: ServerView, replicas: Iterable[ReplicaView], model: ModelView) -> bool:
+    """Weights of one checkpoint count once in DRAM, however many replicas use them."""
+    device_bytes = model.device_bytes
+    checkpoints = {model.checkpoint: model.checkpoint_bytes}
+    for replica in replicas:
+        device_bytes += replica.device_bytes
+        checkpoints[replica.checkpoint] = replica.checkpoint_bytes
+    return device_bytes <= server.device_memory_bytes and sum(checkpoints.values()) <= server.dram_bytes
+
+
+def _without_candidate(model: ModelView, rejected: Mapping[str, int]) -> Wait | Refuse:
+    if rejected and set(rejected) == {"too large"}:
+        need = f"{model.device_bytes} bytes of device memory and {model.checkpoint_bytes} of DRAM"
+        return Refuse(reason=f"model '{model.name}' needs {need}; no server has that much")
+    return Wait(reason="no server is up" if not rejected else "every server is busy")

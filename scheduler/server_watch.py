@@ -1,0 +1,163 @@
+"""News of one server, told to the control loop: what its agent shows, and whether its Triton is there.
+
+The agent's watch and the connection to Triton each end the moment their process does, so nothing is polled while all is well.
+A scheduler or an agent that starts anew learns of running replicas from the first node state and adopts them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass, field
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from serverless_triton.backend import agent_pb2, agent_pb2_grpc
+from serverless_triton.scheduler.admission import ReplicaId
+from serverless_triton.scheduler.cluster import ReplicaState, ServerState
+from serverless_triton.scheduler.control_loop import ControlLoop
+from serverless_triton.scheduler.errors import SchedulerError
+from serverless_triton.scheduler.view import Phase
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 0.1
+READY_TIMEOUT_S = 2.0
+# A new agent hears from workers and stubs within this time; what it does not show before is not dead.
+SETTLE_S = 2.0
+CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
+
+
+@dataclass(slots=True)
+class ServerWatch:
+    """Runs until cancelled."""
+
+    loop: ControlLoop
+    server: ServerState
+    agent_address: str
+    _seen_agent: bool = False
+    _settled: bool = True
+    _state: agent_pb2.NodeState | None = None
+    _timers: list[asyncio.TimerHandle] = field(default_factory=list)
+
+    async def run(self) -> None:
+        try:
+            await asyncio.gather(self._watch_agent(), self._watch_triton())
+        finally:
+            for timer in self._timers:
+                timer.cancel()
+
+    # The agent
+
+    async def _watch_agent(self) -> None:
+        while True:
+            async with grpc.aio.insecure_channel(self.agent_address, options=CHANNEL_OPTIONS) as channel:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await self._follow(agent_pb2_grpc.NodeAgentStub(channel))
+            self._set_agent(False)
+            await asyncio.sleep(RETRY_S)
+
+    async def _follow(self, stub: agent_pb2_grpc.NodeAgentStub) -> None:
+        async for state in stub.Watch(agent_pb2.WatchRequest()):
+            if not self.server.agent_up:
+                self._greet(state)
+            self._take_over(state)
+
+    def _greet(self, state: agent_pb2.NodeState) -> None:
+        if state.highest_epoch >= self.loop.epoch and not self._seen_agent:
+            self.loop.epoch = state.highest_epoch + 1
+        if self._seen_agent:
+            self._settled = False
+            self._timers = [asyncio.get_running_loop().call_later(SETTLE_S, self._settle)]
+            for replica in self.loop.cluster.on_server(self.server.name):
+                replica.shown_from_version = 0  # the new agent counts anew
+        self._seen_agent = True
+        self._set_agent(True)
+
+    def _settle(self) -> None:
+        self._settled = True
+        if self._state is not None:
+            self._take_over(self._state)
+
+    def _set_agent(self, up: bool) -> None:
+        if self.server.agent_up != up:
+            logger.info("agent_%s server=%s", "up" if up else "away", self.server.name)
+            self.server.agent_up = up
+            self.loop.cluster.changed()
+
+    def _take_over(self, state: agent_pb2.NodeState) -> None:
+        self._state = state
+        server = self.server
+        server.node_version = state.version
+        server.device_memory_bytes, server.dram_bytes = state.device_memory_bytes, state.dram_bytes
+        server.in_dram = frozenset(image.checkpoint for image in state.images)
+        if state.ssd_bytes_per_second > 0:
+            server.ssd_bytes_per_second = state.ssd_bytes_per_second
+        self._adopt(state)
+        if self._settled:
+            self._bury(state)
+        self.loop.cluster.changed()
+        self.loop.dispatch()
+
+    def _adopt(self, state: agent_pb2.NodeState) -> None:
+        for shown in state.replicas:
+            replica_id = ReplicaId(shown.id)
+            if shown.phase != agent_pb2.READY or self.loop.knows(replica_id):
+                continue
+            try:
+                order = self.loop.order_of(shown.model)
+            except SchedulerError as error:
+                logger.warning("replica_unknown server=%s replica=%s error=%s", self.server.name, shown.id, error)
+                continue
+            self.loop.adopt(
+                ReplicaState(
+                    id=replica_id,
+                    model=order.view,
+                    server=self.server.name,
+                    phase=Phase.READY,
+                    lost=asyncio.get_running_loop().create_future(),
+                    idle_since_s=self.loop.clock(),
+                )
+            )
+
+    def _bury(self, state: agent_pb2.NodeState) -> None:
+        shown = {replica.id for replica in state.replicas}
+        for replica in self.loop.cluster.on_server(self.server.name):
+            due = replica.phase is Phase.READY and state.version >= replica.shown_from_version
+            if due and replica.id not in shown:
+                self.loop.lose(replica, "its worker or stub died")
+
+    # Triton
+
+    async def _watch_triton(self) -> None:
+        async with grpc.aio.insecure_channel(self.server.grpc_address, options=CHANNEL_OPTIONS) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            while True:
+                state = channel.get_state(try_to_connect=True)
+                if state is grpc.ChannelConnectivity.READY and not await self._is_ready(stub):
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                self._set_triton(state is grpc.ChannelConnectivity.READY)
+                await channel.wait_for_state_change(state)
+
+    async def _is_ready(self, stub: service_pb2_grpc.GRPCInferenceServiceStub) -> bool:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            return bool((await stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=READY_TIMEOUT_S)).ready)
+        return False
+
+    def _set_triton(self, up: bool) -> None:
+        if self.server.triton_up == up:
+            return
+        logger.info("triton_%s server=%s", "up" if up else "down", self.server.name)
+        self.server.triton_up = up
+        self.loop.cluster.changed()
+        if not up:
+            for replica in self.loop.cluster.on_server(self.server.name):
+                self.loop.lose(replica, f"server {self.server.name} went down")
+        self.loop.dispatch()

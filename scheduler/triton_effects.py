@@ -1,0 +1,90 @@
+"""The real effects: a node agent's gRPC for engines, Triton's model-control API for stubs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+
+from serverless_triton.backend import agent_pb2, agent_pb2_grpc
+from serverless_triton.backend.messages import REPLICA_PARAMETER
+from serverless_triton.scheduler.admission import ReplicaId, ServerName, Span
+from serverless_triton.scheduler.effects import EffectFailed, EngineOrder, EngineStarted
+from serverless_triton.scheduler.server_watch import CHANNEL_OPTIONS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerAddresses:
+    """host:port of a server's Triton (gRPC) and of its node's agent."""
+
+    triton: str
+    agent: str
+
+
+class TritonEffects:
+    """Implements `Effects` with one channel per server and service."""
+
+    def __init__(
+        self,
+        servers: Mapping[ServerName, ServerAddresses],
+        config_of: Callable[[str], model_config_pb2.ModelConfig],
+        clock: Callable[[], float],
+        *,
+        load_timeout_s: float,
+        release_timeout_s: float,
+    ) -> None:
+        self._config_of = config_of
+        self._clock = clock
+        self._load_timeout_s = load_timeout_s
+        self._release_timeout_s = release_timeout_s
+        self._channels = {
+            address: grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            for addresses in servers.values()
+            for address in (addresses.triton, addresses.agent)
+        }
+        self._tritons: dict[ServerName, Any] = {}
+        self._agents: dict[ServerName, Any] = {}
+        for name, addresses in servers.items():
+            self._tritons[name] = service_pb2_grpc.GRPCInferenceServiceStub(self._channels[addresses.triton])
+            self._agents[name] = agent_pb2_grpc.NodeAgentStub(self._channels[addresses.agent])
+
+    async def start_engine(self, server: ServerName, order: EngineOrder) -> EngineStarted:
+        request = agent_pb2.StartRequest(
+            epoch=order.epoch, replica=order.replica, model=order.model, parameters=dict(order.parameters)
+        )
+        sent_s = self._clock()
+        reply = await _call(self._agents[server].Start(request, timeout=self._load_timeout_s))
+        spans = [Span(name="agent.start", start_s=sent_s, end_s=self._clock())]
+        spans += [Span(name=s.name, start_s=sent_s + s.start_s, end_s=sent_s + s.end_s) for s in reply.spans]
+        return EngineStarted(version=reply.version, tier=reply.tier, bytes=reply.bytes, spans=tuple(spans))
+
+    async def load_model(self, server: ServerName, model: str, replica: ReplicaId) -> None:
+        config = json_format.MessageToDict(self._config_of(model), preserving_proto_field_name=True)
+        config.setdefault("parameters", {})[REPLICA_PARAMETER] = {"string_value": replica}
+        request = service_pb2.RepositoryModelLoadRequest(model_name=model)
+        request.parameters["config"].string_param = json.dumps(config)
+        await _call(self._tritons[server].RepositoryModelLoad(request, timeout=self._load_timeout_s))
+
+    async def release_engine(self, server: ServerName, replica: ReplicaId, epoch: int) -> None:
+        request = agent_pb2.ReleaseRequest(epoch=epoch, replica=replica)
+        await _call(self._agents[server].Release(request, timeout=self._release_timeout_s))
+
+    async def unload_model(self, server: ServerName, model: str) -> None:
+        request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
+        await _call(self._tritons[server].RepositoryModelUnload(request, timeout=self._release_timeout_s))
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+
+
+async def _call(call: Any) -> Any:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise EffectFailed(error.code().name, error.details() or error.code().name) from error

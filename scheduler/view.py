@@ -1,0 +1,71 @@
+"""The world as the policy sees it: frozen values, sorted, made by the control loop from what servers and gateways told it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from serverless_triton.scheduler.admission import ReplicaId, ServerName
+
+
+class Phase(enum.Enum):
+    """A replica's phase. LOADING: wanted and on its way. READY: takes streams. Anything else is no replica."""
+
+    LOADING = "loading"
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelView:
+    """What a start of this model needs. `device_bytes` is a replica's share of device memory beside the weights."""
+
+    name: str
+    checkpoint: str
+    checkpoint_bytes: int
+    device_bytes: int
+    max_streams: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerView:
+    """One server: its budgets, its tiers' bandwidths in bytes/s, and what its store holds in DRAM."""
+
+    name: ServerName
+    device_memory_bytes: int
+    dram_bytes: int
+    ssd_bytes_per_second: float
+    dram_bytes_per_second: float
+    fixed_start_s: float  # what a start costs beside moving bytes
+    queued_bytes: int  # on the node's sequential load queue, from its SSD
+    in_dram: frozenset[str]  # checkpoints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaView:
+    """One replica and the streams that hold a reference to it, those waiting for its start included."""
+
+    id: ReplicaId
+    model: str
+    checkpoint: str
+    checkpoint_bytes: int
+    device_bytes: int
+    server: ServerName
+    phase: Phase
+    streams: int
+    max_streams: int
+    idle_since_s: float
+
+    @property
+    def is_idle(self) -> bool:
+        return self.phase is Phase.READY and self.streams == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterView:
+    """One moment. `servers` are those that take starts; `replicas` may stand on others too."""
+
+    version: int
+    servers: tuple[ServerView, ...]  # by name
+    replicas: tuple[ReplicaView, ...]  # by id
+    by_server: Mapping[ServerName, tuple[ReplicaView, ...]] = field(default_factory=dict)
