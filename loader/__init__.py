@@ -1,0 +1,83 @@
+"""Fast checkpoint loading: safetensors files into memory that processes of one node share.
+
+Names are imported on first use, so that the store daemon, which lives in this package, starts without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+    from .client import Attachment, Store
+    from .errors import (
+        CheckpointChanged,
+        CheckpointError,
+        CheckpointIndexInvalid,
+        CheckpointNotFound,
+        CheckpointTruncated,
+        CheckpointUnreadable,
+        ImageLeased,
+        LoaderError,
+        NotSafetensors,
+        StoreCancelled,
+        StoreError,
+        StoreFull,
+        StoreProtocolError,
+        StoreTimeout,
+        StoreUnavailable,
+        UnsafeCheckpoint,
+        UnsupportedDtype,
+    )
+    from .messages import ImageStatus, LoadReceipt, StoreStatus
+    from .standalone import load_file
+
+_HOMES = {
+    "load_file": "standalone",
+    "Store": "client",
+    "Attachment": "client",
+    "Checkpoint": "checkpoint",
+    "LoadReceipt": "messages",
+    "StoreStatus": "messages",
+    "ImageStatus": "messages",
+}
+
+__all__ = [
+    "Attachment",
+    "Checkpoint",
+    "CheckpointChanged",
+    "CheckpointError",
+    "CheckpointIndexInvalid",
+    "CheckpointNotFound",
+    "CheckpointTruncated",
+    "CheckpointUnreadable",
+    "ImageLeased",
+    "ImageStatus",
+    "LoadReceipt",
+    "LoaderError",
+    "NotSafetensors",
+    "Store",
+    "StoreCancelled",
+    "StoreError",
+    "StoreFull",
+    "StoreProtocolError",
+    "StoreStatus",
+    "StoreTimeout",
+    "StoreUnavailable",
+    "UnsafeCheckpoint",
+    "UnsupportedDtype",
+    "load_file",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,100 @@
+"""What can go wrong while a checkpoint is opened, read, stored or attached.
+
+    LoaderError
+    ├── CheckpointError               the files are at fault; asking again does not help
+    │   ├── CheckpointNotFound        nothing loadable at that path
+    │   ├── CheckpointUnreadable      the operating system refused (permissions, I/O error)
+    │   ├── CheckpointTruncated       a file ends before the bytes its header promises
+    │   ├── CheckpointChanged         a file was replaced or written while it was being read
+    │   ├── CheckpointIndexInvalid    the shard index is malformed or names files it may not name
+    │   ├── NotSafetensors            the bytes are not a valid safetensors file
+    │   ├── UnsupportedDtype          valid, but this torch has no such dtype
+    │   └── UnsafeCheckpoint          a pickle checkpoint, which may run code when loaded
+    └── StoreError                    the store is at fault or busy; the files may be fine
+        ├── StoreUnavailable          no store answers at that socket, or it went away
+        ├── StoreFull                 the DRAM budget is taken by leased images
+        ├── StoreTimeout              no answer in time
+        ├── StoreCancelled            the load was cancelled, by close() or by an eviction
+        ├── StoreProtocolError        the peer sent what this version does not understand
+        └── ImageLeased               an eviction was refused because somebody uses the image
+
+Every message names the file or socket and says what to do.
+"""
+
+from __future__ import annotations
+
+
+class LoaderError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class CheckpointError(LoaderError):
+    """The checkpoint's files are at fault."""
+
+
+class CheckpointNotFound(CheckpointError):
+    """Nothing loadable at that path."""
+
+
+class CheckpointUnreadable(CheckpointError):
+    """The operating system refused to read the file."""
+
+
+class CheckpointTruncated(CheckpointError):
+    """A file ends before the bytes its header promises."""
+
+
+class CheckpointChanged(CheckpointError):
+    """A file was replaced or written while it was being read."""
+
+
+class CheckpointIndexInvalid(CheckpointError):
+    """The shard index is malformed or names files it may not name."""
+
+
+class NotSafetensors(CheckpointError):
+    """The bytes are not a valid safetensors file."""
+
+
+class UnsupportedDtype(CheckpointError):
+    """The installed torch cannot name a tensor's dtype."""
+
+
+class UnsafeCheckpoint(CheckpointError):
+    """A pickle checkpoint, which may run code when loaded."""
+
+
+class StoreError(LoaderError):
+    """The store is at fault or busy."""
+
+
+class StoreUnavailable(StoreError):
+    """No store answers at that socket, or it went away."""
+
+
+class StoreFull(StoreError):
+    """The DRAM budget is taken by leased images, or the machine has no memory left."""
+
+
+class StoreTimeout(StoreError):
+    """No answer in time."""
+
+
+class StoreCancelled(StoreError):
+    """The load was cancelled."""
+
+
+class StoreProtocolError(StoreError):
+    """The peer sent what this version does not understand."""
+
+
+class ImageLeased(StoreError):
+    """An eviction was refused because somebody uses the image."""
+
+
+def error_of(name: str, message: str) -> LoaderError:
+    """The error that a peer reported by its class name; an unknown name becomes a plain StoreError."""
+    kind = globals().get(name)
+    if isinstance(kind, type) and issubclass(kind, LoaderError):
+        return kind(message)
+    return StoreError(f"{name}: {message}")

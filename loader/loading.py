@@ -1,0 +1,63 @@
+"""Brings one checkpoint from its files into a sealed memory file. Blocking; used by the store's loader thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import _core
+from .checkpoint import Checkpoint, CheckpointFile
+from .errors import CheckpointChanged, CheckpointIndexInvalid
+from .keeper import LoadResult
+from .layout import Layout
+from .messages import Tier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedImage:
+    """The memory that clients map, and where its bytes came from."""
+
+    memory: _core.MemoryFile
+    result: LoadResult
+
+
+def load_image(checkpoint: Checkpoint, layout: Layout, reader: _core.Reader, job: _core.ReadJob) -> LoadedImage:
+    """Checks every header first, then reads all files at once, then seals.
+
+    Raises CheckpointError, StoreFull where memory runs out, StoreCancelled after job.cancel(); nothing is left behind.
+    """
+    files = [_open(file) for file in checkpoint.files]
+    check_indices(files)
+    memory = _core.MemoryFile(layout.bytes)
+    report = reader.read(files, memory, [extent.offset for extent in layout.extents], job)
+    for file in files:
+        if not file.is_unchanged():
+            raise _changed(file.path)
+    memory.seal()
+    return LoadedImage(memory=memory, result=_result(report))
+
+
+def check_indices(files: list[_core.FileImage]) -> None:
+    """Reads and checks every header. Raises CheckpointIndexInvalid where two shards hold a tensor of one name."""
+    homes: dict[str, str] = {}
+    for file in files:
+        for tensor in _core.read_index(file).tensors:
+            if homes.setdefault(tensor.name, file.path) != file.path:
+                raise CheckpointIndexInvalid(
+                    f"tensor {tensor.name!r} is in both {homes[tensor.name]} and {file.path}; download the shards again"
+                )
+
+
+def _open(file: CheckpointFile) -> _core.FileImage:
+    image = _core.FileImage(file.real_path)
+    if (image.bytes, image.mtime_ns, image.inode) != (file.bytes, file.mtime_ns, file.inode):
+        raise _changed(file.real_path)
+    return image
+
+
+def _changed(path: str) -> CheckpointChanged:
+    return CheckpointChanged(f"{path} changed while it was being loaded; load it again once it is complete")
+
+
+def _result(report: _core.ReadReport) -> LoadResult:
+    tier: Tier = "page_cache" if report.page_cache_bytes > report.disk_bytes else "ssd"
+    return LoadResult(tier=tier, direct_io=0 < report.disk_bytes == report.direct_bytes)

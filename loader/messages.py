@@ -1,0 +1,174 @@
+"""What clients and the store daemon say to each other over the store's unix socket.
+
+A frame is a u32 big-endian length and that many bytes of JSON (link.py). A client sends requests, each with an `id` of
+its choice; the store answers each with exactly one reply of that id, except Cancel and Release, which have none. The
+reply Attached carries one descriptor, the image's sealed memory file. Closing the connection ends all its leases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from . import codec
+from .layout import Extent
+
+Tier = Literal["ssd", "page_cache", "dram"]
+State = Literal["loading", "ready", "evicting"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReceipt:
+    """What one attach cost and where its bytes came from.
+
+    `tier` is where most bytes were when this client asked. `queue_s` until the load began and `read_s` from there (or
+    from asking, where it had begun) until it was complete, by the store's monotonic clock; `attach_s` mapping and
+    making tensors, by the client's. `direct_io` says that every byte from the SSD went past the page cache.
+    `throttle_bytes_per_second` is the store's configured limit, 0 for none.
+    """
+
+    tier: Tier
+    bytes: int
+    queue_s: float
+    read_s: float
+    attach_s: float
+    direct_io: bool
+    throttle_bytes_per_second: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageStatus:
+    """One image in the store; `leases` counts attachments, `read_bytes` is the progress of a load."""
+
+    path: str
+    bytes: int
+    state: State
+    leases: int
+    read_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStatus:
+    """The store at one moment. `bandwidth_bytes_per_second`: moving average of past loads by tier, absent if none."""
+
+    images: tuple[ImageStatus, ...]
+    dram_bytes: int
+    used_bytes: int
+    leased_bytes: int
+    queue_depth: int
+    throttle_bytes_per_second: int
+    bandwidth_bytes_per_second: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attach:
+    """Lease the checkpoint's image, loading it first if need be."""
+
+    id: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefetch:
+    """Load the checkpoint without a lease; answered once it is queued."""
+
+    id: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evict:
+    """Drop the images of a path; answered once their memory is free."""
+
+    id: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetStatus:
+    """Ask for StoreStatus."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Stop waiting for the attach of that id; it is answered with StoreCancelled, unless its answer is under way."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """Give one lease on an image back."""
+
+    image_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attached:
+    """The client now holds a lease; the descriptor of `memory_bytes` comes with the frame."""
+
+    id: int
+    image_id: int
+    memory_bytes: int
+    extents: tuple[Extent, ...]
+    receipt: LoadReceipt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefetching:
+    """The image is loading or ready."""
+
+    id: int
+    image: ImageStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evicted:
+    """`images` of them were dropped."""
+
+    id: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """The answer to GetStatus."""
+
+    id: int
+    status: StoreStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The request failed with the class `error` of errors.py. Id 0 answers what had no readable id."""
+
+    id: int
+    error: str
+    message: str
+
+
+Request = Attach | Prefetch | Evict | GetStatus | Cancel | Release
+Reply = Attached | Prefetching | Evicted | Status | Failed
+
+_REQUESTS: dict[str, type] = {kind.__name__: kind for kind in (Attach, Prefetch, Evict, GetStatus, Cancel, Release)}
+_REPLIES: dict[str, type] = {kind.__name__: kind for kind in (Attached, Prefetching, Evicted, Status, Failed)}
+
+
+def encode(message: Request | Reply) -> bytes:
+    """One message as JSON bytes."""
+    return codec.to_json(type(message).__name__, message)
+
+
+def decode_request(payload: bytes) -> Request:
+    """Raises StoreProtocolError."""
+    request: Request = codec.from_json(payload, _REQUESTS)
+    return request
+
+
+def decode_reply(payload: bytes) -> Reply:
+    """Raises StoreProtocolError."""
+    reply: Reply = codec.from_json(payload, _REPLIES)
+    return reply
