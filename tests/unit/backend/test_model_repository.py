@@ -1,0 +1,187 @@
+"""Adding models: what stands in the repository afterwards, and what is refused."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from google.protobuf import text_format
+from safetensors.torch import save_file
+from tritonclient.grpc import model_config_pb2
+
+from serverless_triton.backend.errors import (
+    InvalidModelConfig,
+    InvalidModelName,
+    ModelExists,
+    ModelRefused,
+    UnsupportedSource,
+)
+from serverless_triton.backend.messages import ModelSpec
+from serverless_triton.backend.model_repository import EngineLimits, add_model, kv_bytes_per_token, read_parameters
+from serverless_triton.loader import CheckpointNotFound
+
+LLAMA = {
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 32,
+    "dtype": "bfloat16",
+}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    save_file({"weight": torch.zeros(4, 4)}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return tmp_path / "repository"
+
+
+def config_of(folder: Path):
+    return text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+
+
+def test_a_model_is_complete_for_a_server_that_does_not_complete_configurations(checkpoint: Path, repository: Path):
+    folder = add_model(repository, "small", checkpoint)
+
+    config = config_of(folder)
+    assert (config.name, config.backend, config.max_batch_size) == ("small", "serverless", 0)
+    assert config.model_transaction_policy.decoupled
+    assert [(group.kind, group.count) for group in config.instance_group] == [
+        (model_config_pb2.ModelInstanceGroup.KIND_CPU, 1)
+    ]
+    assert all(tensor.optional for tensor in config.input)
+    assert {"text_input", "input_ids", "resume_token_ids"} <= {tensor.name for tensor in config.input}
+    assert {"text_output", "output_ids", "prompt_ids", "attempt", "first_position"} <= {t.name for t in config.output}
+    assert list((folder / "1").iterdir()) == []
+
+
+def test_its_parameters_are_a_specification_that_the_backend_reads_back(checkpoint: Path, repository: Path):
+    limits = EngineLimits(dtype="float32", max_sequence_tokens=100, max_streams=3, threads=2)
+    add_model(repository, "small", checkpoint, limits=limits)
+
+    (parameters,) = read_parameters(repository)
+
+    assert ModelSpec.parse(parameters) == ModelSpec(
+        checkpoint=str(checkpoint),
+        checkpoint_bytes=(checkpoint / "model.safetensors").stat().st_size,
+        kv_cache_bytes=2 * 3 * 2 * 8 * 4 * 100 * 3,
+        dtype="float32",
+        max_sequence_tokens=100,
+        max_streams=3,
+        threads=2,
+    )
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "a..b", ".hidden", "-dash", "a b", "ä", "a\n", "x" * 129])
+def test_a_name_that_could_leave_the_repository_is_refused(name: str, checkpoint: Path, repository: Path):
+    with pytest.raises(InvalidModelName):
+        add_model(repository, name, checkpoint)
+    assert not repository.exists()
+
+
+@pytest.mark.parametrize("name", ["a", "_", "SmolLM2-135M.v1", "x" * 128])
+def test_a_plain_name_is_taken(name: str, checkpoint: Path, repository: Path):
+    assert add_model(repository, name, checkpoint).name == name
+
+
+@pytest.mark.parametrize("source", ["s3://bucket/model", "https://example.com/model", "hf://org/model"])
+def test_a_remote_source_is_refused_with_what_would_work(source: str, repository: Path):
+    with pytest.raises(UnsupportedSource, match="only local directories are supported so far"):
+        add_model(repository, "small", source)
+
+
+def test_a_folder_without_a_checkpoint_is_refused_with_its_path(tmp_path: Path, repository: Path):
+    with pytest.raises(UnsupportedSource, match="nowhere is no directory"):
+        add_model(repository, "small", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointNotFound, match="empty"):
+        add_model(repository, "small", tmp_path / "empty")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", json.dumps(LLAMA | {"hidden_size": "32"}), '{"dtype": "int3"}'])
+def test_a_config_that_says_nothing_usable_is_refused(content: str, checkpoint: Path, repository: Path):
+    (checkpoint / "config.json").write_text(content)
+    with pytest.raises(InvalidModelConfig, match=r"config\.json"):
+        add_model(repository, "small", checkpoint)
+    assert not repository.exists()
+
+
+def test_a_model_is_not_overwritten_unless_asked(checkpoint: Path, repository: Path):
+    add_model(repository, "small", checkpoint)
+
+    with pytest.raises(ModelExists, match="--replace"):
+        add_model(repository, "small", checkpoint, limits=EngineLimits(threads=7))
+    assert config_of(repository / "small").parameters["threads"].string_value == "1"
+
+    add_model(repository, "small", checkpoint, limits=EngineLimits(threads=7), replace=True)
+    assert config_of(repository / "small").parameters["threads"].string_value == "7"
+
+
+def test_of_two_who_add_the_same_name_at_once_one_is_told(checkpoint: Path, repository: Path):
+    outcomes: list[str] = []
+
+    def add() -> None:
+        try:
+            add_model(repository, "small", checkpoint)
+            outcomes.append("added")
+        except ModelExists:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=add) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(outcomes) == ["added"] + ["refused"] * 7
+    assert [path.name for path in repository.iterdir()] == ["small"]
+    assert not list(repository.parent.glob(".serverless-triton-*"))
+
+
+def test_a_model_of_another_backend_or_a_broken_one_is_left_out_when_reading(
+    checkpoint: Path, repository: Path, caplog: pytest.LogCaptureFixture
+):
+    add_model(repository, "ours", checkpoint)
+    for name, text in (("theirs", 'backend: "python"'), ("broken", "back end:")):
+        (repository / name).mkdir()
+        (repository / name / "config.pbtxt").write_text(text)
+
+    assert len(read_parameters(repository)) == 1
+    assert "model=broken" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (LLAMA, 2 * 3 * 2 * 8 * 2),
+        (LLAMA | {"head_dim": 64}, 2 * 3 * 2 * 64 * 2),
+        ({"n_layer": 12, "n_head": 12, "n_embd": 768}, 2 * 12 * 768 * 4),
+        ({"n_layer": 12, "n_head": 12, "n_embd": 768, "torch_dtype": "float16"}, 2 * 12 * 768 * 2),
+    ],
+)
+def test_key_and_value_bytes_follow_the_architecture(config: dict[str, object], expected: int):
+    assert kv_bytes_per_token(config) == expected
+
+
+def test_limits_that_make_no_sense_are_refused():
+    with pytest.raises(InvalidModelConfig, match="max_streams is 0"):
+        EngineLimits(max_streams=0)
+    with pytest.raises(ModelRefused, match="float32"):
+        EngineLimits(dtype="int8")
+
+
+def test_the_example_in_the_repository_is_what_add_writes(checkpoint: Path, repository: Path):
+    example = Path(__file__).parents[3] / "model_repository" / "smollm2-135m-instruct"
+    written = config_of(add_model(repository, example.name, checkpoint))
+    shown = config_of(example)
+    for parameter in ("checkpoint", "checkpoint_bytes", "kv_cache_bytes"):  # those of the model it shows
+        written.parameters[parameter].string_value = shown.parameters[parameter].string_value
+    assert shown == written

@@ -1,0 +1,49 @@
+"""The command line: what it finds, and how failures read."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-c", "from serverless_triton.cli.main import main; main()"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_help_lists_every_command_without_importing_any():
+    script = (
+        "import sys\nfrom serverless_triton.cli.main import cli\ncli.main(['--help'], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules and 'grpc' not in sys.modules"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert {"add", "demo", "setup", "up"} <= set(finished.stdout.split())
+
+
+def test_a_typed_error_is_one_line_and_exit_code_1(tmp_path: Path):
+    finished = run("add", "s3://bucket/model", "--name", "m", "--repository", str(tmp_path))
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("serverless-triton: s3://bucket/model: only local directories")
+    assert finished.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [("add",), ("nonsense",), ("add", "x", "--name", "m", "--threads", "0")])
+def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]):
+    assert run(*arguments).returncode == 2
+
+
+def test_add_prints_one_json_object_a_model(tmp_path: Path):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "config.json").write_text('{"n_layer": 1, "n_head": 1, "n_embd": 8}')
+    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / "c" / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+
+    finished = run(
+        "add", str(tmp_path / "c"), "--name", "a", "--name", "b", "--repository", str(tmp_path / "r"), "--json"
+    )
+
+    assert [json.loads(line)["name"] for line in finished.stdout.splitlines()] == ["a", "b"]
+    assert (tmp_path / "r" / "b" / "config.pbtxt").is_file()
