@@ -1,7 +1,7 @@
 """What the worker asks of an engine, whatever computes the tokens.
 
-An engine is a machine of steps, driven by one thread: the worker submits requests, calls `step()` while there is work, and
-passes on the events. It never blocks on I/O and knows nothing of sockets, Triton or the store.
+An engine is a machine of steps, driven by one thread: the worker submits requests, calls `step()` while there is work,
+and passes on the events. It never blocks on I/O and knows nothing of sockets, Triton or the store.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ModelNotSupported(EngineError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One request. Exactly one of `text` and `input_ids`; `resume_token_ids` are generated tokens that must not come again."""
+    """One request. Exactly one of `text` and `input_ids`; `resume_token_ids` were generated and must not come again."""
 
     request: int
     text: str | None = None
@@ -52,7 +52,9 @@ class TokenEvent:
     text: str
     num_input_tokens: int
     prompt_ids: tuple[int, ...] | None = None  # on a request's first event only
-    seed: int | None = None  # on the first event of a sampled request: with it a resumed stream goes on as this one would
+    seed: int | None = (
+        None  # likewise, where tokens are sampled: given again, a resumed stream goes on as this one would
+    )
     finish_reason: str | None = None  # "stop", "length", "cancelled"; the event that has one is the request's last
 
 
@@ -75,7 +77,7 @@ class Engine(Protocol):
         """Queue a request. Raises InvalidRequest, after which no event of it comes."""
 
     def cancel(self, request: int) -> None:
-        """Its terminal event comes from the next step; its KV memory is free then. Unknown or ended requests are ignored."""
+        """Its terminal event comes from the next step; its KV memory is free then. Unknown and ended ones are ignored."""
 
     def step(self) -> list[EngineEvent]:
         """Admit what fits, advance every admitted request, return what happened, in order of request."""
@@ -92,9 +94,18 @@ class EngineBuilder(Protocol):
     """Makes engines of one kind. The expensive, weight-free parts are cached in the builder and survive a fork."""
 
     def learn(self, checkpoint: str, dtype: str) -> None:
-        """Prepare what needs no weights (skeleton on the meta device, tokenizer). No parallel region, no CUDA, no batch call."""
+        """Prepare what needs no weights (skeleton, tokenizer). No parallel region, no CUDA, no batch call.
+
+        Raises ModelNotSupported.
+        """
 
     def build(
-        self, checkpoint: str, tensors: Mapping[str, torch.Tensor], *, dtype: str, max_sequence_tokens: int, max_streams: int
+        self,
+        checkpoint: str,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        dtype: str,
+        max_sequence_tokens: int,
+        max_streams: int,
     ) -> Engine:
         """An engine over these tensors, warmed by one forward pass. Raises ModelNotSupported."""

@@ -1,4 +1,4 @@
-"""Which engines there are, by the name that a model's config.pbtxt gives. An engine's libraries are imported when it is asked for."""
+"""Which engines there are, by the name in a model's config.pbtxt. Their libraries are imported when they are asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BUILDERS = {
 
 
 def engine_builder(name: str) -> EngineBuilder:
-    """A new builder of the engine `name`. Raises ModelNotSupported where there is no such engine or its library is missing."""
+    """A new builder of the engine `name`. Raises ModelNotSupported where it or its library is not installed."""
     if name not in _BUILDERS:
         raise ModelNotSupported(f"engine {name!r} is unknown; installed are {', '.join(sorted(_BUILDERS))}")
     module, builder = _BUILDERS[name]
@@ -22,3 +22,16 @@ def engine_builder(name: str) -> EngineBuilder:
     except ImportError as error:
         raise ModelNotSupported(f"engine {name!r} needs a library that is not installed: {error}") from error
     return made
+
+
+class EngineRegistry:
+    """The builders of one process, made when first asked for; children of a fork inherit them and what they have learned."""
+
+    def __init__(self) -> None:
+        self._builders: dict[str, EngineBuilder] = {}
+
+    def builder(self, name: str) -> EngineBuilder:
+        """Raises ModelNotSupported."""
+        if name not in self._builders:
+            self._builders[name] = engine_builder(name)
+        return self._builders[name]

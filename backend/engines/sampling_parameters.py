@@ -1,7 +1,7 @@
 """A request's sampling parameters: vLLM's names, parsed once and strictly. How a token is drawn is each engine's.
 
-Two defaults differ from what one might expect of the names. An absent `temperature` means 0, greedy: the same prompt then gives
-the same text, also after a move. A sampled request without `seed` gets a random one, which its first event tells.
+Two defaults are our own. An absent `temperature` means 0, greedy, where vLLM samples at 1: the same prompt then gives the
+same text, also after a move. A sampled request without `seed` gets a random one, which its first event tells.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SamplingParameters:
         return self.temperature == 0.0
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any], draw_seed: Callable[[], int] = lambda: secrets.randbits(63)) -> SamplingParameters:
+    def parse(cls, given: Mapping[str, Any]) -> SamplingParameters:
         """Raises InvalidRequest naming the key and what would be right."""
         known = [f.name for f in fields(cls)]
         for name in given:
@@ -42,10 +42,10 @@ class SamplingParameters:
                 raise InvalidRequest(f"sampling parameter {name!r} is unknown; known are {', '.join(known)}")
         values = {name: _PARSERS[name](name, value) for name, value in given.items() if value is not None}
         if values.get("temperature", 0.0) != 0.0:
-            values.setdefault("seed", draw_seed())
+            values.setdefault("seed", secrets.randbits(63))
         parameters = cls(**values)
         if parameters.min_tokens > parameters.max_tokens:
-            raise InvalidRequest(f"min_tokens is {parameters.min_tokens}; use at most max_tokens, {parameters.max_tokens}")
+            raise InvalidRequest(f"min_tokens {parameters.min_tokens} is more than max_tokens {parameters.max_tokens}")
         return parameters
 
 

@@ -1,5 +1,5 @@
-"""Attention over a flattened batch: the tokens of all sequences of a step stand in one row, [1, tokens], and each sequence
-attends to its own slot of the KV memory. Hugging Face models call `attend` through their AttentionInterface.
+"""Attention over a flattened batch: the tokens of all sequences of a step stand in one row, [1, tokens], and each
+sequence attends to its own slot of the KV memory. Hugging Face models call `attend` through their AttentionInterface.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from transformers import AttentionInterface
 from serverless_triton.backend.engines.protocol import ModelNotSupported
 
 IMPLEMENTATION = "serverless_triton"
-# What models hand to every attention function and what does not change its result here. Anything else (soft caps, sinks,
-# biases) is refused: ignoring it would give wrong tokens.
+# What models hand to every attention function and what does not change its result here. Anything else (soft caps,
+# sinks, biases) is refused: ignoring it would give wrong tokens.
 _HARMLESS = frozenset({"dropout", "position_ids", "use_cache", "is_causal", "output_attentions", "return_dict"})
 
 
@@ -43,8 +43,8 @@ class Batch:
     attended: int = 0
 
 
-class LayersDone(Exception):  # noqa: N818 - it ends a rehearsal, nothing has failed
-    """A pass that was to run `most_layers` has run them."""
+class LayersDone(Exception):
+    """No failure: a pass that was to run `most_layers` has run them."""
 
 
 def attend(

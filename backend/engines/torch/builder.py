@@ -1,4 +1,4 @@
-"""Makes TorchEngines, and remembers what needs no weights: skeletons and tokenizers, by the contents of the files they come from."""
+"""Makes TorchEngines, and remembers what needs no weights: skeletons and tokenizers, by the contents of their files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
-from tokenizers import Tokenizer
 
+from serverless_triton.backend.engines.intake import Intake
 from serverless_triton.backend.engines.protocol import ModelNotSupported
 from serverless_triton.backend.engines.torch.causal_lm import CausalLM
 from serverless_triton.backend.engines.torch.engine import TorchEngine
 from serverless_triton.backend.engines.torch.kv_memory import KVMemory, KVShape
 from serverless_triton.backend.engines.torch.skeleton import CONFIG_FILES, DTYPES, Skeleton
-from serverless_triton.backend.engines.torch.tokenizer import TOKENIZER_FILES, load_tokenizer
+from serverless_triton.backend.engines.torch.tokenizer import TOKENIZER_FILES, FileTokenizer, load_tokenizer
 
 Value = TypeVar("Value")
 
@@ -63,13 +63,13 @@ class Learned(Generic[Value]):
 class TorchEngineBuilder:
     """Implements protocol.EngineBuilder.
 
-    A skeleton becomes one engine and is not kept beside it: a forked worker got a copy with its process, which is cheaper than
-    any copying here, and a builder that makes a second engine of one checkpoint builds its skeleton again.
+    A skeleton becomes one engine and is not kept beside it. A forked worker got its copy with its process, which no copying
+    here could beat; a builder that makes a second engine of one checkpoint builds a second skeleton.
     """
 
     def __init__(self) -> None:
         self._skeletons: Learned[Skeleton] = Learned(CONFIG_FILES, Skeleton)
-        self._tokenizers: Learned[Tokenizer | None] = Learned(TOKENIZER_FILES, load_tokenizer)
+        self._tokenizers: Learned[FileTokenizer | None] = Learned(TOKENIZER_FILES, load_tokenizer)
 
     def learn(self, checkpoint: str, dtype: str) -> None:
         _check_dtype(dtype)
@@ -102,13 +102,13 @@ class TorchEngineBuilder:
         )
         causal_lm = CausalLM(model, kv_memory)
         causal_lm.rehearse(most_layers=1 if skeleton.rehearsed else None)
-        return TorchEngine(
-            model=causal_lm,
+        intake = Intake(
+            tokenizer=tokenizer,
             vocabulary=skeleton.config.vocab_size,
             eos_ids=skeleton.eos_ids,
-            tokenizer=tokenizer,
             max_sequence_tokens=max_sequence_tokens,
         )
+        return TorchEngine(causal_lm, intake, max_streams)
 
 
 def _rehearse(skeleton: Skeleton, dtype: torch.dtype) -> None:
@@ -125,8 +125,10 @@ def _check_dtype(dtype: str) -> None:
 
 
 def _check_length(config: object, max_sequence_tokens: int) -> None:
+    if max_sequence_tokens < 2:
+        raise ModelNotSupported(f"max_sequence_tokens is {max_sequence_tokens}; prompt and answer need 2 at least")
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and max_sequence_tokens > longest:
         raise ModelNotSupported(
-            f"max_sequence_tokens is {max_sequence_tokens}, and the model knows {longest} positions; use at most {longest}"
+            f"max_sequence_tokens is {max_sequence_tokens}, and the model has positions for {longest}; use at most that"
         )

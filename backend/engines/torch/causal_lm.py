@@ -29,20 +29,17 @@ class CausalLM:
         """Run a prompt and a next token: a process's first pass sets up kernels, threads and buffers, and it is slow.
 
         All of that happens in the first layer, so `most_layers` 1 is enough where every layer has been seen to run before.
+        It writes into slot 0, so nobody may run yet.
         Raises ModelNotSupported for a model that does not run, or that keeps its past elsewhere than in the KV memory.
         """
-        slot = self.kv_memory.take()
-        count = _REHEARSED_PROMPT_TOKENS
-        try:
-            for first, last in ((0, count), (count, count + 1)):
-                span = Span(first=0, last=last - first, slot=slot, start=first)
-                batch = Batch(layers=self.kv_memory.layers, spans=[span], most_layers=most_layers)
-                self._rehearse_step(range(first, last), batch)
-        finally:
-            self.kv_memory.give_back(slot)
+        count = min(_REHEARSED_PROMPT_TOKENS, self.kv_memory.max_sequence_tokens - 1)
+        for first, last in ((0, count), (count, count + 1)):
+            span = Span(first=0, last=last - first, slot=0, start=first)
+            batch = Batch(layers=self.kv_memory.layers, spans=[span], most_layers=most_layers)
+            self._rehearse_step(range(first, last), batch)
 
     def _rehearse_step(self, positions: Sequence[int], batch: Batch) -> None:
-        layers, name = self.kv_memory.shape.layers, type(self._model).__name__
+        layers, name = len(self.kv_memory.layers), type(self._model).__name__
         try:
             self._forward([0] * len(positions), positions, batch)
         except LayersDone:
@@ -51,7 +48,9 @@ class CausalLM:
             raise ModelNotSupported(f"{name} does not run in the torch engine: {error}") from error
         if batch.attended != layers:
             ran = f"{batch.attended} of its {layers} layers"
-            raise ModelNotSupported(f"{name} ran {ran} through the torch engine's attention; the others would lose their past")
+            raise ModelNotSupported(
+                f"{name} ran {ran} through the torch engine's attention; others would lose their past"
+            )
 
     @torch.inference_mode()
     def _forward(self, ids: Sequence[int], positions: Sequence[int], batch: Batch) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The memory for keys and values: one pool, one slot a running sequence. Which sequence waits for a slot is the engine's."""
+"""The memory for keys and values: one pool, one slot a running sequence. Who has which slot is the schedule's."""
 
 from __future__ import annotations
 
@@ -31,25 +31,15 @@ class KVShape:
 
 
 class KVMemory:
-    """Slots of `max_sequence_tokens` each. Pages are touched when tokens arrive, so an idle pool costs address space only."""
+    """`max_streams` slots of `max_sequence_tokens` each.
+
+    Pages are touched when tokens arrive, so an idle pool costs address space only.
+    """
 
     def __init__(
         self, shape: KVShape, *, dtype: torch.dtype, device: torch.device, max_sequence_tokens: int, max_streams: int
     ) -> None:
         sizes = (shape.layers, 2, max_streams, shape.kv_heads, max_sequence_tokens, shape.head_dim)
-        self.shape = shape
+        self.max_sequence_tokens = max_sequence_tokens
         self.pool = torch.empty(sizes, dtype=dtype, device=device)  # nobody reads a position that was not written
         self.layers = [(layer[0], layer[1]) for layer in self.pool]
-        self._free = list(range(max_streams))[::-1]
-
-    @property
-    def free_slots(self) -> int:
-        return len(self._free)
-
-    def take(self) -> int:
-        """A slot; only where one is free."""
-        return self._free.pop()
-
-    def give_back(self, slot: int) -> None:
-        assert slot not in self._free
-        self._free.append(slot)  # the next taker gets the pages that are warm

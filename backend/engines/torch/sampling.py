@@ -1,6 +1,8 @@
-"""Draws the next token from logits. The noise is a function of seed and position alone, so that a stream goes on identically
-wherever it is resumed: Philox (Salmon et al., SC '11) counts positions, and Gumbel-max (argmax of logit + Gumbel noise) turns the
-noise into a draw from the softmax without one sum whose rounding could depend on the machine.
+"""Draws the next token from logits.
+
+The noise is a function of seed and position alone, so that a stream goes on identically wherever it is resumed: Philox
+(Salmon et al., SC '11) counts positions, and Gumbel-max (the argmax of logit + Gumbel noise) makes a draw from the softmax
+of it, without a sum whose rounding could depend on the machine.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A Hugging Face causal LM without its weights: built from config.json on the meta device, later given tensors without copying.
+"""A Hugging Face causal LM without its weights: built from config.json on the meta device, later given tensors uncopied.
 
-Building costs tens of milliseconds and needs no weights, so it happens ahead of time; giving it tensors costs about a millisecond.
+Building costs tens of milliseconds and needs no weights, so it happens ahead of time; giving it tensors costs a few.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Skeleton:
         return next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
 
     def attach(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Any:
-        """The model with these tensors as its weights, uncopied where their dtype is `dtype`. Raises ModelNotSupported."""
+        """The model with these weights, uncopied where their dtype is `dtype`. Raises ModelNotSupported."""
         tensors = _with_prefix(tensors, self._model.base_model_prefix, {place.name for place in self._places})
         found = {place.name: _find(place, tensors) for place in self._places}
         self._check(found, tensors)
@@ -80,7 +80,8 @@ class Skeleton:
     def attach_zeros(self, dtype: torch.dtype) -> Any:
         """The model with weights of zero that take no memory: all are views of one range that is never written to."""
         largest = max(place.meta.numel() for place in self._places)
-        zeros = torch.from_numpy(np.zeros(largest * dtype.itemsize, dtype=np.uint8)).view(dtype)  # torch.zeros would write
+        untouched = np.zeros(largest * dtype.itemsize, dtype=np.uint8)  # torch.zeros would write
+        zeros = torch.from_numpy(untouched).view(dtype)
         return self.attach({p.name: zeros[: p.meta.numel()].view(p.meta.shape) for p in self._places}, dtype)
 
     def _check(self, found: Mapping[str, torch.Tensor | None], tensors: Mapping[str, torch.Tensor]) -> None:
@@ -98,7 +99,7 @@ class Skeleton:
                 shapes = f"shape {list(tensor.shape)} where {self._what} needs {list(place.meta.shape)}"
                 raise ModelNotSupported(f"the checkpoint's {place.name} has {shapes}")
             if not place.buffer and not tensor.is_floating_point():
-                raise ModelNotSupported(f"the checkpoint's {place.name} is {tensor.dtype}; the torch engine needs floats")
+                raise ModelNotSupported(f"the checkpoint's {place.name} is {tensor.dtype}, not of floats")
 
     @property
     def _what(self) -> str:
@@ -150,7 +151,7 @@ def _build(checkpoint: Path, config: Any) -> Any:
         raise ModelNotSupported(f"{checkpoint} cannot be served by the torch engine: {error}") from error
     stateful = getattr(model, "_is_stateful", False) or any(isinstance(m, torch.nn.Conv1d) for m in model.modules())
     if stateful:  # its state is not in the KV memory, and neighbours in a flattened batch would flow into each other
-        raise ModelNotSupported(f"{type(model).__name__} keeps state besides keys and values; the torch engine lacks that")
+        raise ModelNotSupported(f"{type(model).__name__} keeps state that is not keys and values; use another engine")
     return model.eval()
 
 
@@ -182,7 +183,7 @@ def _computed_buffers(model: Any) -> Iterator[tuple[Any, str]]:
 
 
 def _restore_computed_buffers(model: Any, checkpoint: Path) -> None:
-    """Buffers that no checkpoint holds got no values on the meta device: transformers' own initialisation fills them in."""
+    """Buffers that no checkpoint holds got no values on the meta device: transformers' initialisation fills them in."""
     modules = {id(module): module for module, _ in _computed_buffers(model)}
     for module in modules.values():
         for attribute in module._non_persistent_buffers_set:
@@ -199,9 +200,7 @@ def _find(place: Place, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | N
     return own if own is not None else next((tensors[name] for name in place.names if name in tensors), None)
 
 
-def _with_prefix(
-    tensors: Mapping[str, torch.Tensor], prefix: str, wanted: set[str]
-) -> Mapping[str, torch.Tensor]:
+def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str, wanted: set[str]) -> Mapping[str, torch.Tensor]:
     """Some checkpoints (GPT-2's) hold the base model, whose names lack the prefix that the causal LM gives it."""
     if any(name in wanted for name in tensors):
         return tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,31 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def load_tokenizer(checkpoint: Path) -> Tokenizer | None:
+class FileTokenizer:
+    """Implements detokenizer.Tokenizer. One text a call: batches start threads, which no process that forks may have."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        tokenizer.no_truncation()  # a file may carry the settings that its model was trained with
+        tokenizer.no_padding()
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+def load_tokenizer(checkpoint: Path) -> FileTokenizer | None:
     """None where the checkpoint has no tokenizer: it then serves token ids only. Raises ModelNotSupported."""
     if not any((checkpoint / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         return None
     try:
-        tokenizer = _from_file(checkpoint) or _from_transformers(checkpoint)
-    except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exception
+        return FileTokenizer(_from_file(checkpoint) or _from_transformers(checkpoint))
+    except Exception as error:  # what the tokenizers library raises
         raise ModelNotSupported(f"the tokenizer in {checkpoint} cannot be read: {error}") from error
-    tokenizer.no_truncation()  # a file may carry the settings that its model was trained with
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def _from_file(checkpoint: Path) -> Tokenizer | None:

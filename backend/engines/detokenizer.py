@@ -1,19 +1,28 @@
-"""Turns generated token ids into text, one id at a time. What has been released after n ids is a function of those n ids (and of the
-prompt and the stop strings) alone, so replaying a resumed stream's ids finds exactly the text that its client already has.
+"""Turns generated token ids into text, one id at a time.
+
+What has been released after n ids is a function of those n ids (and of the prompt and the stop strings) alone, so replaying
+a resumed stream's ids finds exactly the text that its client already has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from tokenizers import Tokenizer
+from typing import Protocol
 
 _CONTEXT_TOKENS = 5  # enough for decoders that treat the first token specially (SentencePiece drops its space)
 _INCOMPLETE = "\ufffd"
 
 
+class Tokenizer(Protocol):
+    """Text to token ids and back. `decode` leaves special tokens out and writes U+FFFD for bytes that are no character."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
 class Detokenizer:
-    """Decodes a window that begins where the text was last whole: the same text as decoding all ids at once, in constant time.
+    """Decodes a window that begins where the text was last whole: the text of all ids, in constant time.
 
     The window technique is that of Hugging Face's text-generation-inference and vLLM.
     """
@@ -22,31 +31,28 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._window = list(prompt_ids[-_CONTEXT_TOKENS:])
         self._old = len(self._window)  # the ids at the window's front whose text has been released
-        self._old_text = self._decode(self._window)
+        self._old_text = tokenizer.decode(self._window)
         if self._old_text.endswith(_INCOMPLETE):
             self._window, self._old, self._old_text = [], 0, ""
 
     def push(self, token_id: int) -> str:
         """The text that this id completes; empty while a character lacks bytes."""
         self._window.append(token_id)
-        text = self._decode(self._window)
+        text = self._tokenizer.decode(self._window)
         if len(text) <= len(self._old_text) or text.endswith(_INCOMPLETE):
             return ""
         return self._release(text)
 
     def flush(self) -> str:
         """What is left at the end; bytes that never became a character show as U+FFFD."""
-        return self._release(self._decode(self._window))
+        return self._release(self._tokenizer.decode(self._window))
 
     def _release(self, text: str) -> str:
         released = text[len(self._old_text) :]
         self._window = self._window[self._old :]
         self._old = len(self._window)
-        self._old_text = self._decode(self._window)
+        self._old_text = self._tokenizer.decode(self._window)
         return released
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
 class StopStrings:

@@ -1,20 +1,20 @@
-"""One request's token state: its ids, the text they release and whether it has ended. Everything here follows from prompt, ids and
-sampling parameters, whoever computed the ids; where they are computed and in which batch is the engine's.
+"""One request's token state: its ids, the text they release and whether it has ended.
+
+Everything here follows from prompt, ids and sampling parameters, whoever computed the ids; where they are computed and in
+which batch is the engine's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from tokenizers import Tokenizer
-
+from serverless_triton.backend.engines.detokenizer import Detokenizer, StopStrings, Tokenizer
 from serverless_triton.backend.engines.protocol import TokenEvent
 from serverless_triton.backend.engines.sampling_parameters import SamplingParameters
-from serverless_triton.backend.engines.torch.detokenizer import Detokenizer, StopStrings
 
 
 class Generation:
-    """`room_tokens`: how many tokens the KV memory leaves for the answer. `ids` is what was generated, resumed ids included."""
+    """`room_tokens` is what the KV memory leaves for the answer; `ids` is the answer so far, resumed ids included."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Generation:
         self.parameters = parameters
         self.ids: list[int] = []
         self.finish_reason: str | None = None
-        self.stop_ids = frozenset(parameters.stop_token_ids) | (frozenset() if parameters.ignore_eos else frozenset(eos_ids))
+        self.stop_ids = frozenset(parameters.stop_token_ids).union(() if parameters.ignore_eos else eos_ids)
         self._longest = min(parameters.max_tokens, room_tokens)
         self._detokenizer = Detokenizer(tokenizer, prompt_ids) if tokenizer is not None else None
         self._stops = StopStrings(parameters.stop)
@@ -44,7 +44,7 @@ class Generation:
                 self.accept(token_id)
 
     def accept(self, token_id: int) -> str:
-        """The text that the next id releases. Sets `finish_reason` where the id is the last; it then releases all that was held."""
+        """The text that the next id releases. Sets `finish_reason` where the id is the last, which releases all text."""
         assert self.finish_reason is None
         self.ids.append(token_id)
         if token_id in self.stop_ids and len(self.ids) > self.parameters.min_tokens:
@@ -69,10 +69,6 @@ class Generation:
             seed=self.parameters.seed if first else None,
             finish_reason=self.finish_reason,
         )
-
-    def cancelled(self) -> TokenEvent:
-        self.finish_reason = "cancelled"
-        return self.event(len(self.ids), "")
 
     def _text(self, text: str) -> str:
         if len(self.ids) < self.parameters.min_tokens:
