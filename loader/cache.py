@@ -120,7 +120,8 @@ class ImageCache:
         image.charged = True
 
     def ready(self, image: Image) -> None:
-        assert image.state is ImageState.LOADING and image.charged
+        assert image.state is ImageState.LOADING
+        assert image.charged
         image.state = ImageState.READY
         self._touch(image)
 

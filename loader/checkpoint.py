@@ -7,7 +7,6 @@ shards, or with exactly one .safetensors file. Pickle checkpoints are refused: u
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,8 @@ class CheckpointFile:
 class Checkpoint:
     """A checkpoint's files in loading order.
 
-    `path` is absolute. A Hugging Face cache links each file to a blob elsewhere, so the files' real paths may lie
-    outside of it; the index, which is downloaded content, may name files beside itself only.
+    `path` is canonical_path(). A Hugging Face cache links each file to a blob elsewhere, so the files' real paths may
+    lie outside of it; the index, which is downloaded content, may name files beside itself only.
     """
 
     path: str
@@ -53,7 +52,7 @@ class Checkpoint:
 
         Raises CheckpointNotFound, CheckpointUnreadable, CheckpointIndexInvalid or UnsafeCheckpoint.
         """
-        place = Path(os.path.abspath(path))
+        place = canonical_path(path)
         try:
             files = _directory_files(place) if place.is_dir() else [_single_file(place)]
             return Checkpoint(path=str(place), files=tuple(_stat(file) for file in files))
@@ -61,6 +60,12 @@ class Checkpoint:
             raise CheckpointNotFound(f"there is no file {error.filename}; check the path of the checkpoint") from error
         except OSError as error:
             raise CheckpointUnreadable(f"cannot read {error.filename or place}: {error.strerror}") from error
+
+
+def canonical_path(path: Path | str) -> Path:
+    """The one path under which a checkpoint is known: free of links, but for the file itself, whose name matters."""
+    place = Path(path)
+    return place.resolve() if place.is_dir() else place.parent.resolve() / place.name
 
 
 def _single_file(path: Path) -> Path:
@@ -121,11 +126,11 @@ def _checked_name(index: Path, name: object) -> str:
 
 
 def _stat(path: Path) -> CheckpointFile:
-    real_path = os.path.realpath(path, strict=True)
-    status = os.stat(real_path)
+    real_path = path.resolve(strict=True)
+    status = real_path.stat()
     return CheckpointFile(
         name=path.name,
-        real_path=real_path,
+        real_path=str(real_path),
         bytes=status.st_size,
         mtime_ns=status.st_mtime_ns,
         inode=status.st_ino,

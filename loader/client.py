@@ -90,7 +90,7 @@ class Store:
         Raises CheckpointError, StoreFull, StoreTimeout, StoreCancelled (close() from another thread),
         StoreUnavailable.
         """
-        request = Attach(id=next(self._ids), path=os.path.abspath(path))
+        request = Attach(id=next(self._ids), path=str(Path(path).absolute()))
         reply, fds = self._ask(request, timeout_s)
         try:
             if not isinstance(reply, Attached) or len(fds) != 1:
@@ -113,7 +113,7 @@ class Store:
 
         Raises CheckpointError for what is wrong before reading, StoreFull, StoreUnavailable.
         """
-        reply, _ = self._ask(Prefetch(id=next(self._ids), path=os.path.abspath(path)), timeout_s)
+        reply, _ = self._ask(Prefetch(id=next(self._ids), path=str(Path(path).absolute())), timeout_s)
         if not isinstance(reply, Prefetching):
             raise self._unexpected(reply)
         return reply.image
@@ -123,7 +123,7 @@ class Store:
 
         Raises ImageLeased where somebody uses one, StoreUnavailable.
         """
-        reply, _ = self._ask(Evict(id=next(self._ids), path=os.path.abspath(path)), timeout_s)
+        reply, _ = self._ask(Evict(id=next(self._ids), path=str(Path(path).absolute())), timeout_s)
         if not isinstance(reply, Evicted):
             raise self._unexpected(reply)
         return reply.images

@@ -20,7 +20,7 @@ from queue import SimpleQueue
 
 from . import _core, link
 from .cache import Image, ImageCache
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, canonical_path
 from .errors import LoaderError, StoreError, StoreProtocolError
 from .keeper import Keeper
 from .loading import LoadedImage, load_image
@@ -218,7 +218,7 @@ class StoreServer:
         elif isinstance(request, Prefetch):
             self._keeper.prefetch(client, request.id, Checkpoint.open(request.path), now_s)
         elif isinstance(request, Evict):
-            self._keeper.evict(client, request.id, os.path.abspath(request.path), now_s)
+            self._keeper.evict(client, request.id, str(canonical_path(request.path)), now_s)
         elif isinstance(request, GetStatus):
             self._keeper.status(client, request.id)
         elif isinstance(request, Cancel):

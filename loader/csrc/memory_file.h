@@ -18,7 +18,7 @@ class Mapping {
 
   // Zeroed private memory.
   [[nodiscard]] static Mapping anonymous(std::uint64_t bytes);
-  // The file's pages, never writable, page tables filled at once.
+  // The pages of a sealed memory file, never writable, page tables filled at once.
   [[nodiscard]] static Mapping read_only(int fd, std::uint64_t bytes);
   // The file's pages until written; a write makes a private copy of that page and never reaches the file.
   [[nodiscard]] static Mapping copy_on_write(int fd, std::uint64_t bytes);
@@ -38,7 +38,7 @@ class Mapping {
 
  private:
   Mapping(int fd, std::uint64_t bytes, int protection, int flags);
-  void populate_for_reading() const;
+  void fault_in() const;
 
   std::byte* data_ = nullptr;
   std::uint64_t bytes_ = 0;
