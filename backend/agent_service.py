@@ -66,7 +66,7 @@ class AgentService(agent_pb2_grpc.NodeAgentServicer):
         if store is not None:
             state.dram_bytes = store.dram_bytes
             state.dram_leased_bytes = store.leased_bytes
-            state.ssd_bytes_per_second = store.bandwidth.get("ssd", 0.0)
+            state.ssd_bytes_per_second = store.bandwidth_bytes_per_second.get("ssd", 0.0)
             state.images.extend(
                 agent_pb2.Image(checkpoint=str(image.path), bytes=image.bytes, leased=image.leases > 0)
                 for image in store.images
@@ -80,4 +80,11 @@ def _replica(replica: Replica) -> agent_pb2.Replica:
         phase = agent_pb2.READY
     else:
         phase = agent_pb2.LOADED if replica.is_loaded else agent_pb2.LOADING
-    return agent_pb2.Replica(id=replica.id, model=replica.model, phase=phase, device_bytes=replica.device_bytes)
+    return agent_pb2.Replica(
+        id=replica.id,
+        model=replica.model,
+        phase=phase,
+        device_bytes=replica.device_bytes,
+        worker_pid=replica.worker.pid if replica.worker else 0,
+        stub_pid=replica.stub.peer_pid if replica.stub else 0,
+    )

@@ -117,21 +117,14 @@ class AsyncChannel:
         connection.setblocking(False)
         self._socket = connection
         self._send_lock = asyncio.Lock()
-
-    @property
-    def peer_pid(self) -> int:
-        """The peer's process at the time it connected (SO_PEERCRED)."""
-        return self._credentials()[0]
+        layout = struct.Struct("3i")
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)
+        self.peer_pid, self._peer_user, _ = layout.unpack(credentials)  # as of when it connected
 
     @property
     def peer_is_ours(self) -> bool:
         """Whether the peer runs as this user (or as root)."""
-        return self._credentials()[1] in (0, os.getuid())
-
-    def _credentials(self) -> tuple[int, int, int]:
-        layout = struct.Struct("3i")
-        pid, uid, gid = layout.unpack(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size))
-        return pid, uid, gid
+        return self._peer_user in (0, os.getuid())
 
     async def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
         """Raises ChannelClosed when the peer is gone. The descriptors stay the caller's."""

@@ -22,16 +22,17 @@ AGENT_SOCKET_VARIABLE = "SERVERLESS_TRITON_AGENT_SOCKET"
 AGENT_TIMEOUT_S = 600.0
 CANCEL_POLL_S = 0.05
 RECONNECT_S = 0.1
+# gRPC status name → attribute of TritonError, a class that Triton adds to the module only after this file is imported.
 _CODES = {
-    "INVALID_ARGUMENT": pb_utils.TritonError.INVALID_ARG,
-    "NOT_FOUND": pb_utils.TritonError.NOT_FOUND,
-    "UNAVAILABLE": pb_utils.TritonError.UNAVAILABLE,
-    "CANCELLED": pb_utils.TritonError.CANCELLED,
+    "INVALID_ARGUMENT": "INVALID_ARG",
+    "NOT_FOUND": "NOT_FOUND",
+    "UNAVAILABLE": "UNAVAILABLE",
+    "CANCELLED": "CANCELLED",
 }
 
 
 def _error(code: str, message: str) -> Any:
-    return pb_utils.TritonError(message, _CODES.get(code, pb_utils.TritonError.INTERNAL))
+    return pb_utils.TritonError(message, getattr(pb_utils.TritonError, _CODES.get(code, "INTERNAL")))
 
 
 @dataclass

@@ -26,6 +26,8 @@ from serverless_triton.backend.worker import Worker
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_ENGINE = "torch"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZygoteConfig:
@@ -47,7 +49,7 @@ class Zygote:
 
     def run(self) -> None:
         """Until SIGTERM."""
-        self._engines.preload()
+        self._engines.builder(DEFAULT_ENGINE)
         signal.signal(signal.SIGCHLD, _reap)
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         self._listen()

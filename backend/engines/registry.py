@@ -1,4 +1,4 @@
-"""Which engines there are, by the name in a model's config.pbtxt. Their libraries are imported when they are asked for."""
+"""Which engines there are, by the name in a model's config.pbtxt. A library is imported when its engine is asked for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def engine_builder(name: str) -> EngineBuilder:
 
 
 class EngineRegistry:
-    """The builders of one process, made when first asked for; children of a fork inherit them and what they have learned."""
+    """The builders of one process, made when first asked for. A fork's children inherit them and what they learned."""
 
     def __init__(self) -> None:
         self._builders: dict[str, EngineBuilder] = {}

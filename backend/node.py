@@ -1,0 +1,83 @@
+"""One node: a store, a zygote, an agent and a tritonserver, as processes for a supervisor (decision 1)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from serverless_triton.backend.supervisor import ProcessSpec, Run
+from serverless_triton.backend.triton_install import BackendDirectory, TritonInstallation
+from serverless_triton.backend.triton_server import TritonServerConfig, triton_process
+
+ZYGOTE_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """One node's share of its machine. Several nodes on one machine throttle their SSDs, so that locality is real."""
+
+    name: str
+    model_repository: Path
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+    agent_port: int
+    host: str = "127.0.0.1"
+    device_memory_bytes: int = 4 << 30
+    dram_bytes: int = 8 << 30
+    ssd_bytes_per_second: int | None = None
+    spare_workers: int = 1
+
+
+def node_processes(
+    config: NodeConfig, run: Run, installation: TritonInstallation, backends: BackendDirectory
+) -> list[ProcessSpec]:
+    """The node's processes. They find each other by sockets in the run directory and may start in any order."""
+    sockets = {part: run.directory / f"{config.name}.{part}" for part in ("store", "zygote", "agent")}
+    server = TritonServerConfig(
+        name=f"{config.name}.triton",
+        host=config.host,
+        http_port=config.http_port,
+        grpc_port=config.grpc_port,
+        metrics_port=config.metrics_port,
+        model_repository=config.model_repository,
+        shm_prefix=f"{run.shm_prefix}{config.name}-",
+        agent_socket=sockets["agent"],
+    )
+    return [
+        _store(config, sockets["store"]),
+        _zygote(config, sockets["zygote"], sockets["agent"], sockets["store"]),
+        _agent(config, sockets["agent"], sockets["zygote"], sockets["store"]),
+        triton_process(installation, backends, server),
+    ]
+
+
+def _module(name: str, *arguments: str) -> Sequence[str]:
+    return [sys.executable, "-m", f"serverless_triton.{name}", *arguments]
+
+
+def _store(config: NodeConfig, socket: Path) -> ProcessSpec:
+    throttle = ["--ssd-bytes-per-second", str(config.ssd_bytes_per_second)] if config.ssd_bytes_per_second else []
+    command = _module("loader.daemon", "--socket", str(socket), "--dram-bytes", str(config.dram_bytes), *throttle)
+    return ProcessSpec(name=f"{config.name}.store", command=command)
+
+
+def _zygote(config: NodeConfig, socket: Path, agent: Path, store: Path) -> ProcessSpec:
+    sockets = ("--socket", str(socket), "--agent-socket", str(agent), "--store-socket", str(store))
+    return ProcessSpec(
+        name=f"{config.name}.zygote", command=_module("backend.zygote", *sockets), environment=ZYGOTE_ENVIRONMENT
+    )
+
+
+def _agent(config: NodeConfig, socket: Path, zygote: Path, store: Path) -> ProcessSpec:
+    sockets = ("--socket", str(socket), "--zygote-socket", str(zygote), "--store-socket", str(store))
+    command = _module(
+        "backend.agent_server",
+        *sockets,
+        *("--node", config.name, "--grpc-address", f"{config.host}:{config.agent_port}"),
+        *("--model-repository", str(config.model_repository)),
+        *("--device-memory-bytes", str(config.device_memory_bytes), "--spare-workers", str(config.spare_workers)),
+    )
+    return ProcessSpec(name=f"{config.name}.agent", command=command)

@@ -1,0 +1,54 @@
+"""How a tritonserver of ours is started: its options, its environment, its share of /dev/shm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from serverless_triton.backend.supervisor import ProcessSpec
+from serverless_triton.backend.triton_install import BackendDirectory, TritonInstallation, server_environment
+
+AGENT_SOCKET_VARIABLE = "SERVERLESS_TRITON_AGENT_SOCKET"
+EXIT_TIMEOUT_S = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TritonServerConfig:
+    """One server. Ports are its own; `shm_prefix` must be no prefix of another server's."""
+
+    name: str
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+    model_repository: Path
+    shm_prefix: str
+    agent_socket: Path
+
+
+def triton_process(
+    installation: TritonInstallation, backends: BackendDirectory, config: TritonServerConfig
+) -> ProcessSpec:
+    """Explicit model control, complete configurations only: completing them would cost a second a load.
+
+    Raises StubUnusable where the stub would corrupt tensors.
+    """
+    command = [
+        str(installation.server),
+        f"--model-repository={config.model_repository}",
+        f"--backend-directory={backends.path}",
+        "--model-control-mode=explicit",
+        "--disable-auto-complete-config",
+        f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+        f"--http-address={config.host}",
+        f"--http-port={config.http_port}",
+        f"--grpc-address={config.host}",
+        f"--grpc-port={config.grpc_port}",
+        f"--metrics-address={config.host}",
+        f"--metrics-port={config.metrics_port}",
+        # A backend written in Python takes its shared-memory settings from the Python backend's.
+        f"--backend-config=python,shm-region-prefix-name={config.shm_prefix}",
+    ]
+    environment = server_environment(installation)
+    environment[AGENT_SOCKET_VARIABLE] = str(config.agent_socket)
+    return ProcessSpec(name=config.name, command=command, environment=environment, shm_prefix=config.shm_prefix)

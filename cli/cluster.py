@@ -1,0 +1,115 @@
+"""A whole cluster on this machine: N nodes and a scheduler under one supervisor (decision 14)."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from serverless_triton.backend.node import NodeConfig, node_processes
+from serverless_triton.backend.supervisor import ProcessSpec, Run, Supervisor
+from serverless_triton.backend.triton_install import assemble_backend_directory, find_triton
+from serverless_triton.scheduler.config import ControlConfig, parse_dataclass
+from serverless_triton.scheduler.gateway.settings import GatewaySettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeBudgets:
+    """What each node may use. Bandwidth is throttled only where it is given."""
+
+    device_memory_bytes: int = 4 << 30
+    dram_bytes: int = 8 << 30
+    ssd_bytes_per_second: int | None = None
+    spare_workers: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """`up`'s configuration file."""
+
+    model_repository: Path
+    servers: int = 2
+    node: NodeBudgets = field(default_factory=NodeBudgets)
+    gateway: GatewaySettings = field(default_factory=GatewaySettings)
+    control: ControlConfig = field(default_factory=ControlConfig)
+
+
+def load_cluster_config(path: Path | None, overrides: dict[str, Any]) -> ClusterConfig:
+    """From a YAML file, if there is one, and what the command line says above it. Raises ConfigError."""
+    raw = (yaml.safe_load(path.read_text()) or {}) if path else {}
+    for name, value in overrides.items():
+        if isinstance(value, dict):
+            value = {**raw.get(name, {}), **value}
+        raw[name] = value
+    raw["model_repository"] = Path(raw["model_repository"]).resolve()
+    return parse_dataclass(ClusterConfig, raw, "configuration")
+
+
+def run_cluster(config: ClusterConfig, logs: Path, report: Callable[[str], None]) -> None:
+    """Until SIGINT or SIGTERM. Raises TritonNotFound, StubUnusable, PackageUnavailable."""
+    installation = find_triton(report=report)
+    run = Run.create()
+    backends = assemble_backend_directory(installation, run.directory / "backends")
+    nodes = _nodes(config)
+    specs = [spec for node in nodes for spec in node_processes(node, run, installation, backends)]
+    specs.append(_scheduler(config, nodes, run))
+    asyncio.run(_supervise(Supervisor(run, specs, logs)))
+
+
+def _nodes(config: ClusterConfig) -> list[NodeConfig]:
+    ports = iter(free_ports(4 * config.servers))
+    return [
+        NodeConfig(
+            name=f"server-{number}",
+            model_repository=config.model_repository,
+            http_port=next(ports),
+            grpc_port=next(ports),
+            metrics_port=next(ports),
+            agent_port=next(ports),
+            **asdict(config.node),
+        )
+        for number in range(config.servers)
+    ]
+
+
+def _scheduler(config: ClusterConfig, nodes: list[NodeConfig], run: Run) -> ProcessSpec:
+    servers = [
+        {"name": n.name, "triton": f"{n.host}:{n.grpc_port}", "agent": f"{n.host}:{n.agent_port}"} for n in nodes
+    ]
+    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name in ("gateway", "control")}
+    file = run.directory / "scheduler.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "model_repository": str(config.model_repository),
+                "servers": servers,
+                **{name: asdict(value) for name, value in settings.items()},
+            }
+        )
+    )
+    command = [sys.executable, "-m", "serverless_triton.scheduler.service", "--config", str(file)]
+    return ProcessSpec(name="scheduler", command=command)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free now, held together while they are chosen so that they differ."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for candidate in sockets:
+            candidate.bind(("127.0.0.1", 0))
+        return [int(candidate.getsockname()[1]) for candidate in sockets]
+
+
+async def _supervise(supervisor: Supervisor) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, supervisor.stop)
+    await supervisor.run()

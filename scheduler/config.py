@@ -1,0 +1,112 @@
+"""The scheduler's configuration, read once and strictly from YAML.
+
+An unknown key or a bad value fails with its path and what would be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+
+from serverless_triton.scheduler.errors import SchedulerError
+from serverless_triton.scheduler.gateway.settings import GatewaySettings
+
+T = TypeVar("T")
+_SCALARS = (int, float, str, Path)
+
+
+class ConfigError(SchedulerError, ValueError):
+    """The configuration is wrong at the path that the message begins with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """One server: its Triton's gRPC address and its node agent's, host:port."""
+
+    name: str
+    triton: str
+    agent: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlConfig:
+    """What bounds the control loop's waits (seconds) and queues."""
+
+    load_timeout_s: float = 120.0
+    release_timeout_s: float = 10.0
+    max_waiting_per_model: int = 1024
+    max_failed_starts: int = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Everything the scheduler process is told."""
+
+    model_repository: Path
+    servers: tuple[ServerConfig, ...]
+    gateway: GatewaySettings = field(default_factory=GatewaySettings)
+    control: ControlConfig = field(default_factory=ControlConfig)
+
+
+def load_config(path: Path) -> SchedulerConfig:
+    """Raises ConfigError, with the file in front."""
+    try:
+        return parse_config(yaml.safe_load(path.read_text()))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ConfigError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def parse_config(value: object) -> SchedulerConfig:
+    """Raises ConfigError."""
+    raw = dict(_mapping(value, "configuration"))
+    servers = raw.pop("servers", None)
+    if not isinstance(servers, list) or not servers:
+        raise ConfigError("servers: give a list of at least one server with name, triton and agent")
+    raw["servers"] = tuple(parse_dataclass(ServerConfig, s, f"servers[{i}]") for i, s in enumerate(servers))
+    names = [server.name for server in raw["servers"]]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"servers: names must differ; got {', '.join(names)}")
+    if isinstance(raw.get("model_repository"), str):
+        raw["model_repository"] = Path(raw["model_repository"])
+    return parse_dataclass(SchedulerConfig, raw, "configuration")
+
+
+def _mapping(value: object, path: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"{path}: must be a mapping of names to values, not {type(value).__name__}")
+    return value
+
+
+def parse_dataclass(kind: type[T], value: object, path: str) -> T:
+    """A dataclass from a mapping, its dataclass fields from mappings in it. Raises ConfigError."""
+    raw, hints = _mapping(value, path), get_type_hints(kind)
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    for name in raw:
+        if name not in known:
+            raise ConfigError(f"{path}.{name}: is unknown; known are {', '.join(known)}")
+    for name, spec in known.items():
+        if name not in raw and spec.default is MISSING and spec.default_factory is MISSING:
+            raise ConfigError(f"{path}.{name}: is missing")
+    return kind(**{name: _field(raw[name], hints[name], f"{path}.{name}") for name in raw})
+
+
+def _field(value: Any, hint: Any, path: str) -> Any:
+    if is_dataclass(hint):
+        return parse_dataclass(hint, value, path)
+    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind in _SCALARS]
+    if not kinds or (value is None and type(None) in get_args(hint)):
+        return value
+    (kind,) = kinds
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ConfigError(f"{path}: is {value!r}; give a {kind.__name__}")
+    if isinstance(value, (int, float)) and value < 0:
+        raise ConfigError(f"{path}: is {value!r}; give a number from 0")
+    return value
