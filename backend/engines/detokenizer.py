@@ -1,7 +1,7 @@
 """Turns generated token ids into text, one id at a time.
 
-What has been released after n ids is a function of those n ids (and of the prompt and the stop strings) alone, so replaying
-a resumed stream's ids finds exactly the text that its client already has.
+What has been released after n ids is a function of those n ids (and of the prompt and the stop strings) alone, so
+replaying a resumed stream's ids finds exactly the text that its client already has.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _INCOMPLETE = "\ufffd"
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back. `decode` leaves special tokens out and writes U+FFFD for bytes that are no character."""
+    """Text to token ids and back. `decode` leaves special tokens out and writes U+FFFD for what is no character."""
 
     def encode(self, text: str) -> list[int]: ...
 

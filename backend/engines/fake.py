@@ -1,6 +1,6 @@
-"""An engine that computes nothing: its tokens are a hash of prompt and position. For tests of all that surrounds an engine.
+"""An engine that computes nothing: its tokens are a hash of prompt and position. For tests of what surrounds an engine.
 
-It keeps the whole contract (slots, resume, cancel, stop strings, limits): what passes with it should pass with a real one.
+It keeps the whole contract (slots, resume, cancel, stop strings, limits), so what works with it works with a real one.
 """
 
 from __future__ import annotations

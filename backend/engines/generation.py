@@ -1,7 +1,7 @@
 """One request's token state: its ids, the text they release and whether it has ended.
 
-Everything here follows from prompt, ids and sampling parameters, whoever computed the ids; where they are computed and in
-which batch is the engine's.
+Everything here follows from prompt, ids and sampling parameters, whoever computed the ids; where they are computed and
+in which batch is the engine's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Generation:
                 self.accept(token_id)
 
     def accept(self, token_id: int) -> str:
-        """The text that the next id releases. Sets `finish_reason` where the id is the last, which releases all text."""
+        """The text that the next id releases. Sets `finish_reason` where the id is the last; all text is out then."""
         assert self.finish_reason is None
         self.ids.append(token_id)
         if token_id in self.stop_ids and len(self.ids) > self.parameters.min_tokens:

@@ -1,4 +1,4 @@
-"""Checks a request against the model that is to serve it and begins its generation. What a client gets wrong ends here."""
+"""Checks a request against the model that is to serve it and begins its generation. Clients' mistakes end here."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Intake:
         if room_tokens < 1:
             raise InvalidRequest(
                 f"the prompt has {len(prompt_ids)} tokens, and prompt and answer together may have "
-                f"{self.max_sequence_tokens}; shorten the prompt to at most {self.max_sequence_tokens - 1} tokens or raise "
-                "the model's max_sequence_tokens"
+                f"{self.max_sequence_tokens}; shorten the prompt to at most {self.max_sequence_tokens - 1} tokens "
+                "or raise the model's max_sequence_tokens"
             )
         return room_tokens

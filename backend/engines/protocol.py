@@ -77,7 +77,7 @@ class Engine(Protocol):
         """Queue a request. Raises InvalidRequest, after which no event of it comes."""
 
     def cancel(self, request: int) -> None:
-        """Its terminal event comes from the next step; its KV memory is free then. Unknown and ended ones are ignored."""
+        """Its terminal event comes from the next step; its KV memory is free then. Unknown or ended: ignored."""
 
     def step(self) -> list[EngineEvent]:
         """Admit what fits, advance every admitted request, return what happened, in order of request."""

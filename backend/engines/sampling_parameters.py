@@ -1,7 +1,7 @@
 """A request's sampling parameters: vLLM's names, parsed once and strictly. How a token is drawn is each engine's.
 
-Two defaults are our own. An absent `temperature` means 0, greedy, where vLLM samples at 1: the same prompt then gives the
-same text, also after a move. A sampled request without `seed` gets a random one, which its first event tells.
+Two defaults are our own. An absent `temperature` means 0, greedy, where vLLM samples at 1: the same prompt then gives
+the same text, also after a move. A sampled request without `seed` gets a random one, which its first event tells.
 """
 
 from __future__ import annotations

@@ -63,8 +63,8 @@ class Learned(Generic[Value]):
 class TorchEngineBuilder:
     """Implements protocol.EngineBuilder.
 
-    A skeleton becomes one engine and is not kept beside it. A forked worker got its copy with its process, which no copying
-    here could beat; a builder that makes a second engine of one checkpoint builds a second skeleton.
+    A skeleton becomes one engine and is not kept beside it. A forked worker got its copy with its process, which no
+    copying here could beat; a builder that makes a second engine of one checkpoint builds a second skeleton.
     """
 
     def __init__(self) -> None:

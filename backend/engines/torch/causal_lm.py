@@ -1,4 +1,4 @@
-"""A model together with the KV memory that it reads and writes: tokens in, logits out. What to run when is the engine's."""
+"""A model together with the KV memory that it reads and writes: tokens in, logits out. The engine says what runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CausalLM:
     def rehearse(self, most_layers: int | None = None) -> None:
         """Run a prompt and a next token: a process's first pass sets up kernels, threads and buffers, and it is slow.
 
-        All of that happens in the first layer, so `most_layers` 1 is enough where every layer has been seen to run before.
+        All of that happens in the first layer, so `most_layers` 1 is enough where every layer has been seen to run.
         It writes into slot 0, so nobody may run yet.
         Raises ModelNotSupported for a model that does not run, or that keeps its past elsewhere than in the KV memory.
         """

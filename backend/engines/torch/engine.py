@@ -1,5 +1,5 @@
-"""Continuous batching over a Hugging Face model, in its simplest honest form: one step is one forward pass over the last
-token of every running sequence and the whole prompts of those newly admitted, all flattened into one row.
+"""Continuous batching over a Hugging Face model, in its simplest honest form: one step is one forward pass over the
+last token of every running sequence and the whole prompts of those newly admitted, all flattened into one row.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Draws the next token from logits.
 
-The noise is a function of seed and position alone, so that a stream goes on identically wherever it is resumed: Philox
-(Salmon et al., SC '11) counts positions, and Gumbel-max (the argmax of logit + Gumbel noise) makes a draw from the softmax
-of it, without a sum whose rounding could depend on the machine.
+The noise is a function of seed and position alone, so that a stream goes on identically wherever it is resumed. Philox
+(Salmon et al., SC '11) counts positions, and Gumbel-max makes a draw of it: the argmax of logit + Gumbel noise is
+distributed as the softmax, without a sum whose rounding could depend on the machine.
 """
 
 from __future__ import annotations

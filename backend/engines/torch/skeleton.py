@@ -1,4 +1,4 @@
-"""A Hugging Face causal LM without its weights: built from config.json on the meta device, later given tensors uncopied.
+"""A Hugging Face causal LM without its weights: built from config.json on the meta device, then given tensors.
 
 Building costs tens of milliseconds and needs no weights, so it happens ahead of time; giving it tensors costs a few.
 """

@@ -18,7 +18,7 @@ TOKENIZER_FILES = (
 
 
 class FileTokenizer:
-    """Implements detokenizer.Tokenizer. One text a call: batches start threads, which no process that forks may have."""
+    """Implements detokenizer.Tokenizer. One text a call: batches start threads, and the zygote forks."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -67,4 +67,5 @@ def _from_transformers(checkpoint: Path) -> Tokenizer:
     from transformers import AutoTokenizer  # seconds to import, and most checkpoints do without
 
     loaded: Any = AutoTokenizer.from_pretrained(str(checkpoint), local_files_only=True, trust_remote_code=False)
-    return getattr(loaded, "backend_tokenizer", None) or loaded._tokenizer
+    tokenizer: Tokenizer = loaded.backend_tokenizer
+    return tokenizer
