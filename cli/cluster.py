@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -61,7 +61,7 @@ def run_cluster(config: ClusterConfig, logs: Path, report: Callable[[str], None]
     nodes = _nodes(config)
     specs = [spec for node in nodes for spec in node_processes(node, run, installation, backends)]
     specs.append(_scheduler(config, nodes, run))
-    asyncio.run(_supervise(Supervisor(run, specs, logs)))
+    supervise(run, specs, logs)
 
 
 def _nodes(config: ClusterConfig) -> list[NodeConfig]:
@@ -108,7 +108,12 @@ def free_ports(count: int) -> list[int]:
         return [int(candidate.getsockname()[1]) for candidate in sockets]
 
 
-async def _supervise(supervisor: Supervisor) -> None:
+def supervise(run: Run, specs: Sequence[ProcessSpec], logs: Path) -> None:
+    """Keeps the processes running until SIGINT, SIGTERM or SIGHUP; then all of them have ended."""
+    asyncio.run(_until_signal(Supervisor(run, specs, logs)))
+
+
+async def _until_signal(supervisor: Supervisor) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, supervisor.stop)

@@ -15,6 +15,8 @@ import click
 _COMMANDS = {
     "add": "Put a model into a Triton model repository.",
     "demo": "Wake, swap and move models on two real Triton servers.",
+    "node": "Run one server of a cluster until Ctrl-C.",
+    "scheduler": "Run the scheduler and its gateway until Ctrl-C.",
     "setup": "Install what is fetched on demand: Triton, the demo model.",
     "up": "Run servers and the gateway on this machine until Ctrl-C.",
 }

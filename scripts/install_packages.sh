@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what pyproject.toml asks for at the versions of constraints.txt: install_packages.sh VENV EXTRA...
-# (`-` is the base requirements). It doesn't install the project itself: scripts/install_project.sh does.
+# (`-` is the base requirements, `scheduler` those of a machine without engines). It doesn't install the project itself: scripts/install_project.sh does.
 set -euo pipefail
 venv=$1
 shift
@@ -23,9 +23,16 @@ fail() {
     exit 1
 }
 
+# auto (CPU where no NVIDIA GPU is seen), cpu, or cuda: images are built where no GPU is seen.
+torch_build=${SERVERLESS_TRITON_TORCH:-auto}
+if [[ $torch_build == auto ]]; then
+    torch_build=cpu
+    if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then torch_build=cuda; fi
+fi
+
 torch_version=$(sed -n 's/^torch==//p' constraints.txt)
 install_torch() {
-    if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+    if [[ $torch_build == cuda ]]; then
         pip_install "torch==$torch_version"
     else
         pip_install "torch==$torch_version+cpu" ||
@@ -35,6 +42,6 @@ install_torch() {
 }
 
 echo "[2/3] packages (a minute or two; log: $log)"
-install_torch || fail "torch could not be installed"
 "$venv/bin/python" scripts/requirements.py "$@" >"$venv/requirements.txt"
+! grep -q '^torch' "$venv/requirements.txt" || install_torch || fail "torch could not be installed"
 pip_install -r "$venv/requirements.txt" || fail "packages could not be installed"

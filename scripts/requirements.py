@@ -1,4 +1,7 @@
-"""Prints requirements from pyproject.toml, one a line: `requirements.py [EXTRA ...]`; `-` stands for the base ones."""
+"""Prints requirements from pyproject.toml, one a line: `requirements.py [EXTRA ...]`.
+
+`-` stands for the base ones, `scheduler` for those of a machine that runs no engine.
+"""
 
 import pathlib
 import sys
@@ -8,14 +11,17 @@ if sys.version_info >= (3, 11):
 else:
     from pip._vendor import tomli as tomllib
 
+ONLY_FOR_ENGINES = ("safetensors", "torch", "transformers")
 PYPROJECT = pathlib.Path(__file__).parent.parent / "pyproject.toml"
 
 
 def main(names: list[str]) -> None:
     project = tomllib.loads(PYPROJECT.read_text())["project"]
+    base = project["dependencies"]
+    without_engines = [line for line in base if not line.startswith(ONLY_FOR_ENGINES)]
+    groups = {"-": base, "scheduler": without_engines, **project["optional-dependencies"]}
     for name in names:
-        requirements = project["dependencies"] if name == "-" else project["optional-dependencies"][name]
-        print(*requirements, sep="\n")
+        print(*groups[name], sep="\n")
 
 
 if __name__ == "__main__":

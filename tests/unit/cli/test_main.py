@@ -20,7 +20,7 @@ def test_help_lists_every_command_without_importing_any():
         "assert 'torch' not in sys.modules and 'grpc' not in sys.modules"
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert {"add", "demo", "setup", "up"} <= set(finished.stdout.split())
+    assert {"add", "demo", "node", "scheduler", "setup", "up"} <= set(finished.stdout.split())
 
 
 def test_a_typed_error_is_one_line_and_exit_code_1(tmp_path: Path):

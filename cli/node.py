@@ -1,0 +1,39 @@
+"""`serverless-triton node`: one server of a cluster, for deployments that start the parts themselves."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from serverless_triton.backend.node import NodeConfig, node_processes
+from serverless_triton.backend.supervisor import Run
+from serverless_triton.backend.triton_install import assemble_backend_directory, find_triton
+from serverless_triton.cli.cluster import supervise
+
+_PORT = click.IntRange(1, 65535)
+
+
+@click.command("node")
+@click.option("--name", required=True, help="What the scheduler's configuration calls it.")
+@click.option("--model-repository", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where Triton and the agent listen.")
+@click.option("--http-port", type=_PORT, default=8000, show_default=True, help="Triton's HTTP.")
+@click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="Triton's gRPC.")
+@click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Triton's metrics.")
+@click.option("--agent-port", type=_PORT, default=8003, show_default=True, help="The agent's gRPC.")
+@click.option("--device-memory-bytes", type=click.IntRange(1), default=4 << 30, show_default=True, help="KV caches.")
+@click.option("--dram-bytes", type=click.IntRange(1), default=8 << 30, show_default=True, help="Weights in memory.")
+@click.option("--ssd-bytes-per-second", type=click.IntRange(1), help="Throttle reads. [default: not]")
+@click.option("--spare-workers", type=click.IntRange(0), default=1, show_default=True, help="Forked ahead.")
+@click.option("--logs", type=click.Path(path_type=Path), default=Path("build/logs"), show_default=True)
+def command(model_repository: Path, logs: Path, **options: Any) -> None:
+    """Run one server: its store, zygote, agent and tritonserver, until Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    config = NodeConfig(model_repository=model_repository.resolve(), **options)
+    installation = find_triton(report=lambda message: click.echo(message, err=True))
+    run = Run.create()
+    backends = assemble_backend_directory(installation, run.directory / "backends")
+    supervise(run, node_processes(config, run, installation, backends), logs)
