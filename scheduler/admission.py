@@ -1,0 +1,159 @@
+"""The seam between a gateway, which owns streams, and the control loop, which owns capacity (decision 6)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NewType, Protocol
+
+from serverless_triton.scheduler.errors import AdmissionTimeout, NoCapacity, SchedulerError
+
+StreamId = NewType("StreamId", str)
+ServerName = NewType("ServerName", str)
+ReplicaId = NewType("ReplicaId", str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """One stretch of a start. Seconds on the scheduler's monotonic clock; spans may overlap."""
+
+    name: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartRecord:
+    """How a replica came to be, for the receipts of the requests that waited for it."""
+
+    tier: str  # where the weights came from: "dram", "ssd", "page_cache"
+    bytes: int
+    predicted_s: float
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """A place on a replica, held by one stream until `finish`. Eviction sees the reference."""
+
+    stream: StreamId
+    model: str
+    server: ServerName
+    grpc_address: str
+    replica: ReplicaId
+    epoch: int
+    start: StartRecord | None  # None: the replica was ready when the stream came
+    lost: asyncio.Future[str] = field(
+        repr=False, compare=False
+    )  # resolves to the reason once the replica is known dead
+
+
+class Admission(Protocol):
+    """What a gateway asks of the control loop."""
+
+    async def admit(
+        self, stream: StreamId, model: str, *, timeout_s: float, avoid: frozenset[ReplicaId] = frozenset()
+    ) -> Assignment:
+        """A place for the stream, the model started first if need be. `avoid` names replicas it broke on before.
+
+        Raises UnknownModel, LoadFailed, NoCapacity, AdmissionTimeout. Cancelling the call gives the place up.
+        """
+
+    def finish(self, assignment: Assignment) -> None:
+        """The stream ended or moved away; the reference is given back. Idempotent."""
+
+    async def warm(self, model: str, *, timeout_s: float) -> None:
+        """Start the model somewhere unless it runs (RepositoryModelLoad). Raises as `admit` does."""
+
+    async def release(self, model: str, *, timeout_s: float) -> None:
+        """Stop every replica of the model once its streams have ended (RepositoryModelUnload)."""
+
+    def ready_models(self) -> frozenset[str]:
+        """Models with a ready replica."""
+
+
+class FakeAdmission:
+    """An Admission with a few servers and no weights, for tests of what stands on the seam.
+
+    Every model is ready on every server, one replica each. Tests script refusals with `refuse`, hold callers back with
+    `hold`, kill with `lose`, and read `admitted` and `finished`.
+    """
+
+    def __init__(self, servers: Mapping[str, str] | None = None, start: StartRecord | None = None) -> None:
+        self._servers = dict(servers or {f"server-{n}": f"fake:{n}" for n in range(5)})
+        self._start = start
+        self._refusals: deque[SchedulerError] = deque()
+        self._gate = asyncio.Event()
+        self._gate.set()
+        self._ready: set[str] = set()
+        self.admitted: list[Assignment] = []
+        self.finished: list[Assignment] = []
+
+    @property
+    def held(self) -> list[Assignment]:
+        """Assignments whose reference has not been given back."""
+        return [a for a in self.admitted if not any(a is f for f in self.finished)]
+
+    def refuse(self, error: SchedulerError) -> None:
+        """The next call fails with this."""
+        self._refusals.append(error)
+
+    def hold(self) -> None:
+        self._gate.clear()
+
+    def release_held(self) -> None:
+        self._gate.set()
+
+    def lose(self, assignment: Assignment, reason: str = "worker died") -> None:
+        """The replica is known dead."""
+        if not assignment.lost.done():
+            assignment.lost.set_result(reason)
+
+    async def admit(
+        self, stream: StreamId, model: str, *, timeout_s: float, avoid: frozenset[ReplicaId] = frozenset()
+    ) -> Assignment:
+        await self._pass(timeout_s)
+        for server, address in sorted(self._servers.items()):
+            replica = ReplicaId(f"{model}@{server}")
+            if replica not in avoid:
+                return self._assign(stream, model, ServerName(server), address, replica)
+        raise NoCapacity(f"model '{model}' broke on every server")
+
+    def finish(self, assignment: Assignment) -> None:
+        self.finished.append(assignment)
+
+    async def warm(self, model: str, *, timeout_s: float) -> None:
+        await self._pass(timeout_s)
+        self._ready.add(model)
+
+    async def release(self, model: str, *, timeout_s: float) -> None:
+        await self._pass(timeout_s)
+        self._ready.discard(model)
+
+    def ready_models(self) -> frozenset[str]:
+        return frozenset(self._ready)
+
+    async def _pass(self, timeout_s: float) -> None:
+        try:
+            await asyncio.wait_for(self._gate.wait(), timeout_s)
+        except asyncio.TimeoutError:
+            raise AdmissionTimeout(f"not started within {timeout_s:.3f} s") from None
+        if self._refusals:
+            raise self._refusals.popleft()
+
+    def _assign(self, stream: StreamId, model: str, server: ServerName, address: str, replica: ReplicaId) -> Assignment:
+        self._ready.add(model)
+        assignment = Assignment(
+            stream=stream,
+            model=model,
+            server=server,
+            grpc_address=address,
+            replica=replica,
+            epoch=1,
+            start=self._start,
+            lost=asyncio.get_running_loop().create_future(),
+        )
+        self.admitted.append(assignment)
+        return assignment

@@ -1,0 +1,120 @@
+"""What goes back to a client: one upstream message, or a whole stream's, in the form that client asked for.
+
+Follows Triton's vllm_backend: streamed text comes as pieces, whole text at once; `finish_reason` is "None" until the
+last piece; `num_output_tokens` counts the piece's own. The last response carries Triton's final marker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tritonclient.grpc import service_pb2 as pb
+
+from serverless_triton.scheduler.gateway.request import GenerationRequest
+from serverless_triton.scheduler.gateway.tensors import Tensor, add_output, number_tensor, read_outputs, string_tensor
+from serverless_triton.scheduler.journal import StreamJournal
+
+FINAL = "triton_final_response"
+STREAM_ID = "stream_id"
+
+
+class MalformedUpdate(Exception):
+    """A replica's response does not carry the token state that was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenUpdate:
+    """One response of a replica, by value."""
+
+    attempt: int
+    first_position: int
+    output_ids: tuple[int, ...]
+    text: bytes
+    prompt_ids: tuple[int, ...]
+    num_input_tokens: int | None
+    finish_reason: str | None
+
+    @property
+    def empty(self) -> bool:
+        """A heartbeat: it says that the replica lives, and nothing else."""
+        return not self.output_ids and not self.text and self.finish_reason is None
+
+
+def read_update(response: pb.ModelInferResponse) -> TokenUpdate | None:
+    """None for the empty final response. Raises MalformedUpdate."""
+    if not response.outputs:
+        return None
+    try:
+        tensors = read_outputs(response)
+        return TokenUpdate(
+            attempt=_integers(tensors["attempt"])[0],
+            first_position=_integers(tensors["first_position"])[0],
+            output_ids=_integers(tensors["output_ids"]),
+            text=b"".join(tensors["text_output"].strings()),
+            prompt_ids=_integers(tensors["prompt_ids"]) if "prompt_ids" in tensors else (),
+            num_input_tokens=_integers(tensors["num_input_tokens"])[0] if "num_input_tokens" in tensors else None,
+            finish_reason=_text(tensors.get("finish_reason")),
+        )
+    except (KeyError, IndexError, ValueError) as error:
+        raise MalformedUpdate(f"a response without token state: {type(error).__name__} {error}") from error
+
+
+def _integers(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(int(number) for number in tensor.numbers())
+
+
+def _text(tensor: Tensor | None) -> str | None:
+    texts = tensor.strings() if tensor is not None else []
+    return texts[0].decode() if texts and texts[0] else None
+
+
+class Composer:
+    """One client's view of a stream. Holds text back only for a client that wants it whole."""
+
+    def __init__(self, request: GenerationRequest, journal: StreamJournal) -> None:
+        self._request = request
+        self._journal = journal
+        self._held: list[bytes] = []
+
+    def compose(self, update: TokenUpdate) -> pb.ModelInferResponse | None:
+        """The response to send for an accepted update, if there is one."""
+        final = update.finish_reason is not None
+        if not self._request.whole:
+            return None if update.empty else self._response(update, update.text, update.output_ids)
+        self._held.append(update.text)
+        if not final:
+            return None
+        text = self._request.prompt_text + b"".join(self._held)
+        return self._response(update, text, tuple(self._journal.output_ids))
+
+    def _response(self, update: TokenUpdate, text: bytes, output_ids: tuple[int, ...]) -> pb.ModelInferResponse:
+        request = self._request
+        response = pb.ModelInferResponse(model_name=request.model, model_version=request.version, id=request.client_id)
+        response.parameters[STREAM_ID].string_param = self._journal.stream
+        response.parameters[FINAL].bool_param = update.finish_reason is not None
+        for name in sorted(request.outputs, key=_rank):
+            tensor = self._output(name, update, text, output_ids)
+            if tensor is not None:
+                add_output(response, tensor)
+        return response
+
+    def _output(self, name: str, update: TokenUpdate, text: bytes, output_ids: tuple[int, ...]) -> Tensor | None:
+        values: dict[str, Any] = {
+            "num_input_tokens": [self._journal.num_input_tokens],
+            "num_output_tokens": [len(output_ids)],
+            "output_ids": output_ids,
+            "prompt_ids": self._journal.prompt_ids,
+        }
+        if name == "text_output":
+            return string_tensor(name, text)
+        if name == "finish_reason":
+            return string_tensor(name, str(update.finish_reason).encode())
+        return number_tensor(name, _DATATYPES[name], values[name]) if name in values else None
+
+
+_DATATYPES = {"num_input_tokens": "UINT32", "num_output_tokens": "UINT32", "output_ids": "INT32", "prompt_ids": "INT32"}
+
+
+def _rank(name: str) -> tuple[bool, str]:
+    return name != "text_output", name

@@ -1,0 +1,85 @@
+"""One gateway: its journal, relay, servers and books, put together and started."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from serverless_triton.scheduler.admission import Admission
+from serverless_triton.scheduler.catalogue import Catalogue
+from serverless_triton.scheduler.gateway.grpc_v2 import GrpcFrontend, GrpcServer
+from serverless_triton.scheduler.gateway.http_site import HttpSite
+from serverless_triton.scheduler.gateway.metrics import GatewayMetrics, metrics_app
+from serverless_triton.scheduler.gateway.relay import Relay
+from serverless_triton.scheduler.gateway.service import InferenceService
+from serverless_triton.scheduler.gateway.settings import GatewaySettings
+from serverless_triton.scheduler.gateway.statistics import Statistics
+from serverless_triton.scheduler.gateway.upstream import GrpcUpstream, Upstream
+from serverless_triton.scheduler.journal import Journal
+from serverless_triton.scheduler.receipts import ReceiptBook
+
+
+class Gateway:
+    """Made in a running event loop. `receipts`, `journal` and `metrics` are there to be read."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        admission: Admission,
+        settings: GatewaySettings | None = None,
+        upstream: Upstream | None = None,
+        metrics: GatewayMetrics | None = None,
+        cluster_status: Callable[[], dict[str, Any]] = dict,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        settings = settings or GatewaySettings()
+        self.metrics = metrics or GatewayMetrics()
+        self.journal = Journal()
+        self.receipts = ReceiptBook()
+        self._upstream = upstream or GrpcUpstream(max_message_bytes=settings.max_message_bytes)
+        statistics = Statistics()
+        self._relay = Relay(
+            admission=admission,
+            upstream=self._upstream,
+            journal=self.journal,
+            receipts=self.receipts,
+            metrics=self.metrics,
+            statistics=statistics,
+            limits=settings.relay,
+            clock=clock,
+        )
+        self._open = False
+        service = InferenceService(
+            catalogue=catalogue,
+            admission=admission,
+            relay=self._relay,
+            statistics=statistics,
+            admin_timeout_s=settings.admin_timeout_s,
+            is_ready=lambda: self._open,
+        )
+        self._grpc = GrpcServer(GrpcFrontend(service, self.metrics, settings), settings)
+        self._metrics_site = HttpSite(metrics_app(self.metrics.registry), settings.host, settings.metrics_port)
+
+    @property
+    def grpc_port(self) -> int:
+        return self._grpc.port
+
+    @property
+    def metrics_port(self) -> int:
+        return self._metrics_site.port
+
+    async def start(self) -> None:
+        """Listen on every port. Raises OSError or RuntimeError where one is taken."""
+        await self._metrics_site.start()
+        await self._grpc.start()
+        self._open = True
+
+    async def stop(self) -> None:
+        """Not ready at once; running streams may end within the drain timeout, then everything is closed."""
+        self._open = False
+        await self._grpc.stop()
+        await self._relay.close()
+        await self._upstream.close()
+        await self._metrics_site.stop()

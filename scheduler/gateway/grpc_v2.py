@@ -1,0 +1,228 @@
+"""KServe v2 over gRPC, as Triton's port 8001 speaks it.
+
+Carries messages between clients and `service.py`. A client stream may hold many requests at once; each is a relayed
+stream of its own, and their responses are written one at a time, so that a client that reads slowly is served slowly.
+"""
+
+# ruff: noqa: N802  # the protocol names the methods
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from serverless_triton.scheduler.errors import SchedulerError
+from serverless_triton.scheduler.gateway.composer import FINAL
+from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
+from serverless_triton.scheduler.gateway.service import InferenceService
+from serverless_triton.scheduler.gateway.settings import GatewaySettings
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_Answer = TypeVar("_Answer")
+_REFUSED = {
+    "TraceSetting": "the server does not support trace settings",
+    "LogSettings": "the server does not support log settings",
+    "SystemSharedMemoryStatus": "the server does not support system shared memory",
+    "SystemSharedMemoryRegister": "the server does not support system shared memory",
+    "SystemSharedMemoryUnregister": "the server does not support system shared memory",
+    "CudaSharedMemoryStatus": "the server does not support CUDA shared memory",
+    "CudaSharedMemoryRegister": "the server does not support CUDA shared memory",
+    "CudaSharedMemoryUnregister": "the server does not support CUDA shared memory",
+}
+
+
+class GrpcFrontend(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # tritonclient has no types
+    """The servicer. Method names are the protocol's."""
+
+    def __init__(self, service: InferenceService, metrics: GatewayMetrics, settings: GatewaySettings) -> None:
+        self._service = service
+        self._metrics = metrics
+        self._max_requests = settings.max_requests_per_stream
+        for name, words in _REFUSED.items():
+            setattr(self, name, _refusing(words))
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self._service.is_ready())
+
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
+        return self._service.server_metadata()
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
+        ready = await self._answer(context, lambda: self._service.model_ready(request.name, request.version))
+        return pb.ModelReadyResponse(ready=ready)
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
+        return await self._answer(context, lambda: self._service.model_metadata(request.name, request.version))
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
+        return await self._answer(context, lambda: self._service.model_config(request.name, request.version))
+
+    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
+        return await self._answer(context, lambda: self._service.model_statistics(request.name, request.version))
+
+    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
+        name, ready = request.repository_name, request.ready
+        return await self._answer(context, lambda: self._service.repository_index(name, ready_only=ready))
+
+    async def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, context: Context
+    ) -> pb.RepositoryModelLoadResponse:
+        load = self._service.load(request.model_name, request.repository_name, request.parameters)
+        await self._finish(context, load)
+        return pb.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, context: Context
+    ) -> pb.RepositoryModelUnloadResponse:
+        await self._finish(context, self._service.unload(request.model_name, request.repository_name))
+        return pb.RepositoryModelUnloadResponse()
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+        """The whole text in one response, which stock Triton refuses for decoupled models."""
+        return await self._finish(context, self._infer(request))
+
+    async def _infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        stream = self._service.open(request, unary=True)
+        async with aclosing(stream.responses()) as responses:
+            return [response async for response in responses][-1]
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:
+        await ClientStream(self._service, self._metrics, context, self._max_requests).serve(requests)
+
+    async def _answer(self, context: Context, answer: Callable[[], _Answer]) -> _Answer:
+        try:
+            return answer()
+        except SchedulerError as error:
+            await self._abort(context, error)
+
+    async def _finish(self, context: Context, work: Awaitable[_Answer]) -> _Answer:
+        try:
+            return await work
+        except SchedulerError as error:
+            await self._abort(context, error)
+
+    async def _abort(self, context: Context, error: SchedulerError) -> NoReturn:
+        self._metrics.errors.labels(error.code).inc()
+        await context.abort(grpc.StatusCode[error.code], str(error))
+
+
+class ClientStream:
+    """One ModelStreamInfer call of a client, with any number of requests on it."""
+
+    def __init__(self, service: InferenceService, metrics: GatewayMetrics, context: Context, max_requests: int) -> None:
+        self._service = service
+        self._metrics = metrics
+        self._context = context
+        self._write_turn = asyncio.Lock()
+        self._slots = asyncio.Semaphore(max_requests)
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Triton's switch: errors end the stream with their gRPC status.
+        self._ends_on_error = ("triton_grpc_error", "true") in tuple(context.invocation_metadata() or ())
+        self._failure: SchedulerError | None = None
+        self._failed = asyncio.Event()
+
+    async def serve(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
+        """Until the client has closed its side and every request is answered."""
+        reading = asyncio.create_task(self._read(requests))
+        failing = asyncio.create_task(self._failed.wait())
+        try:
+            await asyncio.wait({reading, failing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _cancel({reading, failing} | self._tasks)
+        if self._failure is not None:
+            self._metrics.errors.labels(self._failure.code).inc()
+            await self._context.abort(grpc.StatusCode[self._failure.code], str(self._failure))
+
+    async def _read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
+        async for request in requests:
+            await self._slots.acquire()
+            task = asyncio.create_task(self._relay(request))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _relay(self, request: pb.ModelInferRequest) -> None:
+        failed = pb.ModelInferResponse(id=request.id)
+        try:
+            stream = self._service.open(request)
+            failed.model_name = request.model_name
+            failed.parameters[FINAL].bool_param = True
+            async with aclosing(stream.responses()) as responses:
+                async for response in responses:
+                    await self._write(pb.ModelStreamInferResponse(infer_response=response))
+        except SchedulerError as error:
+            await self._refuse(error, failed)
+
+    async def _refuse(self, error: SchedulerError, failed: pb.ModelInferResponse) -> None:
+        if self._ends_on_error:
+            self._fail(error)
+            return
+        self._metrics.errors.labels(error.code).inc()
+        await self._write(pb.ModelStreamInferResponse(error_message=str(error), infer_response=failed))
+
+    async def _write(self, message: pb.ModelStreamInferResponse) -> None:
+        async with self._write_turn:
+            await self._context.write(message)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._slots.release()
+        if not task.cancelled() and (error := task.exception()) is not None and not self._context.done():
+            log.error("a relayed stream failed", exc_info=error)
+            self._fail(SchedulerError("internal error"))
+
+    def _fail(self, error: SchedulerError) -> None:
+        self._failure = self._failure or error
+        self._failed.set()
+
+
+async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _refusing(words: str) -> Callable[[Any, Context], Awaitable[NoReturn]]:
+    async def refuse(request: Any, context: Context) -> NoReturn:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, words)
+
+    return refuse
+
+
+class GrpcServer:
+    """The listening side. `port` is the one it got."""
+
+    def __init__(self, frontend: GrpcFrontend, settings: GatewaySettings) -> None:
+        self._server = grpc.aio.server(
+            options=(
+                ("grpc.max_receive_message_length", settings.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+            )
+        )
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(frontend, self._server)
+        self._address = f"{settings.host}:{settings.grpc_port}"
+        self._drain_s = settings.drain_timeout_s
+        self.port = 0
+
+    async def start(self) -> None:
+        """Raises RuntimeError where the address is taken."""
+        self.port = self._server.add_insecure_port(self._address)
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Refuses new calls at once and lets running ones end, for as long as the settings allow."""
+        await self._server.stop(self._drain_s)

@@ -1,0 +1,256 @@
+"""The life of one stream: a place on a replica, tokens from there to the client, and another place when that one dies.
+
+    admit ─► call ─► accept · journal · compose ─► … ─► finish reason
+      ▲                       │
+      └── the replica died ◄──┘   (attempt + 1, avoiding it, from the journal's tokens)
+
+Every place that `admit` gives is given back by exactly one `finish`. Nothing is read ahead of the client: a slow reader
+slows its own replica stream. Decisions about capacity are the control loop's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tritonclient.grpc import service_pb2 as pb
+
+from serverless_triton.scheduler.admission import Admission, Assignment, ReplicaId, Span, StreamId
+from serverless_triton.scheduler.errors import SchedulerError, StreamLost
+from serverless_triton.scheduler.gateway.composer import Composer, MalformedUpdate, TokenUpdate, read_update
+from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
+from serverless_triton.scheduler.gateway.request import GenerationRequest
+from serverless_triton.scheduler.gateway.settings import RelayLimits
+from serverless_triton.scheduler.gateway.statistics import Statistics
+from serverless_triton.scheduler.gateway.upstream import Upstream, UpstreamCall, UpstreamError
+from serverless_triton.scheduler.gateway.watchdog import Watchdog
+from serverless_triton.scheduler.journal import Journal, Verdict
+from serverless_triton.scheduler.receipts import Kind, Receipt, ReceiptBook
+
+log = logging.getLogger(__name__)
+
+# How long a server may take to end a call after its last response, before the call is cancelled.
+_END_OF_CALL_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relay:
+    """What all streams of a gateway share."""
+
+    admission: Admission
+    upstream: Upstream
+    journal: Journal
+    receipts: ReceiptBook
+    metrics: GatewayMetrics
+    statistics: Statistics
+    limits: RelayLimits = field(default_factory=RelayLimits)
+    clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
+    _ending: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def open(self, request: GenerationRequest) -> RelayedStream:
+        """A stream with an id of its own. Nothing happens until its responses are asked for."""
+        return RelayedStream(self, request)
+
+    def let_end(self, call: UpstreamCall) -> None:
+        """Reads a call that has said everything to its end: cancelling it would race with the server's own."""
+        task = asyncio.create_task(_drain(call))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def close(self) -> None:
+        """Waits for calls that are ending."""
+        await asyncio.gather(*self._ending)
+
+
+async def _drain(call: UpstreamCall) -> None:
+    over = UpstreamError("CANCELLED", "the stream is over")
+    timer = asyncio.get_running_loop().call_later(_END_OF_CALL_S, call.sever, over)
+    try:
+        while await call.read() is not None:
+            pass
+    except UpstreamError as error:
+        log.debug("a finished call ended with %s", error.code)
+    finally:
+        timer.cancel()
+        call.sever(over)
+
+
+class RelayedStream:
+    """One stream of one client."""
+
+    def __init__(self, relay: Relay, request: GenerationRequest) -> None:
+        self._relay = relay
+        self._request = request
+        self._journal = relay.journal.open(request.model)
+        self._composer = Composer(request, self._journal)
+        self._avoid: set[ReplicaId] = set()
+        self._deaths = 0
+        self._opened_s = self._waiting_since_s = relay.clock()
+        self._queue_s: float | None = None
+        self._assigned_s = 0.0
+        self._receipt_due = True
+
+    @property
+    def id(self) -> StreamId:
+        return self._journal.stream
+
+    async def responses(self) -> AsyncGenerator[pb.ModelInferResponse, None]:
+        """The client's responses, the last with a final marker. Closing it cancels all. Raises SchedulerError."""
+        relay, journal = self._relay, self._journal
+        relay.metrics.requests.labels(journal.model).inc()
+        relay.metrics.open_streams.inc()
+        try:
+            deadline = self._deadline()
+            while journal.finish_reason is None:
+                assignment = await self._admit(deadline)
+                try:
+                    with self._call(assignment, deadline) as (call, watchdog):
+                        while journal.finish_reason is None:
+                            watchdog.reading()
+                            response = self._take(assignment, await call.read())
+                            watchdog.idle()
+                            if response is not None and journal.finish_reason is None:
+                                yield response
+                except UpstreamError as error:
+                    self._survive(assignment, error)
+            self._count(succeeded=True)
+            assert response is not None
+            yield response
+        except SchedulerError:
+            self._count(succeeded=False)
+            raise
+        finally:
+            relay.metrics.open_streams.dec()
+            relay.journal.close(self.id)
+
+    def discard(self) -> None:
+        """Forget a stream whose responses nobody is going to ask for."""
+        self._relay.journal.close(self.id)
+
+    def _deadline(self) -> float | None:
+        limit = self._relay.limits.overall_timeout_s
+        return None if limit is None else asyncio.get_running_loop().time() + limit
+
+    async def _admit(self, deadline: float | None) -> Assignment:
+        limits = [self._relay.limits.admission_timeout_s]
+        if deadline is not None:
+            limits.append(max(0.0, deadline - asyncio.get_running_loop().time()))
+        if self._request.queue_timeout_s is not None and self._queue_s is None:
+            limits.append(self._request.queue_timeout_s)
+        assignment = await self._relay.admission.admit(
+            self.id, self._journal.model, timeout_s=min(limits), avoid=frozenset(self._avoid)
+        )
+        self._assigned_s = self._relay.clock()
+        if self._queue_s is None:
+            self._queue_s = self._assigned_s - self._opened_s
+        return assignment
+
+    @contextmanager
+    def _call(self, assignment: Assignment, deadline: float | None) -> Iterator[tuple[UpstreamCall, Watchdog]]:
+        try:
+            request = self._request.upstream(self.id, self._journal.resume_point())
+            call = self._relay.upstream.infer(assignment.grpc_address, request)
+            limit = self._relay.limits.inactivity_timeout_s
+            watchdog = Watchdog(call, assignment, inactivity_s=limit, deadline=deadline)
+            try:
+                yield call, watchdog
+            finally:
+                watchdog.stop()
+                self._leave(call)
+        finally:
+            self._relay.admission.finish(assignment)
+
+    def _leave(self, call: UpstreamCall) -> None:
+        if self._journal.finish_reason is not None:
+            self._relay.let_end(call)
+        else:
+            call.sever(UpstreamError("CANCELLED", "the gateway left the call"))
+
+    def _take(self, assignment: Assignment, message: pb.ModelInferResponse | None) -> pb.ModelInferResponse | None:
+        """Journals a message; returns what the client hears of it. Raises UpstreamError."""
+        try:
+            update = None if message is None else read_update(message)
+        except MalformedUpdate as error:
+            raise UpstreamError("INTERNAL", f"model '{self._journal.model}': {error}") from error
+        if update is None:
+            raise UpstreamError("UNAVAILABLE", "the replica ended the stream before the text was complete")
+        if update.finish_reason == "cancelled":
+            raise UpstreamError("CANCELLED", "the replica gave the stream up")
+        if not self._accepts(update):
+            return None
+        if self._receipt_due and not update.empty:
+            self._write_receipt(assignment)
+        return self._composer.compose(update)
+
+    def _accepts(self, update: TokenUpdate) -> bool:
+        verdict = self._journal.accept(
+            attempt=update.attempt,
+            first_position=update.first_position,
+            output_ids=update.output_ids,
+            text=update.text.decode(errors="replace"),
+        )
+        if verdict is not Verdict.ACCEPTED:
+            self._relay.metrics.dropped_messages.labels(self._journal.model).inc()
+        if verdict is Verdict.GAP:
+            raise UpstreamError("UNAVAILABLE", "the replica left tokens out")
+        if verdict is Verdict.ACCEPTED:
+            self._journal.learn(update.prompt_ids, update.num_input_tokens, update.finish_reason)
+        return verdict is Verdict.ACCEPTED
+
+    def _survive(self, assignment: Assignment, error: UpstreamError) -> None:
+        """Makes the stream ready for its next attempt. Raises what the client must hear instead, if anything."""
+        if not error.breaks_replica:
+            raise UpstreamError(error.code, self._in_clients_words(str(error))) from error
+        self._deaths += 1
+        self._avoid.add(assignment.replica)
+        fields = {"stream": self.id[:8], "model": assignment.model, "server": assignment.server, "reason": str(error)}
+        log.warning("stream lost its replica", extra=fields)
+        if self._deaths >= self._relay.limits.max_deaths:
+            raise StreamLost(
+                f"model '{assignment.model}': {self._deaths} replicas broke under this stream, the last with: {error}"
+            ) from error
+        self._journal.next_attempt()
+        self._waiting_since_s = self._relay.clock()
+        self._receipt_due = True
+        self._relay.metrics.resumed_streams.labels(assignment.model).inc()
+
+    def _in_clients_words(self, message: str) -> str:
+        return message.replace(f"[request id: {self.id}]", f"[request id: {self._request.client_id or '<id_unknown>'}]")
+
+    def _write_receipt(self, assignment: Assignment) -> None:
+        self._receipt_due = False
+        start, now_s = assignment.start, self._relay.clock()
+        kind: Kind = "resumed" if self._journal.attempt else "warm" if start is None else "cold"
+        own = (
+            Span(name="admission", start_s=self._waiting_since_s, end_s=self._assigned_s),
+            Span(name="first_token", start_s=self._assigned_s, end_s=now_s),
+        )
+        receipt = Receipt(
+            stream=self.id,
+            model=assignment.model,
+            server=assignment.server,
+            kind=kind,
+            tier=start.tier if start else None,
+            bytes=start.bytes if start else 0,
+            predicted_s=start.predicted_s if start else None,
+            start_s=self._waiting_since_s,
+            first_token_s=now_s,
+            spans=(*own, *(start.spans if start else ())),
+        )
+        self._relay.receipts.add(receipt)
+        self._relay.metrics.first_token_seconds.labels(assignment.model, kind).observe(receipt.actual_s)
+
+    def _count(self, *, succeeded: bool) -> None:
+        relay, request = self._relay, self._request
+        total_s = relay.clock() - self._opened_s
+        now_ms = int(relay.wall_clock() * 1000)
+        if succeeded:
+            queue_s = self._queue_s or 0.0
+            relay.statistics.succeeded(request.model, request.version, total_s=total_s, queue_s=queue_s, now_ms=now_ms)
+        else:
+            relay.statistics.failed(request.model, request.version, total_s=total_s, now_ms=now_ms)

@@ -1,0 +1,172 @@
+"""What a client asked for, parsed once: Triton's vllm_backend convention over KServe's request.
+
+Owns the meaning of tensors and request parameters and the request that goes upstream; the shape of what goes back is
+`composer.py`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tritonclient.grpc import service_pb2 as pb
+
+from serverless_triton.backend.messages import parse_json_object
+from serverless_triton.scheduler.admission import StreamId
+from serverless_triton.scheduler.catalogue import PRIVATE_INPUTS, ModelEntry
+from serverless_triton.scheduler.errors import InvalidRequest
+from serverless_triton.scheduler.gateway.tensors import (
+    Tensor,
+    add_input,
+    check_outputs,
+    number_tensor,
+    read_inputs,
+    string_tensor,
+)
+from serverless_triton.scheduler.journal import ResumePoint
+
+EMPTY_FINAL = "triton_enable_empty_final_response"
+_PRIVATE_PARAMETERS = frozenset({*PRIVATE_INPUTS, "attempt", "token_state"})
+# Triton's own, which never reach a model: parameter → the kinds it takes.
+_TRITON_PARAMETERS = {
+    "sequence_id": ("int64_param", "string_param"),
+    "sequence_start": ("bool_param",),
+    "sequence_end": ("bool_param",),
+    "priority": ("int64_param", "uint64_param"),
+    "timeout": ("int64_param",),
+    "binary_data_output": ("bool_param",),
+    EMPTY_FINAL: ("bool_param",),
+}
+_RETURNS = {
+    "return_finish_reason": "finish_reason",
+    "return_num_input_tokens": "num_input_tokens",
+    "return_num_output_tokens": "num_output_tokens",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """A valid request for one model. Holds prompt text: never log it."""
+
+    model: str
+    version: str  # the version that answers
+    client_id: str  # echoed, never a key
+    inputs: Mapping[str, Tensor] = field(repr=False)
+    sampling_parameters: Mapping[str, Any] = field(repr=False)
+    whole: bool  # one response with everything, not one per message
+    prompt_text: bytes = field(repr=False)  # what to prepend to the first response; empty unless asked for
+    outputs: frozenset[str]
+    queue_timeout_s: float | None
+
+    def upstream(self, stream: StreamId, resume: ResumePoint) -> pb.ModelInferRequest:
+        """The request a replica gets for this stream's attempt."""
+        request = pb.ModelInferRequest(model_name=self.model, id=stream)
+        replaced = {"stream": number_tensor("stream", "BOOL", [True])}
+        if self.sampling_parameters:
+            text = json.dumps(self.sampling_parameters, separators=(",", ":"))
+            replaced["sampling_parameters"] = string_tensor("sampling_parameters", text.encode())
+        if resume.token_ids:
+            replaced["resume_token_ids"] = number_tensor("resume_token_ids", "INT32", resume.token_ids)
+        for tensor in {**self.inputs, **replaced}.values():
+            add_input(request, tensor)
+        request.parameters["token_state"].bool_param = True
+        request.parameters["attempt"].int64_param = resume.attempt
+        request.parameters[EMPTY_FINAL].bool_param = True
+        return request
+
+
+def parse_request(request: pb.ModelInferRequest, entry: ModelEntry, *, unary: bool = False) -> GenerationRequest:
+    """`unary`: the call can carry one response only, so it gets the whole text. Raises InvalidRequest, UnknownModel."""
+    version = entry.version(request.model_version)
+    entry.served()
+    _refuse_private(request)
+    parameters = read_parameters(request.parameters)
+    inputs = read_inputs(request, entry)
+    stream = _flag(inputs, "stream", default=False)
+    return GenerationRequest(
+        model=entry.name,
+        version=version,
+        client_id=request.id,
+        inputs=inputs,
+        sampling_parameters=_sampling(inputs, parameters),
+        whole=unary or not stream,
+        prompt_text=_prompt_text(inputs) if _prepends(inputs, stream) else b"",
+        outputs=_outputs(request, entry, inputs),
+        queue_timeout_s=_queue_timeout_s(parameters),
+    )
+
+
+def read_parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
+    """Request parameters as Python values. Raises InvalidRequest for those that are reserved or of a wrong type."""
+    values: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        _check_parameter(name, kind)
+        if kind is not None:
+            values[name] = getattr(parameter, kind)
+    return values
+
+
+def _check_parameter(name: str, kind: str | None) -> None:
+    if name in _PRIVATE_PARAMETERS:
+        raise InvalidRequest(f"parameter '{name}' is reserved for the gateway and cannot be sent by a client")
+    allowed = _TRITON_PARAMETERS.get(name)
+    if allowed is None and name.startswith("triton_"):
+        raise InvalidRequest(
+            "parameter keys starting with 'triton_' are reserved for Triton usage. Only the following keys starting "
+            f"with 'triton_' are allowed: {EMPTY_FINAL}"
+        )
+    if allowed is not None and kind not in allowed:
+        raise InvalidRequest(f"invalid value type for '{name}' parameter, expected {' or '.join(allowed)}.")
+
+
+def _refuse_private(request: pb.ModelInferRequest) -> None:
+    for tensor in request.inputs:
+        if tensor.name in _PRIVATE_PARAMETERS:
+            raise InvalidRequest(f"input '{tensor.name}' is reserved for the gateway and cannot be sent by a client")
+        if any(name.startswith("shared_memory") for name in tensor.parameters):
+            raise InvalidRequest(f"input '{tensor.name[:128]}' lies in shared memory, which this gateway does not read")
+
+
+def _flag(inputs: Mapping[str, Tensor], name: str, *, default: bool) -> bool:
+    tensor = inputs.get(name)
+    return default if tensor is None else tensor.flag()
+
+
+def _prepends(inputs: Mapping[str, Tensor], stream: bool) -> bool:
+    """vllm_backend: the prompt stands before the text unless excluded, and never where the text is streamed."""
+    prepends = not _flag(inputs, "exclude_input_in_output", default=stream)
+    if prepends and stream:
+        raise InvalidRequest("When streaming, `exclude_input_in_output` = False is not allowed.")
+    return prepends
+
+
+def _prompt_text(inputs: Mapping[str, Tensor]) -> bytes:
+    tensor = inputs.get("text_input")
+    return next(iter(tensor.strings()), b"") if tensor is not None else b""
+
+
+def _sampling(inputs: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Request parameters, and over them what the `sampling_parameters` tensor says."""
+    tensor = inputs.get("sampling_parameters")
+    said: dict[str, Any] = {}
+    if tensor is not None and (texts := tensor.strings()) and texts[0]:
+        try:
+            said = parse_json_object(texts[0].decode(), "input 'sampling_parameters'")
+        except ValueError as error:  # UnicodeDecodeError is one
+            raise InvalidRequest(str(error)) from error
+    return {**{name: value for name, value in parameters.items() if name not in _TRITON_PARAMETERS}, **said}
+
+
+def _outputs(request: pb.ModelInferRequest, entry: ModelEntry, inputs: Mapping[str, Tensor]) -> frozenset[str]:
+    listed = check_outputs(request, entry)
+    if listed:
+        return listed
+    return frozenset({"text_output"} | {out for name, out in _RETURNS.items() if _flag(inputs, name, default=False)})
+
+
+def _queue_timeout_s(parameters: Mapping[str, Any]) -> float | None:
+    microseconds = parameters.get("timeout", 0)
+    return microseconds / 1e6 if microseconds > 0 else None

@@ -1,0 +1,138 @@
+"""What a gateway answers, whatever the protocol: KServe v2's calls over a repository, an admission and a relay.
+
+Answers are KServe's own messages; `grpc_v2.py` and `http_v2.py` only carry them. Errors are SchedulerErrors, in
+Triton's words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tritonclient.grpc import service_pb2 as pb
+
+from serverless_triton.scheduler.admission import Admission
+from serverless_triton.scheduler.catalogue import Catalogue, ModelEntry
+from serverless_triton.scheduler.errors import InvalidModelName, InvalidRequest, LoadFailed, UnknownModel
+from serverless_triton.scheduler.gateway.relay import Relay, RelayedStream
+from serverless_triton.scheduler.gateway.request import parse_request
+from serverless_triton.scheduler.gateway.statistics import Statistics
+
+SERVER_NAME = "triton"
+# The server whose surface this is; clients decide by it what they may ask.
+SERVER_VERSION = "2.51.0"
+EXTENSIONS = (
+    "model_repository",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "generate",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceService:
+    """`admin_timeout_s` bounds load and unload."""
+
+    catalogue: Catalogue
+    admission: Admission
+    relay: Relay
+    statistics: Statistics
+    admin_timeout_s: float
+    is_ready: Callable[[], bool] = lambda: True
+
+    def open(self, request: pb.ModelInferRequest, *, unary: bool = False) -> RelayedStream:
+        """Raises InvalidModelName, UnknownModel, InvalidRequest."""
+        return self.relay.open(parse_request(request, self.catalogue.entry(request.model_name), unary=unary))
+
+    def server_metadata(self) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(name=SERVER_NAME, version=SERVER_VERSION, extensions=EXTENSIONS)
+
+    def model_ready(self, name: str, version: str) -> bool:
+        """Whether a request for it can be answered: a sleeping model wakes for it. Raises InvalidRequest."""
+        try:
+            entry = self.catalogue.entry(name)
+            entry.version(version)
+        except (InvalidModelName, UnknownModel):
+            return False
+        return entry.spec is not None
+
+    def model_metadata(self, name: str, version: str) -> pb.ModelMetadataResponse:
+        entry = self.catalogue.entry(name)
+        entry.version(version)
+        return entry.metadata()
+
+    def model_config(self, name: str, version: str) -> pb.ModelConfigResponse:
+        entry = self.catalogue.entry(name)
+        entry.version(version)
+        return pb.ModelConfigResponse(config=entry.config)
+
+    def model_statistics(self, name: str, version: str) -> pb.ModelStatisticsResponse:
+        """Of one model, or of all with an empty name."""
+        asked = [self._counted(name, version)] if name else [(entry, "") for entry in self.catalogue.entries()]
+        reports = [
+            self.statistics.report(entry.name, found)
+            for entry, only in asked
+            for found in ([only] if only else entry.versions)
+        ]
+        return pb.ModelStatisticsResponse(model_stats=reports)
+
+    def _counted(self, name: str, version: str) -> tuple[ModelEntry, str]:
+        try:
+            entry = self.catalogue.entry(name)
+        except (InvalidModelName, UnknownModel) as error:
+            raise InvalidRequest(f"requested model '{name[:128]}' is not available") from error
+        try:
+            return entry, entry.version(version) if version else ""
+        except UnknownModel as error:
+            raise InvalidRequest(f"requested model version is not available for model '{name}'") from error
+
+    def repository_index(self, repository: str, *, ready_only: bool) -> pb.RepositoryIndexResponse:
+        """Every model and version; READY are those that run somewhere."""
+        _refuse_repository(repository)
+        response, running = pb.RepositoryIndexResponse(), self.admission.ready_models()
+        for entry in self.catalogue.entries():
+            for version in entry.versions:
+                if entry.name in running:
+                    response.models.add(name=entry.name, version=version, state="READY")
+                elif not ready_only:
+                    reason = "unloaded" if entry.spec else f"backend '{entry.backend}' is not served"
+                    response.models.add(name=entry.name, version=version, state="UNAVAILABLE", reason=reason)
+        if not ready_only:
+            for broken in self.catalogue.broken():
+                response.models.add(name=broken.name, state="UNAVAILABLE", reason=broken.reason)
+        return response
+
+    async def load(self, name: str, repository: str, parameters: Mapping[str, object]) -> None:
+        """Warms the model. Raises as Admission.warm does, and LoadFailed for a model that is not there."""
+        _refuse_repository(repository)
+        for parameter in parameters:
+            raise InvalidRequest(f"unrecognized load parameter '{parameter[:128]}'.")
+        try:
+            self.catalogue.entry(name).served()
+        except (InvalidModelName, UnknownModel) as error:
+            message = f"failed to load '{name[:128]}', failed to poll from model repository"
+            raise LoadFailed(message, code="INTERNAL") from error
+        await self.admission.warm(name, timeout_s=self.admin_timeout_s)
+
+    async def unload(self, name: str, repository: str) -> None:
+        """Lets the model sleep. A name that is not there sleeps already, as in Triton."""
+        _refuse_repository(repository)
+        try:
+            self.catalogue.entry(name)
+        except (InvalidModelName, UnknownModel):
+            return
+        await self.admission.release(name, timeout_s=self.admin_timeout_s)
+
+
+class Unsupported(InvalidRequest):
+    """Something of Triton's that this gateway does not do."""
+
+    code = "UNIMPLEMENTED"
+
+
+def _refuse_repository(repository: str) -> None:
+    if repository:
+        raise Unsupported("'repository_name' specification is not supported")

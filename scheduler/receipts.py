@@ -1,0 +1,171 @@
+"""What every start took and why: receipts and their critical path (decision 13).
+
+Pure: times come in as seconds on the scheduler's monotonic clock. The relay writes receipts, the estimator and people
+read them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from serverless_triton.scheduler.admission import ServerName, Span, StreamId
+
+UNEXPLAINED = "unexplained"
+Kind = Literal["warm", "cold", "resumed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A stretch of the critical path, owned by one span or by none."""
+
+    name: str
+    start_s: float
+    end_s: float
+
+    @property
+    def duration_s(self) -> float:
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """One start of a stream on a replica, from the request (or the death before a resume) to its first token."""
+
+    stream: StreamId
+    model: str
+    server: ServerName
+    kind: Kind
+    tier: str | None  # None: the replica ran already
+    bytes: int
+    predicted_s: float | None
+    start_s: float
+    first_token_s: float
+    spans: tuple[Span, ...]
+
+    @property
+    def actual_s(self) -> float:
+        return self.first_token_s - self.start_s
+
+    @property
+    def path(self) -> tuple[Segment, ...]:
+        return critical_path(self.spans, self.start_s, self.first_token_s)
+
+
+def critical_path(spans: Iterable[Span], start_s: float, end_s: float) -> tuple[Segment, ...]:
+    """Exclusive segments that tile [start_s, end_s].
+
+    At every instant the covering span that started last owns it (of those, the one that ends first, then by name): what
+    began last is what the rest was waiting for. An instant that no span covers is "unexplained".
+    """
+    inside = [span for span in spans if span.start_s < end_s and span.end_s > start_s and span.end_s > span.start_s]
+    edges = {start_s, end_s}
+    for span in inside:
+        edges.update(edge for edge in (span.start_s, span.end_s) if start_s < edge < end_s)
+    cuts = sorted(edges)
+    segments: list[Segment] = []
+    for left, right in pairwise(cuts):
+        name = _owner(inside, left, right)
+        if segments and segments[-1].name == name:
+            left = segments.pop().start_s
+        segments.append(Segment(name=name, start_s=left, end_s=right))
+    return tuple(segments)
+
+
+def _owner(spans: Sequence[Span], left: float, right: float) -> str:
+    covering = [span for span in spans if span.start_s <= left and span.end_s >= right]
+    return max(covering, key=lambda span: (span.start_s, -span.end_s, span.name)).name if covering else UNEXPLAINED
+
+
+class ReceiptBook:
+    """The receipts of the last `capacity` streams."""
+
+    def __init__(self, capacity: int = 1000) -> None:
+        self._capacity = capacity
+        self._streams: OrderedDict[StreamId, tuple[Receipt, ...]] = OrderedDict()
+
+    def add(self, receipt: Receipt) -> None:
+        self._streams[receipt.stream] = (*self._streams.pop(receipt.stream, ()), receipt)
+        while len(self._streams) > self._capacity:
+            self._streams.popitem(last=False)
+
+    def of(self, stream: StreamId) -> tuple[Receipt, ...]:
+        """A stream's receipts, first start first; empty where it has none (any more)."""
+        return self._streams.get(stream, ())
+
+    def newest(self, limit: int = 100) -> tuple[Receipt, ...]:
+        """Newest first."""
+        found: list[Receipt] = []
+        for receipts in reversed(self._streams.values()):
+            if len(found) >= limit:
+                break
+            found.extend(reversed(receipts))
+        return tuple(found[:limit])
+
+
+def to_json(receipt: Receipt) -> dict[str, Any]:
+    """Times relative to the request, in seconds."""
+    body = asdict(receipt)
+    del body["start_s"], body["first_token_s"]
+    body["actual_s"] = receipt.actual_s
+    body["spans"] = [_relative(span, receipt.start_s) for span in receipt.spans]
+    body["critical_path"] = [_relative(segment, receipt.start_s) for segment in receipt.path]
+    return body
+
+
+def _relative(stretch: Span | Segment, origin_s: float) -> dict[str, Any]:
+    return {
+        "name": stretch.name,
+        "start_s": stretch.start_s - origin_s,
+        "end_s": stretch.end_s - origin_s,
+        "duration_s": stretch.end_s - stretch.start_s,
+    }
+
+
+_COLUMNS = ("stream", "model", "server", "kind", "tier", "size", "predicted", "actual")
+_BAR_WIDTH = 48
+
+
+def format_table(receipts: Iterable[Receipt]) -> str:
+    """A table for terminals, and under every start that was not warm its critical path as a bar."""
+    receipts = tuple(receipts)
+    rows = [_COLUMNS, *(_row(receipt) for receipt in receipts)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    out = [lines[0], "  ".join("─" * width for width in widths)]
+    for line, receipt in zip(lines[1:], receipts, strict=True):
+        out.append(line)
+        if receipt.kind != "warm":
+            out.append(_waterfall(receipt))
+    return "\n".join(out)
+
+
+def _row(receipt: Receipt) -> tuple[str, ...]:
+    predicted = "–" if receipt.predicted_s is None else f"{receipt.predicted_s:.3f} s"
+    size = f"{receipt.bytes / 1e6:.0f} MB" if receipt.bytes else "–"
+    actual = f"{receipt.actual_s:.3f} s"
+    return (
+        receipt.stream[:8],
+        receipt.model,
+        receipt.server,
+        receipt.kind,
+        receipt.tier or "–",
+        size,
+        predicted,
+        actual,
+    )
+
+
+def _waterfall(receipt: Receipt) -> str:
+    path = receipt.path
+    total_s = receipt.actual_s or 1.0
+    shades = "█▓▒░"
+    bar = "".join(
+        shades[index % len(shades)] * max(1, round(segment.duration_s / total_s * _BAR_WIDTH))
+        for index, segment in enumerate(path)
+    )
+    legend = " · ".join(f"{segment.name} {segment.duration_s * 1000:.0f} ms" for segment in path)
+    return f"  {bar}\n  {legend}"

@@ -1,0 +1,281 @@
+"""The gRPC side with unmodified tritonclient.grpc and tritonclient.grpc.aio."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.grpc.aio
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+from tritonclient.utils import InferenceServerException
+
+from serverless_triton.scheduler.errors import LoadFailed, NoCapacity
+from serverless_triton.scheduler.gateway.fake_upstream import FakeEngine
+from tests.unit.gateway.samples import flag, infer_request
+
+
+def inputs(module, text=b"hi", **flags):
+    tensor = module.InferInput("text_input", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([text], dtype=object))
+    found = [tensor]
+    for name, value in flags.items():
+        tensor = module.InferInput(name, [1], "BOOL")
+        tensor.set_data_from_numpy(np.array([value]))
+        found.append(tensor)
+    return found
+
+
+@pytest.fixture
+async def client(gateway):
+    async with tritonclient.grpc.aio.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
+        yield client
+
+
+@pytest.fixture
+async def stub(gateway):
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
+        yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+async def stream(client, requests):
+    async def generate():
+        for request in requests:
+            yield request
+
+    found = []
+    async for result, error in client.stream_infer(generate()):
+        if error:
+            raise error
+        found.append(result)
+    return found
+
+
+async def test_server_is_taken_for_triton(client):
+    assert await client.is_server_live()
+    assert await client.is_server_ready()
+    metadata = await client.get_server_metadata()
+    assert metadata.name == "triton"
+    assert "statistics" in metadata.extensions
+
+
+async def test_models_that_do_not_run_are_described(client):
+    assert await client.is_model_ready("sleeper")
+    assert not await client.is_model_ready("nope")
+    metadata = await client.get_model_metadata("sleeper")
+    assert [t.name for t in metadata.inputs][:2] == ["text_input", "stream"]
+    assert "resume_token_ids" not in [t.name for t in metadata.inputs]
+    assert "attempt" not in [t.name for t in metadata.outputs]
+    config = (await client.get_model_config("sleeper")).config
+    assert config.model_transaction_policy.decoupled
+    statistics = await client.get_inference_statistics("sleeper")
+    assert statistics.model_stats[0].inference_count == 0
+
+
+async def test_streamed_text(client):
+    results = await stream(client, [{"model_name": "m", "inputs": inputs(tritonclient.grpc.aio, stream=True)}])
+    assert [r.as_numpy("text_output")[0] for r in results] == [b" 0", b" 1", b" 2", b" 3"]
+    final = [r.get_response().parameters["triton_final_response"].bool_param for r in results]
+    assert final == [False, False, False, True]
+    assert len({r.get_response().parameters["stream_id"].string_param for r in results}) == 1
+
+
+async def test_whole_text_with_the_prompt_before_it(client):
+    results = await stream(client, [{"model_name": "m", "inputs": inputs(tritonclient.grpc.aio)}])
+    assert [r.as_numpy("text_output")[0] for r in results] == [b"hi 0 1 2 3"]
+
+
+async def test_unary_infer_gives_the_whole_text(client):
+    result = await client.infer("m", inputs(tritonclient.grpc.aio, exclude_input_in_output=True), request_id="r9")
+    assert result.as_numpy("text_output")[0] == b" 0 1 2 3"
+    assert result.get_response().id == "r9"
+    assert result.get_output("output_ids") is None
+
+
+async def test_outputs_on_request(client):
+    wanted = [tritonclient.grpc.aio.InferRequestedOutput(name) for name in ("output_ids", "prompt_ids")]
+    result = await client.infer("m", inputs(tritonclient.grpc.aio), outputs=wanted)
+    assert result.as_numpy("output_ids").tolist() == [0, 1, 2, 3]
+    assert result.as_numpy("prompt_ids").tolist() == [7]
+    assert result.as_numpy("text_output") is None
+
+
+async def test_return_flags(client):
+    flags = {"return_finish_reason": True, "return_num_input_tokens": True, "return_num_output_tokens": True}
+    result = await client.infer("m", inputs(tritonclient.grpc.aio, **flags))
+    assert result.as_numpy("finish_reason")[0] == b"length"
+    assert result.as_numpy("num_input_tokens")[0] == 1
+    assert result.as_numpy("num_output_tokens")[0] == 4
+
+
+async def test_many_requests_on_one_stream_keep_their_ids(client):
+    requests = [
+        {"model_name": name, "inputs": inputs(tritonclient.grpc.aio, stream=True), "request_id": f"{name}{index}"}
+        for index in range(20)
+        for name in ("m", "sleeper")
+    ]
+    results = await stream(client, requests)
+    texts = {}
+    for result in results:
+        texts.setdefault(result.get_response().id, []).append(result.as_numpy("text_output")[0])
+    assert len(texts) == 40
+    assert {tuple(text) for text in texts.values()} == {(b" 0", b" 1", b" 2", b" 3")}
+
+
+async def test_synchronous_client_streams_with_callbacks(gateway):
+    def run():
+        answers = queue.Queue()
+        with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{gateway.grpc_port}") as client:
+            client.start_stream(lambda result, error: answers.put((result, error)))
+            client.async_stream_infer(
+                "m", inputs(tritonclient.grpc, stream=True), enable_empty_final_response=True, request_id="a"
+            )
+            found = []
+            while not found or not found[-1].get_response().parameters["triton_final_response"].bool_param:
+                result, error = answers.get(timeout=10)
+                assert error is None
+                found.append(result)
+            client.stop_stream()
+        return [result.as_numpy("text_output")[0] for result in found]
+
+    assert await asyncio.to_thread(run) == [b" 0", b" 1", b" 2", b" 3"]
+
+
+async def test_error_on_a_shared_stream_leaves_the_others_alone(stub):
+    async def requests():
+        yield infer_request(flag("stream"), model="nope", client_id="bad")
+        yield infer_request(flag("stream"), client_id="good")
+
+    messages = [message async for message in stub.ModelStreamInfer(requests())]
+    bad = [m for m in messages if m.error_message]
+    assert [m.error_message for m in bad] == ["Request for unknown model: 'nope' is not found"]
+    assert bad[0].infer_response.id == "bad"
+    assert len([m for m in messages if m.infer_response.id == "good"]) == 4
+
+
+async def test_error_ends_the_stream_of_a_client_that_asked_for_it(stub):
+    async def requests():
+        yield infer_request(model="nope")
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in stub.ModelStreamInfer(requests(), metadata=(("triton_grpc_error", "true"),)):
+            pass
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "words"),
+    [
+        ("nope", "NOT_FOUND", "Request for unknown model: 'nope' is not found"),
+        ("broken", "NOT_FOUND", "Request for unknown model: 'broken' is not found: config.pbtxt"),
+        ("../m", "INVALID_ARGUMENT", "invalid model name"),
+        ("onnx", "INVALID_ARGUMENT", "only 'serverless' models are served"),
+    ],
+)
+async def test_models_that_cannot_be_asked(stub, model, code, words):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ModelInfer(infer_request(model=model))
+    assert caught.value.code().name == code
+    assert words in caught.value.details()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(LoadFailed("truncated"), "UNAVAILABLE"), (NoCapacity("full"), "RESOURCE_EXHAUSTED")]
+)
+async def test_failed_admission_has_its_code(stub, admission, error, code):
+    admission.refuse(error)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ModelInfer(infer_request())
+    assert (caught.value.code().name, caught.value.details()) == (code, str(error))
+    assert (await stub.ModelInfer(infer_request())).id == "c1"
+
+
+async def test_client_cancel_reaches_upstream(manual_gateway, by_hand, admission):
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{manual_gateway.grpc_port}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        call = stub.ModelStreamInfer(iter([infer_request(flag("stream"))]))
+        upstream_call = await asyncio.wait_for(by_hand.call(0), 5)
+        upstream_call.tokens(0, 1)
+        assert (await call.read()).infer_response.id == "c1"
+        call.cancel()
+        await _until(lambda: upstream_call.severed is not None)
+    assert not admission.held
+    assert len(manual_gateway.journal) == 0
+
+
+async def test_client_that_hangs_up_cancels_all_its_requests(manual_gateway, by_hand, admission):
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{manual_gateway.grpc_port}")
+    call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(
+        iter([infer_request(flag("stream")) for _ in range(3)])
+    )
+    reading = asyncio.ensure_future(call.read())
+    upstream_calls = [await asyncio.wait_for(by_hand.call(index), 5) for index in range(3)]
+    await channel.close(None)
+    await _until(lambda: all(c.severed is not None for c in upstream_calls))
+    assert not admission.held
+    with pytest.raises((asyncio.CancelledError, grpc.aio.AioRpcError)):
+        await reading
+
+
+async def test_load_and_unload_warm_and_release(client):
+    index = {model.name: model for model in (await client.get_model_repository_index()).models}
+    assert (index["sleeper"].state, index["sleeper"].reason) == ("UNAVAILABLE", "unloaded")
+    assert "config.pbtxt" in index["broken"].reason
+    await client.load_model("sleeper")
+    index = {model.name: model for model in (await client.get_model_repository_index()).models}
+    assert index["sleeper"].state == "READY"
+    await client.unload_model("sleeper")
+    index = {model.name: model for model in (await client.get_model_repository_index()).models}
+    assert index["sleeper"].state == "UNAVAILABLE"
+
+
+async def test_load_refuses_what_triton_refuses(client, stub):
+    with pytest.raises(InferenceServerException, match="failed to load 'nope', failed to poll from model repository"):
+        await client.load_model("nope")
+    await client.unload_model("nope")
+    with pytest.raises(InferenceServerException, match="unrecognized load parameter"):
+        await client.load_model("m", config="{}")
+    with pytest.raises(grpc.aio.AioRpcError, match="specification is not supported"):
+        await stub.RepositoryIndex(pb.RepositoryIndexRequest(repository_name="x"))
+
+
+async def test_statistics_of_unknown_and_counted_models(client):
+    await client.infer("m", inputs(tritonclient.grpc.aio))
+    statistics = (await client.get_inference_statistics("m")).model_stats[0]
+    assert statistics.inference_stats.success.count == 1
+    assert statistics.inference_stats.success.ns > 0
+    assert len((await client.get_inference_statistics()).model_stats) == 3
+    with pytest.raises(InferenceServerException, match="requested model 'nope' is not available"):
+        await client.get_inference_statistics("nope")
+
+
+async def test_private_token_state_is_refused(stub):
+    request = infer_request()
+    request.parameters["attempt"].int64_param = 3
+    with pytest.raises(grpc.aio.AioRpcError, match="reserved for the gateway"):
+        await stub.ModelInfer(request)
+
+
+async def test_refused_calls_say_so(stub):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.TraceSetting(pb.TraceSettingRequest())
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_deaths_are_invisible_to_the_client(client, upstream):
+    upstream.script(FakeEngine(deaths=[1, 3]))
+    result = await client.infer("m", inputs(tritonclient.grpc.aio, exclude_input_in_output=True))
+    assert result.as_numpy("text_output")[0] == b" 0 1 2 3"
+    assert [call.attempt for call in upstream.calls] == [0, 1, 2]
+
+
+async def _until(condition):
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("did not happen within 5 s")

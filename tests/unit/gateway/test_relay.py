@@ -1,0 +1,268 @@
+"""One stream's life, with every event driven by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import replace
+
+import pytest
+
+from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, StreamLost
+from serverless_triton.scheduler.gateway.composer import FINAL, STREAM_ID
+from serverless_triton.scheduler.gateway.fake_upstream import FakeEngine, FakeUpstream, token_response
+from serverless_triton.scheduler.gateway.settings import RelayLimits
+from serverless_triton.scheduler.gateway.tensors import read_outputs
+from serverless_triton.scheduler.gateway.upstream import UpstreamError
+
+
+async def collect(stream):
+    return [response async for response in stream.responses()]
+
+
+def ids_of(responses):
+    return [int(n) for response in responses for n in read_outputs(response)["output_ids"].numbers()]
+
+
+def text_of(responses):
+    return b"".join(s for response in responses for s in read_outputs(response)["text_output"].strings()).decode()
+
+
+def balanced(admission):
+    return len(admission.finished) == len(admission.admitted) and not admission.held
+
+
+async def test_tokens_arrive_as_the_replica_sends_them(relay, upstream, admission, streamed):
+    stream = relay.open(streamed)
+    async with aclosing(stream.responses()) as responses:
+        first = asyncio.ensure_future(anext(responses))
+        call = await upstream.call(0)
+        call.tokens(0, 10)
+        response = await first
+        assert ids_of([response]) == [10]
+        assert response.id == "c1"
+        assert response.parameters[STREAM_ID].string_param == stream.id
+        assert not response.parameters[FINAL].bool_param
+        call.tokens(1, 11, 12, finish_reason="length")
+        last = await anext(responses)
+        assert text_of([last]) == " 11 12"
+        assert last.parameters[FINAL].bool_param
+        assert balanced(admission)  # the place is given back before the client has read the end
+    assert len(relay.journal) == 0
+
+
+async def test_upstream_request_asks_for_token_state(relay, upstream, streamed):
+    task = asyncio.ensure_future(collect(relay.open(streamed)))
+    call = await upstream.call(0)
+    request = call.request
+    assert request.parameters["token_state"].bool_param
+    assert request.parameters["attempt"].int64_param == 0
+    assert request.parameters["triton_enable_empty_final_response"].bool_param
+    assert not request.outputs
+    call.tokens(0, 1, finish_reason="stop")
+    await task
+
+
+@pytest.mark.parametrize("death", range(5))
+async def test_each_token_once_whenever_the_replica_dies(relay, admission, streamed, death):
+    upstream = FakeUpstream(FakeEngine(count=5, deaths=[death]))
+    stream = replace(relay, upstream=upstream).open(streamed)
+    responses = await collect(stream)
+    assert ids_of(responses) == [0, 1, 2, 3, 4]
+    assert text_of(responses) == " 0 1 2 3 4"
+    assert [call.attempt for call in upstream.calls] == [0, 1]
+    assert upstream.calls[1].resume_token_ids == list(range(death))
+    assert upstream.calls[1].address != upstream.calls[0].address
+    assert balanced(admission)
+
+
+async def test_death_reported_by_the_control_loop_resumes_at_once(relay, upstream, admission, streamed):
+    task = asyncio.ensure_future(collect(relay.open(streamed)))
+    first = await upstream.call(0)
+    first.tokens(0, 5, 6)
+    await asyncio.sleep(0)
+    admission.lose(admission.admitted[0])
+    second = await upstream.call(1)
+    assert first.severed is not None
+    assert second.resume_token_ids == [5, 6]
+    second.tokens(2, 7, finish_reason="length")
+    assert ids_of(await task) == [5, 6, 7]
+    assert balanced(admission)
+
+
+async def test_connection_that_ends_early_is_a_death(relay, upstream, streamed):
+    task = asyncio.ensure_future(collect(relay.open(streamed)))
+    (await upstream.call(0)).end()
+    (await upstream.call(1)).tokens(0, 1, finish_reason="stop")
+    assert ids_of(await task) == [1]
+
+
+async def test_a_model_unloaded_under_the_stream_is_a_death(relay, upstream, streamed):
+    task = asyncio.ensure_future(collect(relay.open(streamed)))
+    (await upstream.call(0)).fail("NOT_FOUND", "Request for unknown model: 'm' is not found")
+    (await upstream.call(1)).tokens(0, 1, finish_reason="stop")
+    assert ids_of(await task) == [1]
+
+
+async def test_stream_is_lost_after_three_deaths(relay, upstream, admission, streamed):
+    task = asyncio.ensure_future(collect(relay.open(streamed)))
+    for index in range(3):
+        (await upstream.call(index)).fail("UNAVAILABLE", "worker died")
+    with pytest.raises(StreamLost, match="worker died"):
+        await task
+    assert balanced(admission)
+    assert len(relay.journal) == 0
+
+
+async def test_stale_attempt_and_repeated_position_are_dropped_and_counted(relay, upstream, streamed):
+    task = asyncio.ensure_future(collect(relay.open(streamed)))
+    call = await upstream.call(0)
+    call.tokens(0, 1)
+    call.tokens(0, 9)
+    call.send(token_response(attempt=7, first_position=1, output_ids=[9], text="no"))
+    call.tokens(1, 2, finish_reason="stop")
+    responses = await task
+    assert ids_of(responses) == [1, 2]
+    assert (
+        relay.metrics.registry.get_sample_value("serverless_triton_gateway_dropped_messages_total", {"model": "m"}) == 2
+    )
+
+
+async def test_missing_tokens_make_the_replica_untrustworthy(relay, upstream, streamed):
+    task = asyncio.ensure_future(collect(relay.open(streamed)))
+    call = await upstream.call(0)
+    call.tokens(0, 1)
+    call.tokens(2, 3)
+    second = await upstream.call(1)
+    assert second.resume_token_ids == [1]
+    second.tokens(1, 2, finish_reason="stop")
+    assert ids_of(await task) == [1, 2]
+
+
+@pytest.mark.parametrize("code", ["INVALID_ARGUMENT", "INTERNAL", "RESOURCE_EXHAUSTED", "UNKNOWN"])
+async def test_what_is_the_clients_fault_or_a_bug_goes_to_the_client(relay, upstream, admission, streamed, code):
+    stream = relay.open(streamed)
+    task = asyncio.ensure_future(collect(stream))
+    (await upstream.call(0)).fail(code, f"[request id: {stream.id}] no")
+    with pytest.raises(UpstreamError, match=r"\[request id: c1\] no") as caught:
+        await task
+    assert caught.value.code == code
+    assert len(upstream.calls) == 1
+    assert balanced(admission)
+
+
+async def test_response_without_token_state_is_an_internal_error(relay, upstream, admission, streamed):
+    task = asyncio.ensure_future(collect(relay.open(streamed)))
+    response = token_response(attempt=0, first_position=0, output_ids=[1], text="x")
+    response.outputs[2].name = "other"
+    (await upstream.call(0)).send(response)
+    with pytest.raises(UpstreamError, match="without token state") as caught:
+        await task
+    assert caught.value.code == "INTERNAL"
+    assert balanced(admission)
+
+
+@pytest.mark.parametrize("error", [LoadFailed("disk"), AdmissionTimeout("late")])
+async def test_refused_admission_reaches_the_client(relay, upstream, admission, streamed, error):
+    admission.refuse(error)
+    with pytest.raises(type(error)):
+        await collect(relay.open(streamed))
+    assert not upstream.calls
+    assert not admission.admitted
+
+
+async def test_client_that_leaves_mid_stream_cancels_upstream(relay, upstream, admission, streamed):
+    stream = relay.open(streamed)
+    responses = stream.responses()
+    first = asyncio.ensure_future(anext(responses))
+    call = await upstream.call(0)
+    call.tokens(0, 1)
+    await first
+    await responses.aclose()
+    assert call.severed is not None
+    assert balanced(admission)
+    assert len(relay.journal) == 0
+
+
+async def test_client_that_leaves_while_waiting_for_a_token(relay, upstream, admission, streamed):
+    task = asyncio.ensure_future(collect(relay.open(streamed)))
+    call = await upstream.call(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert call.severed is not None
+    assert balanced(admission)
+
+
+async def test_client_that_leaves_while_the_model_starts(relay, upstream, admission, streamed):
+    admission.hold()
+    task = asyncio.ensure_future(collect(relay.open(streamed)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not admission.admitted
+    assert not upstream.calls
+    assert len(relay.journal) == 0
+
+
+async def test_silent_replica_is_left(relay, upstream, admission, streamed):
+    relay = replace(relay, limits=RelayLimits(inactivity_timeout_s=0.01))
+    task = asyncio.ensure_future(collect(relay.open(streamed)))
+    first, second = await upstream.call(0), await upstream.call(1)
+    assert "silent" in str(first.severed)
+    second.tokens(0, 1, finish_reason="stop")
+    assert ids_of(await task) == [1]
+
+
+async def test_slow_client_is_no_silence(relay, upstream, streamed):
+    relay = replace(relay, limits=RelayLimits(inactivity_timeout_s=0.01))
+    async with aclosing(relay.open(streamed).responses()) as responses:
+        first = asyncio.ensure_future(anext(responses))
+        call = await upstream.call(0)
+        call.tokens(0, 1)
+        await first
+        await asyncio.sleep(0.05)
+        call.tokens(1, 2, finish_reason="stop")
+        assert ids_of([await anext(responses)]) == [2]
+    assert len(upstream.calls) == 1
+
+
+async def test_heartbeat_says_nothing_to_the_client(relay, upstream, streamed):
+    task = asyncio.ensure_future(collect(relay.open(streamed)))
+    call = await upstream.call(0)
+    call.tokens(0)
+    call.tokens(0, 1, finish_reason="stop")
+    assert len(await task) == 1
+
+
+async def test_overall_deadline_ends_the_stream(relay, upstream, admission, streamed):
+    relay = replace(relay, limits=RelayLimits(overall_timeout_s=0.01))
+    with pytest.raises(UpstreamError, match="longer than") as caught:
+        await collect(relay.open(streamed))
+    assert caught.value.code == "DEADLINE_EXCEEDED"
+    assert balanced(admission)
+
+
+async def test_every_start_leaves_a_receipt(relay, admission, streamed):
+    upstream = FakeUpstream(FakeEngine(count=3, deaths=[2]))
+    relay = replace(relay, upstream=upstream)
+    stream = relay.open(streamed)
+    await collect(stream)
+    assert [(r.kind, r.server) for r in relay.receipts.of(stream.id)] == [("warm", "server-0"), ("resumed", "server-1")]
+
+
+async def test_statistics_count_what_clients_saw(relay, upstream, admission, streamed):
+    task = asyncio.ensure_future(collect(relay.open(streamed)))
+    (await upstream.call(0)).tokens(0, 1, finish_reason="stop")
+    await task
+    admission.refuse(LoadFailed("disk"))
+    with pytest.raises(LoadFailed):
+        await collect(relay.open(streamed))
+    report = relay.statistics.report("m", "1")
+    assert (report.inference_count, report.inference_stats.success.count, report.inference_stats.fail.count) == (
+        1,
+        1,
+        1,
+    )
+    assert report.last_inference > 0
