@@ -30,6 +30,8 @@ class ServerState:
     ssd_bytes_per_second: float = ASSUMED_SSD_BYTES_PER_SECOND
     fixed_start_s: float = ASSUMED_FIXED_START_S
     in_dram: frozenset[str] = frozenset()
+    worker_pids: Mapping[ReplicaId, int] = field(default_factory=dict)
+    stub_pids: Mapping[ReplicaId, int] = field(default_factory=dict)
 
     @property
     def takes_starts(self) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -142,6 +142,10 @@ class ControlLoop:
 
     def ready_models(self) -> frozenset[str]:
         return frozenset(r.model.name for r in self.cluster.replicas.values() if r.phase is Phase.READY)
+
+    def waiting_by_model(self) -> dict[str, int]:
+        """How many streams wait for a place, by model."""
+        return dict(Counter(w.order.view.name for w in self._waiting))
 
     # Deciding
 

@@ -99,6 +99,8 @@ class ServerWatch:
         server.in_dram = frozenset(image.checkpoint for image in state.images)
         if state.ssd_bytes_per_second > 0:
             server.ssd_bytes_per_second = state.ssd_bytes_per_second
+        server.worker_pids = {ReplicaId(replica.id): replica.worker_pid for replica in state.replicas}
+        server.stub_pids = {ReplicaId(replica.id): replica.stub_pid for replica in state.replicas}
         self._adopt(state)
         if self._settled:
             self._bury(state)

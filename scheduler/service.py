@@ -1,0 +1,125 @@
+"""The scheduler as a process: catalogue, control loop, a watch per server, and the gateway, put together."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from serverless_triton.scheduler.admission import ServerName
+from serverless_triton.scheduler.catalogue import Catalogue
+from serverless_triton.scheduler.cluster import Cluster, ServerState
+from serverless_triton.scheduler.config import ConfigError, SchedulerConfig, load_config
+from serverless_triton.scheduler.control_loop import ControlLimits, ControlLoop, ModelOrder
+from serverless_triton.scheduler.gateway.gateway import Gateway
+from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
+from serverless_triton.scheduler.metrics import ControlMetrics
+from serverless_triton.scheduler.server_watch import ServerWatch
+from serverless_triton.scheduler.status import cluster_status
+from serverless_triton.scheduler.triton_effects import ServerAddresses, TritonEffects
+from serverless_triton.scheduler.view import ModelView
+
+logger = logging.getLogger(__name__)
+
+
+def model_orders(catalogue: Catalogue) -> Callable[[str], ModelOrder]:
+    """What the control loop asks of the catalogue. The function raises InvalidModelName, UnknownModel, InvalidRequest."""
+
+    def order_of(name: str) -> ModelOrder:
+        entry = catalogue.entry(name)
+        spec = entry.served()
+        view = ModelView(
+            name=name,
+            checkpoint=spec.checkpoint,
+            checkpoint_bytes=spec.checkpoint_bytes,
+            device_bytes=spec.device_bytes,
+            max_streams=spec.max_streams,
+        )
+        parameters = {key: value.string_value for key, value in entry.config.parameters.items()}
+        return ModelOrder(view=view, parameters=parameters)
+
+    return order_of
+
+
+async def serve(config: SchedulerConfig) -> None:
+    """Until SIGTERM or SIGINT. Raises OSError or RuntimeError where a port is taken."""
+    catalogue = Catalogue(config.model_repository)
+    cluster = Cluster({ServerName(s.name): ServerState(name=ServerName(s.name), grpc_address=s.triton) for s in config.servers})
+    effects = TritonEffects(
+        {ServerName(s.name): ServerAddresses(triton=s.triton, agent=s.agent) for s in config.servers},
+        lambda model: catalogue.entry(model).repository_config,
+        time.monotonic,
+        load_timeout_s=config.control.load_timeout_s,
+        release_timeout_s=config.control.release_timeout_s,
+    )
+    registry = CollectorRegistry()
+    loop = ControlLoop(
+        cluster=cluster,
+        effects=effects,
+        order_of=model_orders(catalogue),
+        clock=time.monotonic,
+        metrics=ControlMetrics(registry),
+        limits=ControlLimits(
+            max_waiting_per_model=config.control.max_waiting_per_model,
+            max_failed_starts=config.control.max_failed_starts,
+        ),
+    )
+    gateway = Gateway(
+        catalogue=catalogue,
+        admission=loop,
+        settings=config.gateway,
+        metrics=GatewayMetrics(registry),
+        cluster_status=lambda: cluster_status(loop),
+    )
+    await _run(config, loop, gateway, effects)
+
+
+async def _run(config: SchedulerConfig, loop: ControlLoop, gateway: Gateway, effects: TritonEffects) -> None:
+    watches = [ServerWatch(loop, loop.cluster.servers[ServerName(s.name)], s.agent) for s in config.servers]
+    tasks = [asyncio.ensure_future(watch.run()) for watch in watches]
+    stopped = _stop_signal()
+    await gateway.start()
+    logger.info("scheduler_ready http=%d grpc=%d", config.gateway.http_port, config.gateway.grpc_port)
+    await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    await loop.close()
+    await gateway.stop()
+    for task in tasks:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    await effects.close()
+
+
+def _stop_signal() -> asyncio.Future[None]:
+    loop = asyncio.get_running_loop()
+    stopped: asyncio.Future[None] = loop.create_future()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: stopped.done() or stopped.set_result(None))
+    return stopped
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Run the scheduler and its gateway.")
+    parser.add_argument("--config", type=Path, required=True)
+    options: Any = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        config = load_config(options.config)
+    except ConfigError as error:
+        print(f"serverless-triton scheduler: {error}", file=sys.stderr)  # noqa: T201 - a command's answer
+        return 2
+    asyncio.run(serve(config))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

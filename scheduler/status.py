@@ -1,0 +1,43 @@
+"""What `/v2/cluster/status` says: servers, their tiers, replicas and who waits, as JSON-able values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serverless_triton.scheduler.cluster import ServerState
+from serverless_triton.scheduler.control_loop import ControlLoop
+
+
+def cluster_status(loop: ControlLoop) -> dict[str, Any]:
+    """One moment of the control loop's picture. Bytes and seconds."""
+    servers = loop.cluster.servers.values()
+    return {
+        "epoch": loop.epoch,
+        "version": loop.cluster.version,
+        "waiting": loop.waiting_by_model(),
+        "servers": [_server(loop, server) for server in sorted(servers, key=lambda s: s.name)],
+    }
+
+
+def _server(loop: ControlLoop, server: ServerState) -> dict[str, Any]:
+    return {
+        "name": server.name,
+        "triton": "up" if server.triton_up else "down",
+        "agent": "up" if server.agent_up else "away",
+        "device_memory_bytes": server.device_memory_bytes,
+        "dram_bytes": server.dram_bytes,
+        "ssd_bytes_per_second": server.ssd_bytes_per_second,
+        "fixed_start_s": server.fixed_start_s,
+        "in_dram": sorted(server.in_dram),
+        "replicas": [
+            {
+                "id": replica.id,
+                "model": replica.model.name,
+                "phase": replica.phase.value,
+                "streams": len(replica.streams),
+                "worker_pid": server.worker_pids.get(replica.id, 0),
+                "stub_pid": server.stub_pids.get(replica.id, 0),
+            }
+            for replica in sorted(loop.cluster.on_server(server.name), key=lambda r: r.id)
+        ],
+    }
