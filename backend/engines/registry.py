@@ -1,4 +1,4 @@
-"""Which engines there are, by the name in a model's config.pbtxt. An engine's library is imported when it is asked for."""
+"""Which engines there are, by the name in a model's config.pbtxt. Each is imported when it is first asked for."""
 
 from __future__ import annotations
 

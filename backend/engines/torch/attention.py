@@ -95,7 +95,7 @@ def _one_sequence(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
 def _refuse_other_attention(
     module: Any, max_tokens: int, mask: torch.Tensor | None, sliding_window: int | None, others: Mapping[str, Any]
 ) -> None:
-    more = [name for name, value in others.items() if value is not None and name not in _HARMLESS]
+    more = [name for name, value in others.items() if not (value is None or value is False or name in _HARMLESS)]
     if sliding_window is not None and sliding_window < max_tokens:
         more.append(f"sliding_window {sliding_window} with max_sequence_tokens {max_tokens}")
     if mask is not None:

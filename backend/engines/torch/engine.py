@@ -76,7 +76,7 @@ class TorchEngine:
 def _next_token(generation: Generation, logits: torch.Tensor) -> EngineEvent:
     position = len(generation.ids)
     if position < generation.parameters.min_tokens and generation.stop_ids:
-        logits[list(generation.stop_ids)] = -torch.inf
+        logits = logits.index_fill(0, torch.tensor(sorted(generation.stop_ids), device=logits.device), -torch.inf)
     text = generation.accept(draw(logits, generation.parameters, position))
     return generation.event(position, text)
 

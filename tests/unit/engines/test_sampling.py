@@ -1,0 +1,67 @@
+"""The draw of a token: a softmax's distribution, from noise that depends on seed and position only."""
+
+import numpy as np
+import pytest
+import torch
+
+from serverless_triton.backend.engines.sampling_parameters import SamplingParameters
+from serverless_triton.backend.engines.torch.sampling import draw, gumbel_noise
+
+LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 1.5, -30.0])
+
+
+def shares(parameters: SamplingParameters, draws: int = 4000) -> np.ndarray:
+    tokens = [draw(LOGITS, parameters, position) for position in range(draws)]
+    return np.bincount(tokens, minlength=len(LOGITS)) / draws
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_softmax(temperature: float) -> None:
+    expected = torch.softmax(LOGITS / temperature, 0).numpy()
+    drawn = shares(SamplingParameters(temperature=temperature, seed=5))
+    assert np.abs(drawn - expected).max() < 4 * np.sqrt(0.25 / 4000)
+
+
+def test_greedy_takes_the_best() -> None:
+    assert draw(LOGITS, SamplingParameters(), 3) == 0
+
+
+def test_a_vanishing_temperature_is_greedy() -> None:
+    assert shares(SamplingParameters(temperature=1e-6, seed=1), 50)[0] == 1.0
+
+
+def test_top_k_leaves_the_k_best() -> None:
+    assert set(np.flatnonzero(shares(SamplingParameters(temperature=3.0, top_k=3, seed=1)))) == {0, 1, 4}
+
+
+def test_top_p_leaves_the_fewest_that_reach_it() -> None:
+    # the softmax of LOGITS is 0.44, 0.16, 0.06, 0.02, 0.27, 0.00
+    assert set(np.flatnonzero(shares(SamplingParameters(temperature=1.0, top_p=0.70, seed=1)))) == {0, 4}
+    assert set(np.flatnonzero(shares(SamplingParameters(temperature=1.0, top_p=0.80, seed=1)))) == {0, 1, 4}
+    assert set(np.flatnonzero(shares(SamplingParameters(temperature=1.0, top_p=0.01, seed=1)))) == {0}
+
+
+def test_noise_is_the_same_everywhere_and_differs_by_seed_and_position() -> None:
+    assert np.array_equal(gumbel_noise(7, 3, 10), gumbel_noise(7, 3, 10))
+    assert np.array_equal(gumbel_noise(7, 3, 10), gumbel_noise(7, 3, 20)[:10])
+    assert not np.array_equal(gumbel_noise(7, 3, 10), gumbel_noise(7, 4, 10))
+    assert not np.array_equal(gumbel_noise(7, 3, 10), gumbel_noise(8, 3, 10))
+    assert np.isfinite(gumbel_noise(2**63 - 1, 10**6, 100_000)).all()
+
+
+def test_noise_is_that_of_the_published_philox() -> None:
+    """Streams that an earlier release journaled must go on identically, whatever NumPy is installed."""
+    words = philox_4x64_10((1, 2, 0, 0), (1, 0))  # the first block of position 2: NumPy counts before it draws
+    uniform = [((word >> 11) + 0.5) * 2.0**-53 for word in words]
+    assert gumbel_noise(1, 2, 4).tolist() == pytest.approx([-np.log(-np.log(u)) for u in uniform], rel=1e-12)
+
+
+def philox_4x64_10(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int, ...]:
+    """Philox4x64-10 as Salmon et al. print it."""
+    mask = 2**64 - 1
+    for _ in range(10):
+        high0, low0 = divmod(0xD2E7470EE14C6C93 * counter[0], 2**64)
+        high1, low1 = divmod(0xCA5A826395121157 * counter[2], 2**64)
+        counter = (high1 ^ counter[1] ^ key[0], low1, high0 ^ counter[3] ^ key[1], low0)
+        key = ((key[0] + 0x9E3779B97F4A7C15) & mask, (key[1] + 0xBB67AE8584CAA73B) & mask)
+    return counter
