@@ -112,16 +112,21 @@ class Checkpoint:
         return ids
 
 
-def byte_tokenizer(**changes: Any) -> Tokenizer:
+def byte_tokenizer(bos: bool = False) -> Tokenizer:
     """A token is a byte of UTF-8, in GPT-2's spelling; 256 to 259 are special."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<s>", "</s>", "<pad>", "<x>"])
-    if changes.get("bos"):
+    if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
     return tokenizer
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[..., Tokenizer]:
+    return byte_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -166,7 +171,7 @@ class Answer:
 
 @pytest.fixture
 def drive() -> Callable[..., dict[int, Answer]]:
-    """Steps an engine until it has no work, submitting `later`'s requests before the steps that they are listed under."""
+    """Steps an engine until it has no work. `later` are requests by the step before which they are submitted."""
 
     def run(
         engine: Engine,

@@ -1,0 +1,153 @@
+"""A model built without weights and given tensors: the right ones, uncopied, or a refusal that names them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from serverless_triton.backend.engines.protocol import ModelNotSupported
+from serverless_triton.backend.engines.torch.builder import TorchEngineBuilder
+from serverless_triton.backend.engines.torch.skeleton import Skeleton
+
+
+def attach(model: Any, tensors: dict[str, torch.Tensor] | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    return Skeleton(model.path).attach(model.tensors if tensors is None else tensors, dtype)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-untied", "llama-scaled-rope", "qwen3", "gpt2", "opt"])
+def test_every_tensor_is_the_one_given_and_not_a_copy(checkpoint: Callable[[str], Any], name: str) -> None:
+    model = checkpoint(name)
+    attached = attach(model)
+    places = dict(attached.named_parameters(remove_duplicate=False))
+    assert {places[key].data_ptr() for key in model.tensors} == {t.data_ptr() for t in model.tensors.values()}
+    assert not any(tensor.is_meta for tensor in (*attached.parameters(), *attached.buffers()))
+    assert not any(parameter.requires_grad for parameter in attached.parameters())
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-scaled-rope", "qwen3", "gpt2", "opt"])
+def test_computed_buffers_are_those_of_transformers(checkpoint: Callable[[str], Any], name: str) -> None:
+    model = checkpoint(name)
+    buffers = dict(attach(model).named_buffers())
+    expected = dict(model.reference.named_buffers())
+    assert buffers.keys() == expected.keys()
+    for key, buffer in buffers.items():
+        assert torch.equal(buffer, expected[key]), key
+
+
+def test_tied_weights_are_one(llama: Any) -> None:
+    attached = attach(llama)
+    assert attached.lm_head.weight is attached.model.embed_tokens.weight
+
+
+def test_either_end_of_a_tie_will_do(llama: Any) -> None:
+    tensors = dict(llama.tensors)
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    attached = attach(llama, tensors)
+    assert attached.lm_head.weight is attached.model.embed_tokens.weight
+
+
+def test_both_ends_of_a_tie_that_differ_stay_different(llama: Any) -> None:
+    head = torch.zeros(260, 32)
+    attached = attach(llama, {**llama.tensors, "lm_head.weight": head})
+    assert attached.lm_head.weight.data_ptr() == head.data_ptr()
+    assert attached.model.embed_tokens.weight.data_ptr() == llama.tensors["model.embed_tokens.weight"].data_ptr()
+
+
+def test_only_tensors_of_another_dtype_are_copied(llama: Any) -> None:
+    tensors = {**llama.tensors, "model.norm.weight": llama.tensors["model.norm.weight"].double()}
+    attached = attach(llama, tensors)
+    assert attached.model.norm.weight.dtype == torch.float32
+    assert attached.model.layers[0].self_attn.q_proj.weight.data_ptr() in {t.data_ptr() for t in tensors.values()}
+    assert attach(llama, dtype=torch.bfloat16).model.norm.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("auto", torch.float32)]
+)
+def test_auto_is_the_dtype_of_the_config(llama: Any, name: str, expected: torch.dtype) -> None:
+    assert Skeleton(llama.path).dtype(name, {}) == expected
+
+
+def test_auto_is_the_tensors_dtype_where_the_config_has_none(llama: Any, tmp_path: Path) -> None:
+    config = json.loads((llama.path / "config.json").read_text())
+    del config["dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Skeleton(tmp_path).dtype("auto", {"a": torch.zeros(1, dtype=torch.float16)}) == torch.float16
+
+
+def test_names_without_the_causal_lm_prefix_find_their_places(checkpoint: Callable[[str], Any]) -> None:
+    model = checkpoint("gpt2")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in model.tensors.items()}
+    attached = attach(model, bare)
+    assert attached.transformer.wte.weight.data_ptr() == bare["wte.weight"].data_ptr()
+
+
+def test_leftovers_of_older_checkpoints_are_passed_over(checkpoint: Callable[[str], Any]) -> None:
+    llama, gpt2 = checkpoint("llama"), checkpoint("gpt2")
+    attach(llama, {**llama.tensors, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)})
+    attach(gpt2, {**gpt2.tensors, "transformer.h.0.attn.bias": torch.zeros(1, 1, 4, 4)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.norm.weight": None}, r"lacks model\.norm\.weight, which LlamaForCausalLM"),
+        ({"model.extra": torch.zeros(1)}, r"has model\.extra, which LlamaForCausalLM.* has no place for"),
+        ({"model.norm.weight": torch.zeros(31)}, r"model\.norm\.weight has shape \[31\] where .* needs \[32\]"),
+        ({"model.norm.weight": torch.zeros(32, dtype=torch.int8)}, r"model\.norm\.weight is torch\.int8"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(llama: Any, changes: dict[str, Any], message: str) -> None:
+    tensors = {name: tensor for name, tensor in {**llama.tensors, **changes}.items() if tensor is not None}
+    with pytest.raises(ModelNotSupported, match=message):
+        attach(llama, tensors)
+
+
+def test_a_long_list_of_names_is_shortened(llama: Any) -> None:
+    with pytest.raises(ModelNotSupported, match=r"lacks .* and \d\d more, which"):
+        attach(llama, {"model.norm.weight": llama.tensors["model.norm.weight"]})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "has no config.json"),
+        ("{", "cannot be used"),
+        ({"model_type": "no-such-model"}, "cannot be used"),
+        ({"model_type": "vit"}, "cannot be served"),
+        ({"model_type": "mamba", "num_hidden_layers": 1, "hidden_size": 8}, "keeps state"),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}, "is quantized"),
+    ],
+)
+def test_checkpoints_of_other_kinds_are_refused(tmp_path: Path, config: Any, message: str) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    with pytest.raises(ModelNotSupported, match=message):
+        Skeleton(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "message"),
+    [
+        ("mistral", {"sliding_window": 16}, "MistralAttention needs .*sliding_window 16 with max_sequence_tokens 64"),
+        ("gemma2", {"head_dim": 8}, "Gemma2Attention needs .*softcap"),
+        ("bloom", {"n_layer": 2, "n_head": 2}, "ran 0 of its 2 layers|does not"),
+    ],
+)
+def test_attention_that_ours_would_get_wrong_is_refused(
+    tmp_path: Path, model_type: str, changes: dict[str, Any], message: str
+) -> None:
+    small = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    config = AutoConfig.for_model(model_type, **{**small, **heads, **changes})
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict(), default=str))
+    skeleton = Skeleton(tmp_path)
+    tensors = {place.name: torch.zeros(place.meta.shape) for place in skeleton._places}
+    with pytest.raises(ModelNotSupported, match=message):
+        TorchEngineBuilder().build(str(tmp_path), tensors, dtype="float32", max_sequence_tokens=64, max_streams=1)
