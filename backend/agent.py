@@ -1,8 +1,8 @@
 """The node agent's state machine: replicas, their workers and stubs, the device's ledger.
 
-One asyncio loop owns all of it. A replica is a loaded worker and, once Triton has started it, a stub; it ends when either ends, and
-whoever watches hears of it at once. Workers and stubs outlive an agent: they reconnect and say what they are, and a new agent adopts
-them. Sockets are `agent_server.py`'s, the scheduler's gRPC is `agent_service.py`'s.
+One asyncio loop owns all of it. A replica is a loaded worker and, once Triton has started it, a stub; it ends when
+either ends, and whoever watches hears of it at once. Workers and stubs outlive an agent: they reconnect and say what
+they are, and a new agent adopts them. Sockets are `agent_server.py`'s, the scheduler's gRPC is `agent_service.py`'s.
 """
 
 from __future__ import annotations
@@ -134,7 +134,9 @@ class NodeAgent:
 
     def _record(self, replica_id: str, model: str, parameters: dict[str, str], device_bytes: int) -> Replica:
         loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
-        loaded.add_done_callback(lambda f: f.cancelled() or f.exception())  # heard by whoever waits; silent if nobody does
+        loaded.add_done_callback(
+            lambda f: f.cancelled() or f.exception()
+        )  # heard by whoever waits; silent if nobody does
         replica = Replica(replica_id, model, parameters, device_bytes, loaded)
         self.replicas[replica_id] = replica
         self.touch()

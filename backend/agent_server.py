@@ -72,12 +72,16 @@ async def _grpc_server(config: AgentConfig, service: AgentService) -> grpc.aio.S
     return server
 
 
-def _stop_signal() -> asyncio.Future[None]:
+def _stop_signal() -> asyncio.Task[None]:
     loop = asyncio.get_running_loop()
-    stopped: asyncio.Future[None] = loop.create_future()
+    stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: stopped.done() or stopped.set_result(None))
-    return stopped
+        loop.add_signal_handler(number, stopped.set)
+    return loop.create_task(_until(stopped))
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import struct
@@ -82,7 +83,10 @@ class Channel:
             raise ChannelClosed(str(error)) from error
 
     def receive(self) -> tuple[Message, list[int]]:
-        """The next message and the descriptors that came with it. Raises ChannelClosed at the end, ProtocolError on garbage."""
+        """The next message and the descriptors that came with it.
+
+        Raises ChannelClosed at the end, ProtocolError on garbage.
+        """
         try:
             header, descriptors, _, _ = socket.recv_fds(self._socket, _LENGTH.size, MAX_DESCRIPTORS)
             header += self._exactly(_LENGTH.size - len(header)) if header else b""
@@ -103,10 +107,8 @@ class Channel:
 
     def close(self) -> None:
         """Wakes a thread that is receiving."""
-        try:
+        with contextlib.suppress(OSError):  # the peer closed first
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the peer closed first
         self._socket.close()
 
 

@@ -1,4 +1,6 @@
-"""Who holds how much of a device's memory: granted before it is allocated, so that the sum never passes the budget (decision 4)."""
+"""Who holds how much of a device's memory: granted before it is allocated, so that the sum never passes the budget
+(decision 4).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The wire messages of a node, as plain values: stub ↔ worker, stub ↔ agent, worker ↔ agent, agent ↔ zygote.
 
-Imports the standard library only, because the stub inside Triton imports it too. How a message travels is `channel.py`'s.
-Positions count generated tokens: the first token after the prompt has position 0.
+Imports the standard library only, because the stub inside Triton imports it too. How a message travels is
+`channel.py`'s. Positions count generated tokens: the first token after the prompt has position 0.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-# The scheduler names each replica in the configuration it loads with: a load that differs in it makes a fresh instance at once,
-# also where Triton still calls a dead one READY or is still unloading the last one.
+# The scheduler names each replica in the configuration it loads with: a load that differs in it makes a fresh
+# instance at once, also where Triton still calls a dead one READY or is still unloading the last one.
 REPLICA_PARAMETER = "replica"
 
 Span = tuple[str, float, float]  # name, start and end in seconds on this host's monotonic clock
@@ -136,11 +136,37 @@ class Learn:
 
 
 Message = (
-    Generate | Cancel | Tokens | Failed | Acquire | Granted | WorkerHello | Load | Loaded | Serve | Retire | Fork | Learn
+    Generate
+    | Cancel
+    | Tokens
+    | Failed
+    | Acquire
+    | Granted
+    | WorkerHello
+    | Load
+    | Loaded
+    | Serve
+    | Retire
+    | Fork
+    | Learn
 )
 _TYPES: dict[str, type[Message]] = {
     kind.__name__: kind
-    for kind in (Generate, Cancel, Tokens, Failed, Acquire, Granted, WorkerHello, Load, Loaded, Serve, Retire, Fork, Learn)
+    for kind in (
+        Generate,
+        Cancel,
+        Tokens,
+        Failed,
+        Acquire,
+        Granted,
+        WorkerHello,
+        Load,
+        Loaded,
+        Serve,
+        Retire,
+        Fork,
+        Learn,
+    )
 }
 _FIELDS = {kind: tuple(f.name for f in fields(kind)) for kind in _TYPES.values()}
 
@@ -167,7 +193,7 @@ def parse_json_object(text: str, what: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{what} is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{what} must be a JSON object, not {type(value).__name__}")
+        raise ValueError(f"{what} must be a JSON object, not {type(value).__name__}")  # noqa: TRY004 - the text is wrong
     return value
 
 
@@ -202,7 +228,8 @@ class ModelSpec:
         if texts.get("dtype", "auto") not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"parameters.dtype is {texts['dtype']!r}; use auto, float32, bfloat16 or float16")
         counts = ("checkpoint_bytes", "kv_cache_bytes", "max_sequence_tokens", "max_streams", "threads")
-        return cls(**texts, **{n: _count(n, parameters[n]) for n in counts if n in parameters})
+        numbers: dict[str, Any] = {n: _count(n, parameters[n]) for n in counts if n in parameters}
+        return cls(**texts, **numbers)
 
 
 def _count(name: str, text: str) -> int:

@@ -1,11 +1,13 @@
 """The thin stub inside Triton: relays between Triton's requests and this node's engine worker.
 
-Triton imports this file as the top-level module `model`, in a process of its own per model instance. It asks the node agent for
-an engine, gets a connected socket to a worker, and holds nothing else. Imports nothing heavy: a load is mostly this start-up.
+Triton imports this file as the top-level module `model`, in a process of its own per model instance. It asks the node
+agent for an engine, gets a connected socket to a worker, and holds nothing else. Imports nothing heavy: a load is
+mostly this start-up.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -15,7 +17,15 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from serverless_triton.backend.channel import Channel, ChannelClosed
-from serverless_triton.backend.messages import REPLICA_PARAMETER, Acquire, Cancel, Failed, Granted, ProtocolError, Tokens
+from serverless_triton.backend.messages import (
+    REPLICA_PARAMETER,
+    Acquire,
+    Cancel,
+    Failed,
+    Granted,
+    ProtocolError,
+    Tokens,
+)
 from serverless_triton.backend.triton_tensors import read_request, response_arrays
 
 AGENT_SOCKET_VARIABLE = "SERVERLESS_TRITON_AGENT_SOCKET"
@@ -69,11 +79,14 @@ class TritonPythonModel:
         self._agent.close()
 
     def _acquire(self) -> Channel:
-        """A channel to this model's worker; the agent's socket stays open, so that each side notices the other's end."""
+        """A channel to this model's worker; the agent's socket stays open, so that each side notices the other's end.
+        """
         try:
             self._agent = Channel.connect(os.environ[AGENT_SOCKET_VARIABLE], AGENT_TIMEOUT_S)
         except (KeyError, OSError) as error:
-            raise pb_utils.TritonModelException(f"model '{self._model}': no node agent to ask for an engine: {error}") from error
+            raise pb_utils.TritonModelException(
+                f"model '{self._model}': no node agent to ask for an engine: {error}"
+            ) from error
         self._agent.set_timeout(AGENT_TIMEOUT_S)
         self._agent.send(self._acquire_message(self._parameters.get(REPLICA_PARAMETER)))
         answer, descriptors = self._agent.receive()
@@ -104,7 +117,8 @@ class TritonPythonModel:
             self._fail(number, "UNAVAILABLE", f"the engine worker of model '{self._model}' is gone: {error}")
 
     def _relay_responses(self) -> None:
-        """Until the worker is gone; then every request in flight fails as UNAVAILABLE, which a gateway resumes elsewhere."""
+        """Until the worker is gone; then every request fails as UNAVAILABLE, which a gateway resumes elsewhere.
+        """
         try:
             while True:
                 message, _ = self._worker.receive()
@@ -162,10 +176,8 @@ class TritonPythonModel:
                     self._cancel(number)
 
     def _cancel(self, number: int) -> None:
-        try:
+        with contextlib.suppress(ChannelClosed):  # its requests are being failed already
             self._worker.send(Cancel(request=number))
-        except ChannelClosed:
-            pass  # its requests are being failed already
         self._fail(number, "CANCELLED", "the request was cancelled")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -10,7 +11,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel send this process the signal when `parent` (its parent's pid) ends; leave at once if it already has.
+    """Have the kernel send this process the signal when `parent` (its parent's pid) ends; leave at once if it already
+    has.
 
     Raises OSError where prctl refuses.
     """
@@ -23,7 +25,8 @@ def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> Non
 
 
 class ProcessHandle:
-    """A process by pidfd: it cannot be confused with a later one of the same pid. Readable once the process has ended."""
+    """A process by pidfd: it cannot be confused with a later one of the same pid. Readable once the process has ended.
+    """
 
     def __init__(self, pid: int) -> None:
         """Raises ProcessLookupError when there is no such process."""
@@ -35,10 +38,8 @@ class ProcessHandle:
 
     def kill(self) -> None:
         """SIGKILL; nothing happens when it has ended already."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # ended already, which is what was wanted
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -1,12 +1,14 @@
 """The sentinel: cleans up after a supervisor, however that one ends.
 
-It waits for its standard input to close, which the kernel does also for a supervisor that was SIGKILLed. Then it kills every process
-that carries the run's id in its environment (servers, their stubs, forked workers: all inherit it), and removes the run's files in
-/dev/shm and its run directory. Standard library only; it is started with `python -S`-like cost and must never fail to start.
+It waits for its standard input to close, which the kernel does also for a supervisor that was SIGKILLed. Then it kills
+every process that carries the run's id in its environment (servers, their stubs, forked workers: all inherit it), and
+removes the run's files in /dev/shm and its run directory. Standard library only; it is started with `python -S`-like
+cost and must never fail to start.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -46,17 +48,11 @@ def clean_up(run: str, prefix: str, directory: Path) -> None:
     deadline_s = time.monotonic() + PATIENCE_S
     while (remaining := list(processes_of(run))) and time.monotonic() < deadline_s:
         for pid in remaining:
-            _kill(pid)
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself
+                os.kill(pid, signal.SIGKILL)
         time.sleep(POLL_S)
     remove_shared_memory(prefix)
     shutil.rmtree(directory, ignore_errors=True)
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # ended by itself
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
 """Supervises the processes of a run: starts them, restarts one that dies, ends all of them, leaves nothing behind.
 
-Each process has its own session, so Ctrl-C in a terminal reaches only the supervisor, and its own log file. What must be true after
-any end (no process, no /dev/shm file, no run directory) is the sentinel's work, which starts first and ends last.
+Each process has its own session, so Ctrl-C in a terminal reaches only the supervisor, and its own log file. What must
+be true after any end (no process, no /dev/shm file, no run directory) is the sentinel's work, which starts first and
+ends last.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class ProcessSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run's identity: an id in every process's environment, a prefix in /dev/shm, a short-pathed private directory."""
+    """A run's identity: an id in every process's environment, a prefix in /dev/shm, a short-pathed private directory.
+    """
 
     id: str
     directory: Path

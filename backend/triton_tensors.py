@@ -15,7 +15,8 @@ import numpy.typing as npt
 from serverless_triton.backend.messages import Generate, Tokens, parse_json_object
 
 Array = npt.NDArray[Any]
-# Request parameters that the stub itself reads; any other one is a sampling parameter, as in Triton's generate extension.
+# Request parameters that the stub itself reads; any other one is a sampling parameter, as in Triton's generate
+# extension.
 _OWN_PARAMETERS = {"attempt", "token_state", "triton_enable_empty_final_response", "priority", "timeout", "sequence_id"}
 
 

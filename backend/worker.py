@@ -1,7 +1,7 @@
 """An engine worker: forked idle, given one model, serves one stub, leaves.
 
-The main thread owns the engine and takes its steps; a thread per socket only turns messages into commands. A worker is used once:
-whatever ends its stub's connection ends it, and the memory it held goes with the process.
+The main thread owns the engine and takes its steps; a thread per socket only turns messages into commands. A worker is
+used once: whatever ends its stub's connection ends it, and the memory it held goes with the process.
 """
 
 from __future__ import annotations

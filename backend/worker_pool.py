@@ -100,7 +100,8 @@ class WorkerPool:
         return False
 
     async def learn(self, models: Iterable[dict[str, str]]) -> None:
-        """Have the zygote prepare these models' weight-free parts, and replace idle workers that were forked without them."""
+        """Have the zygote prepare these models' weight-free parts; idle workers forked without them are replaced.
+        """
         news = [Learn(parameters=parameters) for parameters in models if parameters["checkpoint"] not in self._learned]
         for message in news[: MAX_LEARNED - len(self._learned)]:
             self._learned[message.parameters["checkpoint"]] = message
@@ -157,5 +158,3 @@ class WorkerPool:
             return await asyncio.wait_for(waiter, timeout_s)
         except asyncio.TimeoutError as error:
             raise TimeoutError(f"no engine worker came within {timeout_s:.0f} s; see the zygote's log") from error
-
-

@@ -1,8 +1,8 @@
 """The zygote: a warm parent from which engine workers are forked in milliseconds.
 
-It imports torch and transformers, builds skeletons and tokenizers when told to, and forks. It stays single-threaded and runs no
-parallel region, batch tokenisation, CUDA call or store connection, because a child forked after any of those hangs in its own
-first one. One zygote per engine environment and node; the agent asks it over a unix socket.
+It imports torch and transformers, builds skeletons and tokenizers when told to, and forks. It stays single-threaded and
+runs no parallel region, batch tokenisation, CUDA call or store connection, because a child forked after any of those
+hangs in its own first one. One zygote per engine environment and node; the agent asks it over a unix socket.
 """
 
 from __future__ import annotations

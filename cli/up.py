@@ -33,7 +33,9 @@ def command(config: Path | None, logs: Path, **options: Any) -> None:
         overrides["model_repository"] = _demo_repository()
     cluster = load_cluster_config(config, overrides)
     gateway = cluster.gateway
-    click.echo(f"HTTP {gateway.host}:{gateway.http_port}  gRPC {gateway.host}:{gateway.grpc_port}  logs {logs}", err=True)
+    click.echo(
+        f"HTTP {gateway.host}:{gateway.http_port}  gRPC {gateway.host}:{gateway.grpc_port}  logs {logs}", err=True
+    )
     run_cluster(cluster, logs, lambda message: click.echo(message, err=True))
 
 
@@ -43,7 +45,7 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
         "gateway": ("host", "http_port", "grpc_port", "metrics_port"),
         "node": ("device_memory_bytes", "dram_bytes", "ssd_bytes_per_second"),
     }
-    overrides = {name: given[name] for name in ("servers", "model_repository") if name in given}
+    overrides: dict[str, Any] = {name: given[name] for name in ("servers", "model_repository") if name in given}
     for group, names in groups.items():
         if found := {name: given[name] for name in names if name in given}:
             overrides[group] = found

@@ -40,7 +40,9 @@ class ServerState:
 
 @dataclass(slots=True, kw_only=True)
 class ReplicaState:
-    """One replica, from the decision to start it until its end. `lost` resolves to the reason of an end nobody asked for."""
+    """One replica, from the decision to start it until its end. `lost` resolves to the reason of an end nobody asked
+    for.
+    """
 
     id: ReplicaId
     model: ModelView

@@ -97,7 +97,7 @@ def parse_dataclass(kind: type[T], value: object, path: str) -> T:
 
 
 def _field(value: Any, hint: Any, path: str) -> Any:
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return parse_dataclass(hint, value, path)
     kinds = [kind for kind in (get_args(hint) or (hint,)) if kind in _SCALARS]
     if not kinds or (value is None and type(None) in get_args(hint)):

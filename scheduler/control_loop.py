@@ -1,7 +1,7 @@
 """The one decider (decision 6): who waits, what starts where, what is evicted; the only caller of effects.
 
-Everything runs on one asyncio loop and all mutable state is this object's, so there are no locks. Its steps, after every event
-(an admission, a finished stream, a start that ended, news of a server):
+Everything runs on one asyncio loop and all mutable state is this object's, so there are no locks. Its steps, after
+every event (an admission, a finished stream, a start that ended, news of a server):
 
 1. drop what is gone: replicas of a dead server, replicas their agent no longer shows;
 2. for each waiting stream, oldest first, ask the policy and do what it says;
@@ -89,7 +89,9 @@ class ControlLoop:
     ) -> Assignment:
         order = self.order_of(model)
         if sum(w.order.view.name == model for w in self._waiting) >= self.limits.max_waiting_per_model:
-            raise NoCapacity(f"{self.limits.max_waiting_per_model} requests for model '{model}' wait already; try later")
+            raise NoCapacity(
+                f"{self.limits.max_waiting_per_model} requests for model '{model}' wait already; try later"
+            )
         place: asyncio.Future[Assignment] = asyncio.get_running_loop().create_future()
         request = StartRequest(model=order.view, avoid=avoid)
         waiting = Waiting(stream=stream, request=request, order=order, since_s=self.clock(), place=place)
@@ -226,23 +228,24 @@ class ControlLoop:
             self._start_failed(replica, error)
             return
         spans = (Span(name="make room", start_s=began_s, end_s=room_s), *engine.spans)
-        record = StartRecord(
-            tier=engine.tier, bytes=engine.bytes, predicted_s=candidate.estimate.total_s, spans=spans
-        )
+        record = StartRecord(tier=engine.tier, bytes=engine.bytes, predicted_s=candidate.estimate.total_s, spans=spans)
         self._started(replica, candidate, engine, record)
 
     async def _start_both(self, replica: ReplicaState, order: ModelOrder) -> EngineStarted:
         """Engine and stub at the same time: the stub's own start hides behind the weights, or they behind it."""
         server, model = replica.server, replica.model.name
         permit = EngineOrder(epoch=self.epoch, replica=replica.id, model=model, parameters=order.parameters)
-        engine = asyncio.ensure_future(self.effects.start_engine(server, permit))
-        stub = asyncio.ensure_future(self._timed_load(server, model, replica.id))
-        await asyncio.wait({engine, stub})
-        failure = engine.exception() or stub.exception()  # the engine's own error says more than the stub's
-        if failure is not None:
-            raise failure if isinstance(failure, EffectFailed) else EffectFailed("INTERNAL", repr(failure))
-        started = engine.result()
-        return replace(started, spans=(*started.spans, stub.result()))
+        engine, stub = await asyncio.gather(
+            self.effects.start_engine(server, permit),
+            self._timed_load(server, model, replica.id),
+            return_exceptions=True,
+        )
+        for outcome in (engine, stub):  # the engine's own error says more than the stub's
+            if isinstance(outcome, BaseException):
+                raise outcome
+        assert isinstance(engine, EngineStarted)
+        assert isinstance(stub, Span)
+        return replace(engine, spans=(*engine.spans, stub))
 
     async def _timed_load(self, server: ServerName, model: str, replica: ReplicaId) -> Span:
         start_s = self.clock()
@@ -266,7 +269,9 @@ class ControlLoop:
         self.dispatch()
 
     def _start_failed(self, replica: ReplicaState, error: EffectFailed) -> None:
-        logger.warning("start_failed model=%s server=%s replica=%s code=%s error=%s", *_names(replica), error.code, error)
+        logger.warning(
+            "start_failed model=%s server=%s replica=%s code=%s error=%s", *_names(replica), error.code, error
+        )
         self.metrics.start_failed(replica.model.name, error.code)
         self._forget(replica, str(error), error.code)
         self._clean_up(replica)
@@ -316,7 +321,11 @@ class ControlLoop:
     async def _release_and_unload(self, replica: ReplicaState) -> None:
         try:
             await self.effects.release_engine(replica.server, replica.id, self.epoch)
-            if not any(r.model.name == replica.model.name for r in self.cluster.on_server(replica.server) if r.phase is Phase.READY):
+            if not any(
+                r.model.name == replica.model.name
+                for r in self.cluster.on_server(replica.server)
+                if r.phase is Phase.READY
+            ):
                 await self.effects.unload_model(replica.server, replica.model.name)
         except EffectFailed as error:
             logger.warning("release_failed model=%s server=%s replica=%s error=%s", *_names(replica), error)
@@ -358,4 +367,3 @@ class ControlLoop:
 
 def _names(replica: ReplicaState) -> tuple[str, str, str]:
     return replica.model.name, replica.server, replica.id
-

@@ -1,4 +1,6 @@
-"""What the control loop can do to the world. Real ones are in `triton_effects.py`; the recorded fake here drives tests."""
+"""What the control loop can do to the world. Real ones are in `triton_effects.py`; the recorded fake here drives
+tests.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ class EffectFailed(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOrder:
-    """Which replica to start for which model; `parameters` as in its config.pbtxt. The epoch is the permit's (decision 7)."""
+    """Which replica to start for which model; `parameters` as in its config.pbtxt. The epoch is the permit's (decision
+    7).
+    """
 
     epoch: int
     replica: ReplicaId
@@ -30,7 +34,9 @@ class EngineOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStarted:
-    """A warm engine: where its bytes came from, and its spans on our clock. `version` is the first node state showing it."""
+    """A warm engine: where its bytes came from, and its spans on our clock. `version` is the first node state showing
+    it.
+    """
 
     version: int
     tier: str

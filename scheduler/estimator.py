@@ -1,6 +1,7 @@
 """How long a model would take to start on a server (pure).
 
-The estimate is ServerlessLLM's (OSDI '24, section 6.1), with our fixed cost beside it: queue + bytes over bandwidth + fixed.
+The estimate is ServerlessLLM's (OSDI '24, section 6.1), with our fixed cost beside it: queue + bytes over bandwidth +
+fixed.
 """
 
 from __future__ import annotations

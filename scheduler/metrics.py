@@ -25,7 +25,10 @@ class ControlMetrics:
             "serverless_triton_evictions_total", "Idle replicas that made room", ["model"], registry=registry
         )
         self._lost = Counter(
-            "serverless_triton_lost_replicas_total", "Replicas whose worker, stub or server died", ["model"], registry=registry
+            "serverless_triton_lost_replicas_total",
+            "Replicas whose worker, stub or server died",
+            ["model"],
+            registry=registry,
         )
 
     def started(self, model: str, tier: str, seconds: float) -> None:

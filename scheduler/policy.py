@@ -129,7 +129,9 @@ def _consider(server: ServerView, replicas: Iterable[ReplicaView], request: Star
 
 
 def _make_room(server: ServerView, replicas: tuple[ReplicaView, ...], model: ModelView) -> tuple[ReplicaId, ...] | None:
-    """The least recently used idle replicas whose going makes room in device memory and DRAM; None if that is not enough."""
+    """The least recently used idle replicas whose going makes room in device memory and DRAM; None if that is not
+    enough.
+    """
     staying = {replica.id: replica for replica in replicas}
     evict: list[ReplicaId] = []
     idle = sorted((r for r in replicas if r.is_idle), key=lambda r: (r.idle_since_s, r.id))

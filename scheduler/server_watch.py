@@ -1,7 +1,7 @@
 """News of one server, told to the control loop: what its agent shows, and whether its Triton is there.
 
-The agent's watch and the connection to Triton each end the moment their process does, so nothing is polled while all is well.
-A scheduler or an agent that starts anew learns of running replicas from the first node state and adopts them.
+The agent's watch and the connection to Triton each end the moment their process does, so nothing is polled while all is
+well. A scheduler or an agent that starts anew learns of running replicas from the first node state and adopts them.
 """
 
 from __future__ import annotations

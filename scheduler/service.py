@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 
 def model_orders(catalogue: Catalogue) -> Callable[[str], ModelOrder]:
-    """What the control loop asks of the catalogue. The function raises InvalidModelName, UnknownModel, InvalidRequest."""
+    """What the control loop asks of the catalogue. The function raises InvalidModelName, UnknownModel, InvalidRequest.
+    """
 
     def order_of(name: str) -> ModelOrder:
         entry = catalogue.entry(name)
@@ -53,7 +54,9 @@ def model_orders(catalogue: Catalogue) -> Callable[[str], ModelOrder]:
 async def serve(config: SchedulerConfig) -> None:
     """Until SIGTERM or SIGINT. Raises OSError or RuntimeError where a port is taken."""
     catalogue = Catalogue(config.model_repository)
-    cluster = Cluster({ServerName(s.name): ServerState(name=ServerName(s.name), grpc_address=s.triton) for s in config.servers})
+    cluster = Cluster(
+        {ServerName(s.name): ServerState(name=ServerName(s.name), grpc_address=s.triton) for s in config.servers}
+    )
     effects = TritonEffects(
         {ServerName(s.name): ServerAddresses(triton=s.triton, agent=s.agent) for s in config.servers},
         lambda model: catalogue.entry(model).repository_config,
@@ -99,12 +102,16 @@ async def _run(config: SchedulerConfig, loop: ControlLoop, gateway: Gateway, eff
     await effects.close()
 
 
-def _stop_signal() -> asyncio.Future[None]:
+def _stop_signal() -> asyncio.Task[None]:
     loop = asyncio.get_running_loop()
-    stopped: asyncio.Future[None] = loop.create_future()
+    stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: stopped.done() or stopped.set_result(None))
-    return stopped
+        loop.add_signal_handler(number, stopped.set)
+    return loop.create_task(_until(stopped))
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -80,7 +80,7 @@ class TritonEffects:
 
     async def close(self) -> None:
         for channel in self._channels.values():
-            await channel.close()
+            await channel.close(grace=None)
 
 
 async def _call(call: Any) -> Any:

@@ -1,4 +1,6 @@
-"""The world as the policy sees it: frozen values, sorted, made by the control loop from what servers and gateways told it."""
+"""The world as the policy sees it: frozen values, sorted, made by the control loop from what servers and gateways
+told it.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,42 @@
+"""Real clusters for the end-to-end tests. Each keeps its own ports, run directory and /dev/shm prefix."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serverless_triton.backend.model_repository import EngineLimits, add_model
+from tests.e2e.cluster import Cluster
+
+# A replica's KV cache at these limits, and a device that holds one of them but not two.
+LIMITS = EngineLimits(dtype="float32", max_sequence_tokens=512, max_streams=4)
+REPLICA_BYTES = 2 * 30 * 3 * 64 * 4 * 512 * 4
+ROOM_FOR_ONE = REPLICA_BYTES * 3 // 2
+NAMES = ("alpha", "beta", "gamma", "delta")
+
+
+@pytest.fixture(scope="session")
+def repository(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four models, and two that cannot be loaded. float32: a resumed stream is then equal to an uninterrupted one."""
+    root = tmp_path_factory.mktemp("models")
+    for name in NAMES:
+        add_model(root, name, demo_model, limits=LIMITS)
+    for name in ("truncated", "vanished"):
+        checkpoint = shutil.copytree(demo_model, tmp_path_factory.mktemp("checkpoints") / name)
+        add_model(root, name, checkpoint, limits=LIMITS)
+    weights = Path(tmp_path_factory.getbasetemp())
+    truncated = next(weights.glob("checkpoints*/truncated/model.safetensors"))
+    with truncated.open("r+b") as file:
+        file.truncate(truncated.stat().st_size // 2)
+    shutil.rmtree(next(weights.glob("checkpoints*/vanished")))
+    return root
+
+
+@pytest.fixture(scope="module")
+def cluster(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two servers with room for one replica each."""
+    with Cluster(tmp_path_factory.mktemp("cluster"), repository, device_memory_bytes=ROOM_FOR_ONE) as running:
+        yield running

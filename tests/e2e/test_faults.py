@@ -1,0 +1,130 @@
+"""Deaths in the middle of a stream: the client sees a pause, and every token exactly once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.e2e.cluster import Cluster
+
+PROMPT = "Once upon a time, in a small harbour town,"
+SAMPLING = {"max_tokens": 96, "ignore_eos": True}
+HEARD_BEFORE = 20
+
+
+def uninterrupted(cluster: Cluster, model: str) -> tuple[str, list[int]]:
+    heard = cluster.generate(model, PROMPT, **SAMPLING)
+    assert heard.errors == []
+    return heard.text, heard.output_ids
+
+
+def kill_worker(cluster: Cluster, replica: dict[str, Any]) -> None:
+    cluster.kill(replica["worker_pid"])
+
+
+def kill_stub(cluster: Cluster, replica: dict[str, Any]) -> None:
+    cluster.kill(replica["stub_pid"])
+
+
+def kill_server(cluster: Cluster, replica: dict[str, Any]) -> None:
+    cluster.kill(cluster.pid(f"{replica['server']}.triton"))
+
+
+@pytest.mark.parametrize("fault", [kill_worker, kill_stub, kill_server])
+def test_a_stream_outlives_its_replica(cluster: Cluster, fault: Callable[[Cluster, dict[str, Any]], None]) -> None:
+    expected_text, expected_ids = uninterrupted(cluster, "alpha")
+    stream = cluster.stream("alpha", PROMPT, **SAMPLING)
+    stream.read(HEARD_BEFORE)
+    replica = cluster.serving("alpha")
+
+    fault(cluster, replica)
+    heard = stream.rest()
+
+    assert heard.errors == []
+    assert heard.output_ids == expected_ids
+    assert heard.text == expected_text
+    assert heard.finish_reason == "length"
+    assert replica["id"] not in [r["id"] for r in cluster.replicas("alpha")]
+    kinds = [receipt["kind"] for receipt in cluster.get(f"/v2/cluster/receipts/{heard.stream_id}")["receipts"]]
+    assert "resumed" in kinds
+
+
+def test_neighbours_of_a_killed_worker_notice_nothing(cluster: Cluster) -> None:
+    cluster.generate("alpha", PROMPT, max_tokens=1)
+    expected_text, _ = uninterrupted(cluster, "beta")
+    neighbour = cluster.stream("beta", PROMPT, **SAMPLING)
+    victim = cluster.stream("alpha", PROMPT, **SAMPLING)
+    victim.read(HEARD_BEFORE)
+    neighbour.read(HEARD_BEFORE)
+    before = cluster.serving("beta")["id"]
+
+    cluster.kill(cluster.serving("alpha")["worker_pid"])
+    heard, disturbed = neighbour.rest(), victim.rest()
+
+    assert heard.text == expected_text
+    assert heard.errors == disturbed.errors == []
+    assert before in [replica["id"] for replica in cluster.replicas("beta")]
+
+
+def test_a_model_whose_stub_died_starts_again_on_the_same_server(cluster: Cluster) -> None:
+    """Triton still calls the dead instance READY; nothing may be sent to it."""
+    cluster.generate("gamma", PROMPT, max_tokens=1)
+    (replica,) = cluster.replicas("gamma")
+    cluster.kill(replica["stub_pid"])
+    cluster.until(lambda: replica["id"] not in [r["id"] for r in cluster.replicas("gamma")], "the death is noticed")
+
+    heard = cluster.generate("gamma", PROMPT, max_tokens=4, ignore_eos=True)
+
+    assert heard.errors == []
+    assert len(heard.output_ids) == 4
+
+
+def test_streams_go_on_while_the_agent_restarts(cluster: Cluster) -> None:
+    stream = cluster.stream("alpha", PROMPT, **SAMPLING)
+    stream.read(HEARD_BEFORE)
+    replica = cluster.serving("alpha")
+
+    cluster.kill(cluster.pid(f"{replica['server']}.agent"))
+    heard = stream.rest()
+
+    assert heard.errors == []
+    assert len(heard.output_ids) == SAMPLING["max_tokens"]
+    cluster.until(lambda: cluster.servers_up() == 2, "the agent is back")
+    cluster.until(lambda: replica["id"] in [r["id"] for r in cluster.replicas("alpha")], "the replica is adopted")
+    assert cluster.serving("alpha")["worker_pid"] == replica["worker_pid"]
+
+
+def test_a_new_scheduler_adopts_running_replicas(cluster: Cluster) -> None:
+    cluster.generate("alpha", PROMPT, max_tokens=1)
+    before = {replica["id"] for replica in cluster.replicas()}
+
+    cluster.kill(cluster.pid("scheduler"))
+    cluster.until(lambda: cluster.servers_up() == 2, "the scheduler is back")
+    cluster.until(lambda: {replica["id"] for replica in cluster.replicas()} == before, "the replicas are adopted")
+    heard = cluster.generate("alpha", PROMPT, max_tokens=4, ignore_eos=True)
+
+    assert heard.errors == []
+    assert {replica["id"] for replica in cluster.replicas("alpha")} <= before
+
+
+def test_starts_go_on_after_the_store_restarts(cluster: Cluster) -> None:
+    for name in ("server-0.store", "server-1.store"):
+        cluster.kill(cluster.pid(name))
+
+    heard = [cluster.generate(model, PROMPT, max_tokens=2, ignore_eos=True) for model in ("delta", "gamma", "beta")]
+
+    assert [h.errors for h in heard] == [[], [], []]
+
+
+def test_no_prompt_text_in_any_log(cluster: Cluster) -> None:
+    secret = "xyzzy-plugh-prompt"
+    cluster.generate("alpha", f"{secret}: tell me", max_tokens=4)
+    bad = cluster.stream("alpha", secret, max_tokens="many").rest()
+    assert bad.errors
+    texts = {file.name: file.read_text(errors="replace") for file in cluster.logs.glob("*.log")}
+    assert texts
+    assert [name for name, text in texts.items() if secret in text] == []
+    assert json.dumps(cluster.status()).count(secret) == 0

@@ -1,0 +1,247 @@
+"""The control loop over recorded effects: events by hand, no sleep, no network."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from serverless_triton.scheduler.admission import Assignment, ReplicaId, ServerName, StreamId
+from serverless_triton.scheduler.cluster import ReplicaState
+from serverless_triton.scheduler.control_loop import ControlLimits
+from serverless_triton.scheduler.effects import EffectFailed
+from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, NoCapacity, UnknownModel
+from serverless_triton.scheduler.view import Phase
+from tests.unit.scheduler.worlds import GB, World, model, world
+
+A, B, C = model("a"), model("b"), model("c")
+S0, S1 = ServerName("s0"), ServerName("s1")
+
+
+async def settle() -> None:
+    """Let every task that can run, run."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def asked(w: World, stream: str, name: str, **options: Any) -> asyncio.Task[Assignment]:
+    return asyncio.ensure_future(w.loop.admit(StreamId(stream), name, timeout_s=60.0, **options))
+
+
+def calls(w: World, effect: str) -> list[tuple[str, str]]:
+    return [(server, subject) for name, server, subject in w.effects.calls if name == effect]
+
+
+async def test_a_cold_model_is_started_and_the_stream_gets_its_place() -> None:
+    w = world("s0", models=(A,))
+    place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    assert (place.server, place.grpc_address, place.stream) == ("s0", "s0:8001", "x")
+    assert place.start is not None
+    assert calls(w, "start_engine") == calls(w, "load_model") == [("s0", "a")]
+
+
+async def test_a_warm_model_is_not_started_again() -> None:
+    w = world("s0", models=(A,))
+    w.loop.finish(await w.loop.admit(StreamId("x"), "a", timeout_s=1.0))
+    place = await w.loop.admit(StreamId("y"), "a", timeout_s=1.0)
+    assert place.start is None
+    assert len(calls(w, "start_engine")) == 1
+
+
+async def test_two_streams_for_one_cold_model_make_one_load() -> None:
+    w = world("s0", "s1", models=(A,), automatic=False)
+    first, second = asked(w, "x", "a"), asked(w, "y", "a")
+    await settle()
+    w.effects.resolve("start_engine", S0, "a")
+    w.effects.resolve("load_model", S0, "a")
+    places = await asyncio.gather(first, second)
+    assert places[0].replica == places[1].replica
+    assert calls(w, "start_engine") == [("s0", "a")]
+
+
+async def test_engine_and_stub_start_at_the_same_time() -> None:
+    w = world("s0", models=(A,), automatic=False)
+    waiting = asked(w, "x", "a")
+    await settle()
+    assert set(w.effects.pending) == {("start_engine", "s0", "a"), ("load_model", "s0", "a")}
+    waiting.cancel()
+
+
+async def test_the_least_recently_used_idle_replica_is_evicted_before_the_start() -> None:
+    w = world("s0", models=(A, B, C))
+    for at_s, name in enumerate("ab"):
+        w.clock.now_s = float(at_s)
+        w.loop.finish(await w.loop.admit(StreamId(name), name, timeout_s=1.0))
+    w.effects.automatic = False
+    waiting = asked(w, "x", "c")
+    await settle()
+    (released,) = calls(w, "release_engine")
+    assert released[1].startswith("a-")
+    assert ("s0", "c") not in calls(w, "start_engine")
+    w.effects.resolve("release_engine", S0, released[1])
+    await settle()
+    w.effects.resolve("unload_model", S0, "a")
+    await settle()
+    w.effects.resolve("start_engine", S0, "c")
+    w.effects.resolve("load_model", S0, "c")
+    assert (await waiting).model == "c"
+
+
+async def test_a_busy_server_is_waited_for_until_a_stream_ends() -> None:
+    large = tuple(model(name, device_bytes=2 * GB) for name in "ab")
+    w = world("s0", models=large)
+    holding = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    waiting = asked(w, "y", "b")
+    await settle()
+    assert not waiting.done()
+    w.loop.finish(holding)
+    assert (await waiting).model == "b"
+
+
+async def test_a_wait_that_is_too_long_ends_in_a_typed_error_and_leaves_nothing() -> None:
+    w = world("s0", models=(A,), automatic=False)
+    with pytest.raises(AdmissionTimeout, match="'a' did not start"):
+        await w.loop.admit(StreamId("x"), "a", timeout_s=0.0)
+    assert w.loop.waiting_by_model() == {}
+    assert all(not replica.streams for replica in w.loop.cluster.replicas.values())
+
+
+async def test_a_cancelled_admission_gives_its_reference_back() -> None:
+    w = world("s0", models=(A,), automatic=False)
+    waiting = asked(w, "x", "a")
+    await settle()
+    waiting.cancel()
+    await settle()
+    w.effects.resolve("start_engine", S0, "a")
+    w.effects.resolve("load_model", S0, "a")
+    await settle()
+    (replica,) = w.loop.cluster.replicas.values()
+    assert replica.phase is Phase.READY
+    assert replica.streams == set()
+
+
+async def test_a_checkpoint_that_cannot_be_loaded_is_the_clients_error_at_once() -> None:
+    w = world("s0", "s1", models=(A,), automatic=False)
+    waiting = asked(w, "x", "a")
+    await settle()
+    w.effects.resolve("start_engine", S0, "a", EffectFailed("INVALID_ARGUMENT", "model.safetensors: is truncated"))
+    w.effects.resolve("load_model", S0, "a", EffectFailed("INTERNAL", "load failed"))
+    with pytest.raises(LoadFailed, match="truncated") as caught:
+        await waiting
+    assert caught.value.code == "INVALID_ARGUMENT"
+    assert len(calls(w, "start_engine")) == 1
+
+
+async def test_a_start_that_fails_on_one_server_is_tried_on_another() -> None:
+    w = world("s0", "s1", models=(A,), automatic=False)
+    waiting = asked(w, "x", "a")
+    await settle()
+    w.effects.resolve("start_engine", S0, "a", EffectFailed("UNAVAILABLE", "the worker died"))
+    w.effects.resolve("load_model", S0, "a", EffectFailed("INTERNAL", "load failed"))
+    await settle()
+    w.effects.resolve("start_engine", S1, "a")
+    w.effects.resolve("load_model", S1, "a")
+    assert (await waiting).server == "s1"
+
+
+async def test_failing_starts_are_bounded() -> None:
+    w = world("s0", models=(A,), automatic=False, limits=ControlLimits(max_failed_starts=2))
+    waiting = asked(w, "x", "a")
+    for _ in range(2):
+        await settle()
+        for key in [k for k in w.effects.pending if k[0] in ("release_engine", "unload_model")]:
+            w.effects.resolve(*key)
+            await settle()
+        for key in [k for k in w.effects.pending if k[0] == "unload_model"]:
+            w.effects.resolve(*key)
+            await settle()
+        w.effects.resolve("start_engine", S0, "a", EffectFailed("UNAVAILABLE", "the worker died"))
+        w.effects.resolve("load_model", S0, "a", EffectFailed("INTERNAL", "load failed"))
+    with pytest.raises(LoadFailed, match="the worker died"):
+        await waiting
+
+
+async def test_a_lost_replica_tells_its_streams_and_is_not_used_again() -> None:
+    w = world("s0", "s1", models=(A,))
+    place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    w.loop.lose(w.loop.cluster.replicas[place.replica], "its worker died")
+    assert place.lost.result() == "its worker died"
+    again = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0, avoid=frozenset({place.replica}))
+    assert again.replica != place.replica
+
+
+async def test_streams_that_waited_for_a_lost_start_are_sent_elsewhere() -> None:
+    w = world("s0", "s1", models=(A,), automatic=False)
+    waiting = asked(w, "x", "a")
+    await settle()
+    (replica,) = w.loop.cluster.replicas.values()
+    w.loop.cluster.servers[S0].triton_up = False
+    w.loop.lose(replica, "server s0 went down")
+    w.loop.dispatch()
+    await settle()
+    w.effects.resolve("start_engine", S1, "a")
+    w.effects.resolve("load_model", S1, "a")
+    assert (await waiting).server == "s1"
+
+
+async def test_an_engine_that_comes_up_after_its_replica_was_lost_is_released() -> None:
+    w = world("s0", models=(A,), automatic=False)
+    waiting = asked(w, "x", "a")
+    await settle()
+    (replica,) = w.loop.cluster.replicas.values()
+    waiting.cancel()
+    await settle()
+    w.loop.cluster.servers[S0].triton_up = False
+    w.loop.lose(replica, "server s0 went down")
+    w.effects.resolve("start_engine", S0, "a")
+    w.effects.resolve("load_model", S0, "a")
+    await settle()
+    assert calls(w, "release_engine") == [("s0", replica.id)]
+
+
+async def test_finish_twice_is_finish_once() -> None:
+    w = world("s0", models=(A,))
+    first = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    second = await w.loop.admit(StreamId("y"), "a", timeout_s=1.0)
+    w.loop.finish(first)
+    w.loop.finish(first)
+    assert w.loop.cluster.replicas[second.replica].streams == {"y"}
+
+
+async def test_unknown_models_are_refused_before_anything_waits() -> None:
+    w = world("s0")
+    with pytest.raises(UnknownModel):
+        await w.loop.admit(StreamId("x"), "nope", timeout_s=1.0)
+    assert w.loop.waiting_by_model() == {}
+
+
+async def test_too_many_waiting_are_refused() -> None:
+    w = world("s0", models=(A,), automatic=False, limits=ControlLimits(max_waiting_per_model=1))
+    waiting = asked(w, "x", "a")
+    await settle()
+    with pytest.raises(NoCapacity, match="wait already"):
+        await w.loop.admit(StreamId("y"), "a", timeout_s=1.0)
+    waiting.cancel()
+
+
+async def test_warm_starts_and_release_stops_once_streams_have_ended() -> None:
+    w = world("s0", models=(A,))
+    await w.loop.warm("a", timeout_s=1.0)
+    assert w.loop.ready_models() == {"a"}
+    held = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    releasing = asyncio.ensure_future(w.loop.release("a", timeout_s=60.0))
+    await settle()
+    assert not releasing.done()
+    w.loop.finish(held)
+    await releasing
+    assert w.loop.ready_models() == frozenset()
+
+
+async def test_a_replica_that_somebody_else_started_is_adopted_and_used() -> None:
+    w = world("s0", models=(A,))
+    lost = asyncio.get_running_loop().create_future()
+    w.loop.adopt(ReplicaState(id=ReplicaId("a-old"), model=A, server=S0, phase=Phase.READY, lost=lost))
+    place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    assert place.replica == "a-old"
+    assert calls(w, "start_engine") == []

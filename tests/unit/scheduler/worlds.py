@@ -1,0 +1,116 @@
+"""Small worlds for the policy and the control loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from serverless_triton.scheduler.admission import ReplicaId, ServerName
+from serverless_triton.scheduler.cluster import Cluster, ServerState
+from serverless_triton.scheduler.control_loop import ControlLimits, ControlLoop, ModelOrder
+from serverless_triton.scheduler.effects import FakeEffects
+from serverless_triton.scheduler.errors import UnknownModel
+from serverless_triton.scheduler.metrics import ControlMetrics
+from serverless_triton.scheduler.view import ClusterView, ModelView, Phase, ReplicaView, ServerView
+
+GB = 1_000_000_000
+
+
+def model(name: str = "m", *, size: int = GB, device_bytes: int = GB, max_streams: int = 2) -> ModelView:
+    return ModelView(
+        name=name,
+        checkpoint=f"/models/{name}",
+        checkpoint_bytes=size,
+        device_bytes=device_bytes,
+        max_streams=max_streams,
+    )
+
+
+def server(name: str = "s0", **changes: object) -> ServerView:
+    figures: dict[str, object] = {
+        "device_memory_bytes": 2 * GB,
+        "dram_bytes": 4 * GB,
+        "ssd_bytes_per_second": float(GB),
+        "dram_bytes_per_second": 20.0 * GB,
+        "fixed_start_s": 0.25,
+        "queued_bytes": 0,
+        "in_dram": frozenset(),
+    }
+    return ServerView(name=ServerName(name), **{**figures, **changes})  # type: ignore[arg-type]
+
+
+def replica(
+    name: str, on: str, of: ModelView, *, streams: int = 0, idle_since_s: float = 0.0, loading: bool = False
+) -> ReplicaView:
+    return ReplicaView(
+        id=ReplicaId(name),
+        model=of.name,
+        checkpoint=of.checkpoint,
+        checkpoint_bytes=of.checkpoint_bytes,
+        device_bytes=of.device_bytes,
+        server=ServerName(on),
+        phase=Phase.LOADING if loading else Phase.READY,
+        streams=streams,
+        max_streams=of.max_streams,
+        idle_since_s=idle_since_s,
+    )
+
+
+def view(servers: list[ServerView], replicas: list[ReplicaView] | None = None) -> ClusterView:
+    replicas = sorted(replicas or [], key=lambda r: r.id)
+    by_server = {s.name: tuple(r for r in replicas if r.server == s.name) for s in servers}
+    ordered = tuple(sorted(servers, key=lambda s: s.name))
+    return ClusterView(version=7, servers=ordered, replicas=tuple(replicas), by_server=by_server)
+
+
+@dataclass
+class ManualClock:
+    """Time that a test moves."""
+
+    now_s: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class World:
+    """A control loop over fake effects."""
+
+    loop: ControlLoop
+    effects: FakeEffects
+    clock: ManualClock
+
+
+def world(
+    *servers: str, models: tuple[ModelView, ...] = (), automatic: bool = True, limits: ControlLimits | None = None
+) -> World:
+    orders = {m.name: ModelOrder(view=m, parameters={}) for m in models}
+
+    def order_of(name: str) -> ModelOrder:
+        if name not in orders:
+            raise UnknownModel(f"Request for unknown model: '{name}' is not found")
+        return orders[name]
+
+    states = {
+        ServerName(name): ServerState(
+            name=ServerName(name),
+            grpc_address=f"{name}:8001",
+            triton_up=True,
+            agent_up=True,
+            device_memory_bytes=2 * GB,
+            dram_bytes=4 * GB,
+        )
+        for name in servers
+    }
+    effects, clock = FakeEffects(automatic=automatic), ManualClock()
+    loop = ControlLoop(
+        cluster=Cluster(states),
+        effects=effects,
+        order_of=order_of,
+        clock=clock,
+        metrics=ControlMetrics(CollectorRegistry()),
+        limits=limits or ControlLimits(),
+    )
+    return World(loop, effects, clock)
