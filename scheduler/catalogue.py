@@ -171,12 +171,8 @@ def _parse(directory: Path) -> ModelEntry:
     config.name = directory.name
     spec = _spec(config) if config.backend == SERVED_BACKEND else None
     versions = _served_versions(config, _versions(directory))
-    repository_config = model_config_pb2.ModelConfig()
-    repository_config.CopyFrom(config)
-    _as_triton_completes(config)
-    return ModelEntry(
-        name=directory.name, versions=versions, config=config, repository_config=repository_config, spec=spec
-    )
+    public = _as_triton_completes(config)
+    return ModelEntry(name=directory.name, versions=versions, config=public, repository_config=config, spec=spec)
 
 
 def _spec(config: model_config_pb2.ModelConfig) -> ModelSpec:
@@ -203,8 +199,10 @@ def _served_versions(config: model_config_pb2.ModelConfig, present: list[int]) -
     return tuple(str(version) for version in chosen)
 
 
-def _as_triton_completes(config: model_config_pb2.ModelConfig) -> None:
-    """The defaults that Triton writes into a configuration when it loads it, less what is ours alone."""
+def _as_triton_completes(repository_config: model_config_pb2.ModelConfig) -> model_config_pb2.ModelConfig:
+    """With the defaults that Triton writes into a configuration when it loads it, less what is ours alone."""
+    config = model_config_pb2.ModelConfig()
+    config.CopyFrom(repository_config)
     if config.version_policy.WhichOneof("policy_choice") is None:
         config.version_policy.latest.num_versions = 1
     for index, group in enumerate(config.instance_group):
@@ -215,3 +213,4 @@ def _as_triton_completes(config: model_config_pb2.ModelConfig) -> None:
         public = [tensor for tensor in tensors if tensor.name not in private]
         del tensors[:]
         tensors.extend(public)
+    return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from serverless_triton.scheduler.admission import Admission
 from serverless_triton.scheduler.catalogue import Catalogue
 from serverless_triton.scheduler.gateway.grpc_v2 import GrpcFrontend, GrpcServer
 from serverless_triton.scheduler.gateway.http_site import HttpSite
+from serverless_triton.scheduler.gateway.http_v2 import HttpFrontend
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics, metrics_app
 from serverless_triton.scheduler.gateway.relay import Relay
 from serverless_triton.scheduler.gateway.service import InferenceService
@@ -60,7 +62,15 @@ class Gateway:
             is_ready=lambda: self._open,
         )
         self._grpc = GrpcServer(GrpcFrontend(service, self.metrics, settings), settings)
+        http = HttpFrontend(service, self.metrics, self.receipts, cluster_status)
+        self._http_site = HttpSite(
+            http.app(settings.max_message_bytes), settings.host, settings.http_port, drain_s=settings.drain_timeout_s
+        )
         self._metrics_site = HttpSite(metrics_app(self.metrics.registry), settings.host, settings.metrics_port)
+
+    @property
+    def http_port(self) -> int:
+        return self._http_site.port
 
     @property
     def grpc_port(self) -> int:
@@ -73,13 +83,14 @@ class Gateway:
     async def start(self) -> None:
         """Listen on every port. Raises OSError or RuntimeError where one is taken."""
         await self._metrics_site.start()
+        await self._http_site.start()
         await self._grpc.start()
         self._open = True
 
     async def stop(self) -> None:
         """Not ready at once; running streams may end within the drain timeout, then everything is closed."""
         self._open = False
-        await self._grpc.stop()
+        await asyncio.gather(self._grpc.stop(), self._http_site.stop())
         await self._relay.close()
         await self._upstream.close()
         await self._metrics_site.stop()

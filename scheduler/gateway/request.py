@@ -84,6 +84,7 @@ def parse_request(request: pb.ModelInferRequest, entry: ModelEntry, *, unary: bo
     _refuse_private(request)
     parameters = read_parameters(request.parameters)
     inputs = read_inputs(request, entry)
+    _check_prompt(inputs, entry)
     stream = _flag(inputs, "stream", default=False)
     return GenerationRequest(
         model=entry.name,
@@ -128,6 +129,20 @@ def _refuse_private(request: pb.ModelInferRequest) -> None:
             raise InvalidRequest(f"input '{tensor.name}' is reserved for the gateway and cannot be sent by a client")
         if any(name.startswith("shared_memory") for name in tensor.parameters):
             raise InvalidRequest(f"input '{tensor.name[:128]}' lies in shared memory, which this gateway does not read")
+
+
+def _check_prompt(inputs: Mapping[str, Tensor], entry: ModelEntry) -> None:
+    """What the backend would refuse too, but only after the model had been started for it."""
+    given = [name for name in ("text_input", "input_ids") if name in inputs]
+    if len(given) != 1:
+        raise InvalidRequest(
+            f"model '{entry.name}' got {' and '.join(given) or 'no prompt'}: "
+            "give exactly one of the inputs 'text_input' and 'input_ids'"
+        )
+    try:
+        _prompt_text(inputs).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"input 'text_input' is not UTF-8 at byte {error.start}") from error
 
 
 def _flag(inputs: Mapping[str, Tensor], name: str, *, default: bool) -> bool:

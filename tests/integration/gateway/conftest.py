@@ -40,13 +40,22 @@ def by_hand() -> FakeUpstream:
     return FakeUpstream()
 
 
-def settings() -> GatewaySettings:
-    return GatewaySettings(http_port=0, grpc_port=0, metrics_port=0, drain_timeout_s=1.0)
+SETTINGS = GatewaySettings(http_port=0, grpc_port=0, metrics_port=0, drain_timeout_s=1.0, max_message_bytes=2**16)
+
+
+def make_gateway(repository: Path, admission: FakeAdmission, upstream: FakeUpstream) -> Gateway:
+    return Gateway(
+        catalogue=Catalogue(repository),
+        admission=admission,
+        upstream=upstream,
+        settings=SETTINGS,
+        cluster_status=lambda: {"servers": 2},
+    )
 
 
 @pytest.fixture
 async def gateway(repository: Path, admission: FakeAdmission, upstream: FakeUpstream) -> AsyncIterator[Gateway]:
-    gateway = Gateway(catalogue=Catalogue(repository), admission=admission, upstream=upstream, settings=settings())
+    gateway = make_gateway(repository, admission, upstream)
     await gateway.start()
     yield gateway
     await gateway.stop()
@@ -54,7 +63,7 @@ async def gateway(repository: Path, admission: FakeAdmission, upstream: FakeUpst
 
 @pytest.fixture
 async def manual_gateway(repository: Path, admission: FakeAdmission, by_hand: FakeUpstream) -> AsyncIterator[Gateway]:
-    gateway = Gateway(catalogue=Catalogue(repository), admission=admission, upstream=by_hand, settings=settings())
+    gateway = make_gateway(repository, admission, by_hand)
     await gateway.start()
     yield gateway
     await gateway.stop()

@@ -14,7 +14,7 @@ max_batch_size: 0
 model_transaction_policy { decoupled: true }
 instance_group [{ kind: KIND_CPU, count: 1 }]
 input [
-  { name: "text_input" data_type: TYPE_STRING dims: [1] },
+  { name: "text_input" data_type: TYPE_STRING dims: [1] optional: true },
   { name: "stream" data_type: TYPE_BOOL dims: [1] optional: true },
   { name: "sampling_parameters" data_type: TYPE_STRING dims: [1] optional: true },
   { name: "exclude_input_in_output" data_type: TYPE_BOOL dims: [1] optional: true },

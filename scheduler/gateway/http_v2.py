@@ -1,0 +1,245 @@
+"""KServe v2 and Triton's generate extension over HTTP, as Triton's port 8000 speaks them.
+
+Routes, statuses and bodies; the answers are `service.py`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+from google.protobuf.message import Message
+from tritonclient.grpc import service_pb2 as pb
+
+from serverless_triton.scheduler.admission import StreamId
+from serverless_triton.scheduler.errors import SchedulerError
+from serverless_triton.scheduler.gateway.generate import read_generate_body, write_generate_body
+from serverless_triton.scheduler.gateway.http_infer import HEADER_LENGTH, read_infer_body, write_infer_body
+from serverless_triton.scheduler.gateway.json_form import members, message_to_json, parse_json
+from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
+from serverless_triton.scheduler.gateway.relay import RelayedStream
+from serverless_triton.scheduler.gateway.service import InferenceService, Unsupported
+from serverless_triton.scheduler.receipts import ReceiptBook, to_json
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+STREAM_ID_HEADER = "Triton-Stream-Id"
+_STATUSES = {
+    "INVALID_ARGUMENT": HTTPStatus.BAD_REQUEST,
+    "NOT_FOUND": HTTPStatus.NOT_FOUND,
+    "RESOURCE_EXHAUSTED": HTTPStatus.TOO_MANY_REQUESTS,
+    "UNIMPLEMENTED": HTTPStatus.NOT_IMPLEMENTED,
+    "UNAVAILABLE": HTTPStatus.SERVICE_UNAVAILABLE,
+    "DEADLINE_EXCEEDED": HTTPStatus.GATEWAY_TIMEOUT,
+    "UNKNOWN": HTTPStatus.BAD_REQUEST,
+    "CANCELLED": HTTPStatus.BAD_REQUEST,
+    "ALREADY_EXISTS": HTTPStatus.BAD_REQUEST,
+}
+_MODEL = "/v2/models/{model}"
+_REFUSED = (
+    ("/v2/trace/setting", "trace settings"),
+    (f"{_MODEL}/trace/setting", "trace settings"),
+    ("/v2/logging", "log settings"),
+    ("/v2/systemsharedmemory/{rest:.*}", "system shared memory"),
+    ("/v2/cudasharedmemory/{rest:.*}", "CUDA shared memory"),
+)
+
+
+class HttpFrontend:
+    """The handlers."""
+
+    def __init__(
+        self,
+        service: InferenceService,
+        metrics: GatewayMetrics,
+        receipts: ReceiptBook,
+        cluster_status: Callable[[], dict[str, Any]],
+    ) -> None:
+        self._service = service
+        self._metrics = metrics
+        self._receipts = receipts
+        self._cluster_status = cluster_status
+
+    def app(self, max_body_bytes: int) -> web.Application:
+        app = web.Application(client_max_size=max_body_bytes, middlewares=[self._errors])
+        for path, handler in self._gets().items():
+            app.router.add_get(path, handler)
+        for path, handler in self._posts().items():
+            app.router.add_post(path, handler)
+        for path, what in _REFUSED:
+            app.router.add_route("*", path, _refusing(what))
+        return app
+
+    def _gets(self) -> dict[str, Handler]:
+        routes: dict[str, Handler] = {
+            "/v2": self._server_metadata,
+            "/v2/health/live": self._live,
+            "/v2/health/ready": self._ready,
+            "/v2/models/stats": self._statistics,
+            "/v2/cluster/status": self._status,
+            "/v2/cluster/receipts": self._newest_receipts,
+            "/v2/cluster/receipts/{stream}": self._stream_receipts,
+        }
+        of_model: dict[str, Handler] = {
+            "": self._model_metadata,
+            "/ready": self._model_ready,
+            "/config": self._model_config,
+            "/stats": self._statistics,
+        }
+        return routes | _with_versions(of_model)
+
+    def _posts(self) -> dict[str, Handler]:
+        routes: dict[str, Handler] = {
+            "/v2/repository/index": self._index,
+            "/v2/repository/models/{model}/load": self._load,
+            "/v2/repository/models/{model}/unload": self._unload,
+        }
+        of_model: dict[str, Handler] = {
+            "/infer": self._infer,
+            "/generate": self._generate,
+            "/generate_stream": self._generate_stream,
+        }
+        return routes | _with_versions(of_model)
+
+    @web.middleware
+    async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except SchedulerError as error:
+            self._metrics.errors.labels(error.code).inc()
+            return _error(_STATUSES.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR), str(error))
+        except web.HTTPException as error:
+            return _error(HTTPStatus(error.status), error.reason, error.headers.get("Allow"))
+
+    async def _server_metadata(self, request: web.Request) -> web.StreamResponse:
+        return _message(self._service.server_metadata())
+
+    async def _live(self, request: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    async def _ready(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(status=HTTPStatus.OK if self._service.is_ready() else HTTPStatus.BAD_REQUEST)
+
+    async def _model_metadata(self, request: web.Request) -> web.StreamResponse:
+        return _message(self._service.model_metadata(*_model(request)))
+
+    async def _model_ready(self, request: web.Request) -> web.StreamResponse:
+        ready = self._service.model_ready(*_model(request))
+        return web.Response() if ready else _error(HTTPStatus.BAD_REQUEST, "Model version not ready")
+
+    async def _model_config(self, request: web.Request) -> web.StreamResponse:
+        return _message(self._service.model_config(*_model(request)).config)
+
+    async def _statistics(self, request: web.Request) -> web.StreamResponse:
+        return _message(self._service.model_statistics(*_model(request)))
+
+    async def _index(self, request: web.Request) -> web.StreamResponse:
+        ready = (await _options(request)).get("ready") is True
+        index = self._service.repository_index("", ready_only=ready)
+        models = [message_to_json(model) for model in index.models]
+        return web.json_response([{key: text for key, text in model.items() if text} for model in models])
+
+    async def _load(self, request: web.Request) -> web.StreamResponse:
+        parameters = members((await _options(request)).get("parameters", {}), "Unable to parse 'parameters'")
+        await self._service.load(request.match_info["model"], "", parameters)
+        return web.Response(content_type="application/json")
+
+    async def _unload(self, request: web.Request) -> web.StreamResponse:
+        await _options(request)
+        await self._service.unload(request.match_info["model"], "")
+        return web.Response(content_type="application/json")
+
+    async def _status(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(self._cluster_status())
+
+    async def _newest_receipts(self, request: web.Request) -> web.StreamResponse:
+        limit = request.query.get("limit", "100")
+        count = int(limit) if limit.isascii() and limit.isdigit() else 100
+        return web.json_response({"receipts": [to_json(receipt) for receipt in self._receipts.newest(count)]})
+
+    async def _stream_receipts(self, request: web.Request) -> web.StreamResponse:
+        receipts = self._receipts.of(StreamId(request.match_info["stream"]))
+        if not receipts:
+            return _error(HTTPStatus.NOT_FOUND, "no receipt of this stream is kept")
+        return web.json_response({"receipts": [to_json(receipt) for receipt in receipts]})
+
+    async def _infer(self, request: web.Request) -> web.StreamResponse:
+        """The whole text in one response, which stock Triton refuses for decoupled models."""
+        asked = read_infer_body(await request.read(), request.headers.get(HEADER_LENGTH), *_model(request))
+        stream = self._service.open(asked.request, unary=True)
+        body, header_length = write_infer_body(await _whole(stream), asked)
+        headers: dict[str, str] = {STREAM_ID_HEADER: stream.id}
+        if header_length is not None:
+            headers[HEADER_LENGTH] = str(header_length)
+        kind = "application/json" if header_length is None else "application/octet-stream"
+        return web.Response(body=body, headers=headers, content_type=kind)
+
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
+        stream = self._service.open(await self._generate_request(request), unary=True)
+        text = write_generate_body(await _whole(stream))
+        return web.Response(text=text, headers={STREAM_ID_HEADER: stream.id}, content_type="application/json")
+
+    async def _generate_stream(self, request: web.Request) -> web.StreamResponse:
+        stream = self._service.open(await self._generate_request(request))
+        async with aclosing(stream.responses()) as responses:
+            first = await anext(responses)  # an error before it still has a status of its own
+            answer = web.StreamResponse(headers={STREAM_ID_HEADER: stream.id})
+            answer.content_type, answer.charset = "text/event-stream", "utf-8"
+            await answer.prepare(request)
+            try:
+                await _send_event(answer, write_generate_body(first))
+                async for response in responses:
+                    await _send_event(answer, write_generate_body(response))
+            except SchedulerError as error:
+                self._metrics.errors.labels(error.code).inc()
+                await _send_event(answer, json.dumps({"error": str(error)}))
+            await answer.write_eof()
+        return answer
+
+    async def _generate_request(self, request: web.Request) -> pb.ModelInferRequest:
+        name, version = _model(request)
+        entry = self._service.catalogue.entry(name)
+        return read_generate_body(await request.read(), entry, version)
+
+
+def _with_versions(routes: dict[str, Handler]) -> dict[str, Handler]:
+    bases = (_MODEL, _MODEL + r"/versions/{version:\d+}")
+    return {base + path: handler for base in bases for path, handler in routes.items()}
+
+
+def _model(request: web.Request) -> tuple[str, str]:
+    return request.match_info.get("model", ""), request.match_info.get("version", "")
+
+
+async def _options(request: web.Request) -> dict[str, Any]:
+    body = await request.read()
+    return members(parse_json(body), "request") if body else {}
+
+
+async def _whole(stream: RelayedStream) -> pb.ModelInferResponse:
+    async with aclosing(stream.responses()) as responses:
+        return [response async for response in responses][-1]
+
+
+async def _send_event(answer: web.StreamResponse, text: str) -> None:
+    await answer.write(f"data: {text}\n\n".encode())
+
+
+def _message(message: Message) -> web.Response:
+    return web.json_response(message_to_json(message))
+
+
+def _error(status: HTTPStatus, message: str, allow: str | None = None) -> web.Response:
+    headers = {"Allow": allow} if allow else {}
+    return web.json_response({"error": message}, status=status, headers=headers)
+
+
+def _refusing(what: str) -> Handler:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        raise Unsupported(f"the server does not support {what}")
+
+    return refuse

@@ -1,0 +1,257 @@
+"""The HTTP side with unmodified tritonclient.http, and as curl sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import aiohttp
+import numpy as np
+import pytest
+import tritonclient.http
+from tritonclient.utils import InferenceServerException
+from yarl import URL
+
+from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, NoCapacity
+from serverless_triton.scheduler.gateway.fake_upstream import FakeEngine
+
+
+@pytest.fixture
+async def http(gateway):
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{gateway.http_port}") as session:
+        yield session
+
+
+async def with_client(gateway, act):
+    """The client blocks, so it works in a thread of its own."""
+
+    def run():
+        with tritonclient.http.InferenceServerClient(f"127.0.0.1:{gateway.http_port}") as client:
+            return act(client)
+
+    return await asyncio.to_thread(run)
+
+
+def text_input(*, binary=True, text="hi"):
+    tensor = tritonclient.http.InferInput("text_input", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([text], dtype=object), binary_data=binary)
+    return tensor
+
+
+async def test_server_and_models_are_described(gateway):
+    def act(client):
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("sleeper")
+        assert not client.is_model_ready("nope")
+        assert client.get_server_metadata()["name"] == "triton"
+        assert client.get_model_metadata("sleeper")["inputs"][0] == {
+            "name": "text_input",
+            "datatype": "BYTES",
+            "shape": [1],
+        }
+        config = client.get_model_config("sleeper")
+        assert config["model_transaction_policy"] == {"decoupled": True}
+        assert config["input"][0]["dims"] == [1]
+        assert config["max_batch_size"] == 0
+        assert client.get_inference_statistics("sleeper")["model_stats"][0]["inference_count"] == 0
+        assert len(client.get_inference_statistics()["model_stats"]) == 3
+
+    await with_client(gateway, act)
+
+
+@pytest.mark.parametrize("binary_input", [True, False])
+@pytest.mark.parametrize("binary_output", [True, False])
+async def test_infer_with_binary_and_json_tensors(gateway, binary_input, binary_output):
+    def act(client):
+        wanted = [
+            tritonclient.http.InferRequestedOutput(name, binary_data=binary_output)
+            for name in ("text_output", "output_ids")
+        ]
+        return client.infer("m", [text_input(binary=binary_input)], outputs=wanted, request_id="r1")
+
+    result = await with_client(gateway, act)
+    assert result.as_numpy("text_output").tolist() in (["hi 0 1 2 3"], [b"hi 0 1 2 3"])
+    assert result.as_numpy("output_ids").tolist() == [0, 1, 2, 3]
+    assert result.get_response()["id"] == "r1"
+
+
+async def test_infer_without_listed_outputs(gateway):
+    result = await with_client(gateway, lambda client: client.infer("m", [text_input()]))
+    assert result.as_numpy("text_output")[0] == b"hi 0 1 2 3"
+    assert result.as_numpy("output_ids") is None
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+async def test_infer_with_a_compressed_request(gateway, algorithm):
+    def act(client):
+        return client.infer("m", [text_input()], request_compression_algorithm=algorithm)
+
+    assert (await with_client(gateway, act)).as_numpy("text_output")[0] == b"hi 0 1 2 3"
+
+
+async def test_repository_through_the_client(gateway):
+    def act(client):
+        client.load_model("sleeper")
+        loaded = {model["name"]: model.get("state") for model in client.get_model_repository_index()}
+        client.unload_model("sleeper")
+        unloaded = {model["name"]: model.get("state") for model in client.get_model_repository_index()}
+        with pytest.raises(InferenceServerException, match="failed to poll from model repository"):
+            client.load_model("nope")
+        client.unload_model("nope")
+        return loaded["sleeper"], unloaded["sleeper"]
+
+    assert await with_client(gateway, act) == ("READY", "UNAVAILABLE")
+
+
+async def test_generate(http):
+    async with http.post("/v2/models/m/generate", json={"text_input": "hi", "id": "g1"}) as answer:
+        assert answer.status == 200
+        assert len(answer.headers["Triton-Stream-Id"]) >= 20
+        assert await answer.json() == {
+            "id": "g1",
+            "model_name": "m",
+            "model_version": "1",
+            "text_output": "hi 0 1 2 3",
+        }
+
+
+async def test_generate_stream(http):
+    body = {"text_input": "hi", "stream": True, "return_finish_reason": True}
+    async with http.post("/v2/models/m/generate_stream", json=body) as answer:
+        assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        events = [json.loads(event.removeprefix("data: ")) for event in (await answer.text()).split("\n\n") if event]
+    assert [event["text_output"] for event in events] == [" 0", " 1", " 2", " 3"]
+    assert [event["finish_reason"] for event in events] == ["None", "None", "None", "length"]
+
+
+async def test_sampling_settings_reach_the_backend_however_they_are_written(http, upstream):
+    body = {
+        "text_input": "hi",
+        "temperature": 0.5,
+        "parameters": {"max_tokens": 9, "top_p": 0.1},
+        "sampling_parameters": '{"top_p": 0.9}',
+    }
+    async with http.post("/v2/models/m/generate", json=body) as answer:
+        assert answer.status == 200
+    request = upstream.calls[0].request
+    raw = request.raw_input_contents[[t.name for t in request.inputs].index("sampling_parameters")]
+    assert json.loads(raw[4:]) == {"temperature": 0.5, "max_tokens": 9, "top_p": 0.9}
+    assert set(request.parameters) == {"token_state", "attempt", "triton_enable_empty_final_response"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "words"),
+    [
+        ("GET", "/v2/nothing", None, 404, "Not Found"),
+        ("GET", "/v2/models/m/generate", None, 405, "Method Not Allowed"),
+        ("GET", "/v2/models/nope", None, 404, "Request for unknown model: 'nope' is not found"),
+        ("GET", "/v2/models/m/versions/7", None, 404, "Request for unknown model: 'm' version 7 is not found"),
+        ("GET", "/v2/models/m/versions/x", None, 404, "Not Found"),
+        ("GET", "/v2/models/nope/ready", None, 400, "Model version not ready"),
+        ("GET", "/v2/models/..%2Fm/ready", None, 400, "Model version not ready"),
+        ("GET", "/v2/models/..%2Fm", None, 400, "invalid model name"),
+        ("GET", "/v2/models/nope/stats", None, 400, "requested model 'nope' is not available"),
+        ("GET", "/v2/trace/setting", None, 501, "does not support trace settings"),
+        ("POST", "/v2/systemsharedmemory/region/a/register", "{}", 501, "does not support system shared memory"),
+        ("POST", "/v2/models/m/generate", "{bad", 400, "failed to parse the request JSON buffer"),
+        ("POST", "/v2/models/m/generate", "", 400, "failed to parse the request JSON buffer"),
+        ("POST", "/v2/models/m/generate", "[]", 400, "attempt to get members for non-object"),
+        ("POST", "/v2/models/m/generate", "{}", 400, "exactly one of the inputs 'text_input' and 'input_ids'"),
+        ("POST", "/v2/models/m/generate", '{"text_input": 5}', 400, "input 'text_input'"),
+        ("POST", "/v2/models/m/generate", '{"text_input": ["a", "b"]}', 400, "can not convert input 'text_input'"),
+        ("POST", "/v2/models/m/generate", '{"text_input": "a", "x": [1]}', 400, "parameter 'x' has invalid type"),
+        ("POST", "/v2/models/m/generate", '{"text_input": "a", "attempt": 1}', 400, "'attempt' is reserved"),
+        ("POST", "/v2/models/m/generate", '{"text_input": "a", "resume_token_ids": 1}', 400, "reserved"),
+        ("POST", "/v2/models/m/infer", '{"inputs": 5}', 400, "Unable to parse 'inputs'"),
+        ("POST", "/v2/models/m/infer", '{"inputs": [{}]}', 400, "But no field is set"),
+        ("POST", "/v2/models/m/infer", "[" * 50_000, 400, "failed to parse the request JSON buffer"),
+        ("POST", "/v2/models/onnx/generate", '{"text_input": "a"}', 400, "only 'serverless' models are served"),
+        ("POST", "/v2/models/nope/generate_stream", '{"text_input": "a"}', 404, "unknown model: 'nope'"),
+        ("POST", "/v2/repository/index", "{bad", 400, "failed to parse the request JSON buffer"),
+        (
+            "POST",
+            "/v2/repository/models/m/load",
+            '{"parameters": {"config": ""}}',
+            400,
+            "unrecognized load parameter",
+        ),
+    ],
+)
+async def test_what_bad_requests_get(http, method, path, body, status, words):
+    async with http.request(method, URL(path, encoded=True), data=body) as answer:
+        assert answer.status == status
+        assert words in (await answer.json())["error"]
+    async with http.post("/v2/models/m/generate", json={"text_input": "hi"}) as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(LoadFailed("no"), 503), (NoCapacity("no"), 429), (AdmissionTimeout("no"), 504)]
+)
+@pytest.mark.parametrize("path", ["infer", "generate", "generate_stream"])
+async def test_failed_admission_has_its_status(http, admission, error, status, path):
+    admission.refuse(error)
+    tensor = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["hi"]}
+    body = {"inputs": [tensor]} if path == "infer" else {"text_input": "hi"}
+    async with http.post(f"/v2/models/m/{path}", json=body) as answer:
+        assert (answer.status, (await answer.json())["error"]) == (status, "no")
+
+
+async def test_error_in_the_middle_of_a_stream_is_an_event(manual_gateway, by_hand):
+    async with aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{manual_gateway.http_port}/v2/models/m/generate_stream"
+        posting = asyncio.ensure_future(session.post(url, json={"text_input": "hi", "stream": True}))
+        call = await asyncio.wait_for(by_hand.call(0), 5)
+        call.tokens(0, 1)
+        answer = await posting
+        call.fail("INTERNAL", "engine bug")
+        assert (await answer.text()).split("\n\n")[1] == 'data: {"error": "engine bug"}'
+
+
+@pytest.mark.parametrize("path", ["generate", "generate_stream"])
+async def test_client_that_hangs_up_cancels_upstream(manual_gateway, by_hand, admission, path):
+    async with aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{manual_gateway.http_port}/v2/models/m/{path}"
+        posting = asyncio.ensure_future(session.post(url, json={"text_input": "hi", "stream": True}))
+        call = await asyncio.wait_for(by_hand.call(0), 5)
+        posting.cancel()
+        for _ in range(500):
+            if call.severed is not None:
+                break
+            await asyncio.sleep(0.01)
+    assert call.severed is not None
+    assert not admission.held
+
+
+async def test_body_over_the_limit_is_refused(http):
+    async with http.post("/v2/models/m/generate", data=b"x" * (2**16 + 1)) as answer:
+        assert answer.status == 413
+        assert "error" in await answer.json()
+
+
+async def test_receipts_and_status(http, upstream):
+    upstream.script(FakeEngine(deaths=[2]))
+    async with http.post("/v2/models/m/generate", json={"text_input": "hi"}) as answer:
+        stream = answer.headers["Triton-Stream-Id"]
+    async with http.get(f"/v2/cluster/receipts/{stream}") as answer:
+        receipts = (await answer.json())["receipts"]
+    assert [receipt["kind"] for receipt in receipts] == ["warm", "resumed"]
+    async with http.get("/v2/cluster/receipts?limit=1") as answer:
+        assert [receipt["kind"] for receipt in (await answer.json())["receipts"]] == ["resumed"]
+    async with http.get("/v2/cluster/receipts/nope") as answer:
+        assert answer.status == 404
+    async with http.get("/v2/cluster/status") as answer:
+        assert await answer.json() == {"servers": 2}
+
+
+async def test_metrics(http, gateway):
+    async with http.post("/v2/models/m/generate", json={"text_input": "hi"}):
+        pass
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{gateway.metrics_port}/metrics") as answer,
+    ):
+        text = await answer.text()
+    assert 'serverless_triton_gateway_requests_total{model="m"} 1.0' in text
+    assert 'serverless_triton_gateway_first_token_seconds_count{kind="warm",model="m"} 1.0' in text
