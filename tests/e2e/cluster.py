@@ -135,7 +135,7 @@ class Cluster:
         return f"127.0.0.1:{self.http_port}"
 
     def __enter__(self) -> Cluster:
-        command = [sys.executable, "-m", "serverless_triton.cli.main"]
+        command = [sys.executable, "-m", "serverless_triton.cli"]
         self.logs.mkdir(parents=True, exist_ok=True)
         with (self.logs / "up.log").open("ab") as log:
             self.process = subprocess.Popen(
