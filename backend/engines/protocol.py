@@ -108,4 +108,4 @@ class EngineBuilder(Protocol):
         max_sequence_tokens: int,
         max_streams: int,
     ) -> Engine:
-        """An engine over these tensors, warmed by one forward pass. Raises ModelNotSupported."""
+        """An engine over these tensors, warm: the first request finds it set up. Raises ModelNotSupported."""

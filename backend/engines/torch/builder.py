@@ -116,6 +116,7 @@ def _rehearse(skeleton: Skeleton, dtype: torch.dtype) -> None:
     shape = KVShape.of_config(skeleton.config)
     kv_memory = KVMemory(shape, dtype=dtype, device=torch.device("cpu"), max_sequence_tokens=16, max_streams=1)
     CausalLM(skeleton.attach_zeros(dtype), kv_memory).rehearse()
+    skeleton.detach()
     skeleton.rehearsed = True
 
 

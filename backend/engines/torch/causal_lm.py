@@ -33,13 +33,13 @@ class CausalLM:
         Raises ModelNotSupported for a model that does not run, or that keeps its past elsewhere than in the KV memory.
         """
         count = min(_REHEARSED_PROMPT_TOKENS, self.kv_memory.max_sequence_tokens - 1)
-        for first, last in ((0, count), (count, count + 1)):
-            span = Span(first=0, last=last - first, slot=0, start=first)
-            batch = Batch(layers=self.kv_memory.layers, spans=[span], most_layers=most_layers)
-            self._rehearse_step(range(first, last), batch)
+        self._rehearse_step(range(count), most_layers)
+        self._rehearse_step(range(count, count + 1), 1)
 
-    def _rehearse_step(self, positions: Sequence[int], batch: Batch) -> None:
+    def _rehearse_step(self, positions: range, most_layers: int | None) -> None:
         layers, name = len(self.kv_memory.layers), type(self._model).__name__
+        span = Span(first=0, last=len(positions), slot=0, start=positions.start)
+        batch = Batch(layers=self.kv_memory.layers, spans=[span], most_layers=most_layers)
         try:
             self._forward([0] * len(positions), positions, batch)
         except LayersDone:

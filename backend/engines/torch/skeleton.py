@@ -37,7 +37,7 @@ class Place:
 
 
 class Skeleton:
-    """The model of one checkpoint, still without weights. `attach` gives it some, in place of those it had.
+    """The model of one checkpoint, still without weights. `attach` gives it some, in place of any it had.
 
     `rehearsed`: a pass with all its layers has succeeded in this process or in the one that it was forked from.
     """
@@ -83,6 +83,12 @@ class Skeleton:
         untouched = np.zeros(largest * dtype.itemsize, dtype=np.uint8)  # torch.zeros would write
         zeros = torch.from_numpy(untouched).view(dtype)
         return self.attach({p.name: zeros[: p.meta.numel()].view(p.meta.shape) for p in self._places}, dtype)
+
+    def detach(self) -> None:
+        """Let go of the weights."""
+        for place in self._places:
+            tensors = place.module._buffers if place.buffer else place.module._parameters
+            tensors[place.attribute] = place.meta
 
     def _check(self, found: Mapping[str, torch.Tensor | None], tensors: Mapping[str, torch.Tensor]) -> None:
         missing = [name for name, tensor in found.items() if tensor is None]
