@@ -6,6 +6,7 @@ last piece; `num_output_tokens` counts the piece's own. The last response carrie
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +57,7 @@ def read_update(response: pb.ModelInferResponse) -> TokenUpdate | None:
             num_input_tokens=_integers(tensors["num_input_tokens"])[0] if "num_input_tokens" in tensors else None,
             finish_reason=_text(tensors.get("finish_reason")),
         )
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, struct.error) as error:
         raise MalformedUpdate(f"a response without token state: {type(error).__name__} {error}") from error
 
 

@@ -170,7 +170,9 @@ def _sampling(inputs: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> di
     if tensor is not None and (texts := tensor.strings()) and texts[0]:
         try:
             said = parse_json_object(texts[0].decode(), "input 'sampling_parameters'")
-        except ValueError as error:  # UnicodeDecodeError is one
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"input 'sampling_parameters' is not UTF-8 at byte {error.start}") from error
+        except ValueError as error:
             raise InvalidRequest(str(error)) from error
     return {**{name: value for name, value in parameters.items() if name not in _TRITON_PARAMETERS}, **said}
 

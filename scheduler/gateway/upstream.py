@@ -59,14 +59,16 @@ class Upstream(Protocol):
 
 
 class GrpcUpstream:
-    """Triton's ModelStreamInfer over channels that are kept per address."""
+    """Triton's ModelStreamInfer over channels that are kept per address.
 
-    def __init__(self, *, max_message_bytes: int = 64 * 1024 * 1024, keepalive_s: float = 10.0) -> None:
+    No keepalive pings: Triton closes a connection that pings through a long prefill. Silence is the watchdog's.
+    """
+
+    def __init__(self, *, max_message_bytes: int = 64 * 1024 * 1024) -> None:
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._options = (
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.keepalive_time_ms", int(keepalive_s * 1000)),
             # A server that restarts on its port is tried again at once, not after the backoff of minutes.
             ("grpc.initial_reconnect_backoff_ms", 50),
             ("grpc.max_reconnect_backoff_ms", 500),

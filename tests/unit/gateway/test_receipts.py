@@ -1,0 +1,118 @@
+"""The critical path tiles request to first token, whatever the spans."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+
+from serverless_triton.scheduler.admission import ServerName, Span, StreamId
+from serverless_triton.scheduler.receipts import (
+    UNEXPLAINED,
+    Receipt,
+    ReceiptBook,
+    critical_path,
+    format_table,
+    to_json,
+)
+
+
+def span(name, start_s, end_s):
+    return Span(name=name, start_s=start_s, end_s=end_s)
+
+
+def receipt(stream="s1", **changes):
+    fields = {
+        "stream": StreamId(stream),
+        "model": "m",
+        "server": ServerName("a"),
+        "kind": "cold",
+        "tier": "dram",
+        "bytes": 269_000_000,
+        "predicted_s": 0.4,
+        "start_s": 100.0,
+        "first_token_s": 100.5,
+        "spans": (span("triton_load", 100.0, 100.1), span("weights", 100.05, 100.3), span("forward", 100.3, 100.45)),
+    }
+    return Receipt(**{**fields, **changes})
+
+
+def names(path):
+    return [(segment.name, round(segment.start_s, 6), round(segment.end_s, 6)) for segment in path]
+
+
+def test_the_latest_started_span_owns_the_time_they_share():
+    path = critical_path([span("load", 0.0, 3.0), span("weights", 1.0, 5.0), span("forward", 4.0, 6.0)], 0.0, 6.0)
+    assert names(path) == [("load", 0, 1), ("weights", 1, 4), ("forward", 4, 6)]
+
+
+def test_a_nested_span_stands_out_of_its_parent():
+    path = critical_path([span("load", 0.0, 10.0), span("read", 2.0, 5.0)], 0.0, 10.0)
+    assert names(path) == [("load", 0, 2), ("read", 2, 5), ("load", 5, 10)]
+
+
+def test_time_without_a_span_has_its_own_row():
+    path = critical_path([span("a", 1.0, 2.0), span("before", -5.0, -1.0), span("empty", 1.5, 1.5)], 0.0, 4.0)
+    assert names(path) == [(UNEXPLAINED, 0, 1), ("a", 1, 2), (UNEXPLAINED, 2, 4)]
+
+
+def test_no_time_no_path():
+    assert critical_path([span("a", 0.0, 1.0)], 0.5, 0.5) == ()
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_any_spans_are_tiled_exactly(seed):
+    rng = random.Random(seed)
+    start, end = 10.0, 10.0 + rng.choice([0.25, 1, 5])
+    spans = []
+    for index in range(rng.randrange(12)):
+        left = rng.randrange(36, 64) / 4
+        spans.append(span(f"s{index % 5}", left, left + rng.randrange(-1, 12) / 4))
+    path = critical_path(spans, start, end)
+    assert path[0].start_s == start
+    assert path[-1].end_s == end
+    for before, after in pairwise(path):
+        assert before.end_s == after.start_s
+        assert before.name != after.name
+    assert sum(segment.duration_s for segment in path) == pytest.approx(end - start)
+    for segment in path:
+        assert segment.duration_s > 0
+        _explained(segment, spans)
+    assert path == critical_path(list(reversed(spans)), start, end)
+
+
+def _explained(segment, spans):
+    middle = (segment.start_s + segment.end_s) / 2
+    covering = [s for s in spans if s.start_s <= middle < s.end_s]
+    if segment.name == UNEXPLAINED:
+        assert not covering
+    else:
+        assert max(s.start_s for s in covering) == max(s.start_s for s in covering if s.name == segment.name)
+
+
+def test_the_book_keeps_the_last_streams_newest_first():
+    book = ReceiptBook(capacity=2)
+    for stream, kind in (("a", "cold"), ("b", "warm"), ("a", "resumed"), ("c", "warm")):
+        book.add(receipt(stream, kind=kind))
+    assert [r.stream for r in book.newest()] == ["c", "a", "a"]
+    assert [r.kind for r in book.of(StreamId("a"))] == ["cold", "resumed"]
+    assert book.of(StreamId("b")) == ()
+    assert len(book.newest(1)) == 1
+
+
+def test_json_is_relative_to_the_request():
+    body = to_json(receipt())
+    assert body["actual_s"] == pytest.approx(0.5)
+    assert [row["name"] for row in body["critical_path"]] == ["triton_load", "weights", "forward", UNEXPLAINED]
+    assert body["critical_path"][0]["start_s"] == 0
+    assert sum(row["duration_s"] for row in body["critical_path"]) == pytest.approx(0.5)
+
+
+def test_table_shows_predicted_beside_actual_and_the_path():
+    table = format_table([receipt(), receipt("s2", kind="warm", tier=None, bytes=0, predicted_s=None)])
+    assert "0.400 s" in table
+    assert "0.500 s" in table
+    assert "weights 250 ms" in table
+    assert len({len(line) for line in table.splitlines()[:1]}) == 1
+    assert format_table([])
