@@ -52,14 +52,16 @@ class Checkpoint:
 
         Raises CheckpointNotFound, CheckpointUnreadable, CheckpointIndexInvalid or UnsafeCheckpoint.
         """
-        place = canonical_path(path)
         try:
+            place = canonical_path(path)
             files = _directory_files(place) if place.is_dir() else [_single_file(place)]
             return Checkpoint(path=str(place), files=tuple(_stat(file) for file in files))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise CheckpointNotFound(f"there is no file {error.filename}; check the path of the checkpoint") from error
         except OSError as error:
-            raise CheckpointUnreadable(f"cannot read {error.filename or place}: {error.strerror}") from error
+            raise CheckpointUnreadable(f"cannot read {error.filename or path}: {error.strerror}") from error
+        except (RuntimeError, ValueError) as error:  # a loop of links; a zero byte or a lone surrogate in a name
+            raise CheckpointUnreadable(f"cannot read {str(path)!r}: {error}; give it a proper path") from error
 
 
 def canonical_path(path: Path | str) -> Path:
@@ -127,6 +129,7 @@ def _checked_name(index: Path, name: object) -> str:
 
 def _stat(path: Path) -> CheckpointFile:
     real_path = path.resolve(strict=True)
+    str(real_path).encode()  # the core takes UTF-8 names only
     status = real_path.stat()
     return CheckpointFile(
         name=path.name,

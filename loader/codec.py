@@ -25,9 +25,9 @@ def from_json(payload: bytes, kinds: Mapping[str, type]) -> Any:
         content = json.loads(payload)
     except (ValueError, RecursionError) as error:
         raise StoreProtocolError(f"a message is not JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("kind") not in kinds:
+    kind = content.pop("kind", None) if isinstance(content, dict) else None
+    if not isinstance(kind, str) or kind not in kinds:
         raise StoreProtocolError(f"a message must have a kind out of {', '.join(sorted(kinds))}")
-    kind = content.pop("kind")
     return _build(kinds[kind], content, kind)
 
 

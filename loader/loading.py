@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from . import _core
 from .checkpoint import Checkpoint, CheckpointFile
-from .errors import CheckpointChanged, CheckpointIndexInvalid
+from .errors import CheckpointChanged
+from .indices import check_indices
 from .keeper import LoadResult
 from .layout import Layout
 from .messages import Tier
@@ -34,17 +35,6 @@ def load_image(checkpoint: Checkpoint, layout: Layout, reader: _core.Reader, job
             raise _changed(file.path)
     memory.seal()
     return LoadedImage(memory=memory, result=_result(report))
-
-
-def check_indices(files: list[_core.FileImage]) -> None:
-    """Reads and checks every header. Raises CheckpointIndexInvalid where two shards hold a tensor of one name."""
-    homes: dict[str, str] = {}
-    for file in files:
-        for tensor in _core.read_index(file).tensors:
-            if homes.setdefault(tensor.name, file.path) != file.path:
-                raise CheckpointIndexInvalid(
-                    f"tensor {tensor.name!r} is in both {homes[tensor.name]} and {file.path}; download the shards again"
-                )
 
 
 def _open(file: CheckpointFile) -> _core.FileImage:

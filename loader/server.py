@@ -209,8 +209,15 @@ class StoreServer:
         try:
             self._dispatch(client, request, time.monotonic())
         except LoaderError as error:
-            request_id = 0 if isinstance(request, Release) else request.id
-            self.reply(client, Failed(id=request_id, error=type(error).__name__, message=str(error)))
+            self._refuse(client, request, error)
+        except Exception as error:
+            # A bug of ours must not end the store, which holds every worker's weights.
+            log.exception("request crashed: %s", request)
+            self._refuse(client, request, StoreError(f"the store failed at {request}: {error!r}"))
+
+    def _refuse(self, client: int, request: Request, error: LoaderError) -> None:
+        request_id = 0 if isinstance(request, Release) else request.id
+        self.reply(client, Failed(id=request_id, error=type(error).__name__, message=str(error)))
 
     def _dispatch(self, client: int, request: Request, now_s: float) -> None:
         if isinstance(request, Attach):

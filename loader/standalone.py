@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from . import _core
 from .checkpoint import Checkpoint
+from .indices import check_indices
 from .layout import lay_out
 from .tensors import tensors_of
 
@@ -24,15 +25,17 @@ def load_file(path: Path | str, device: str | torch.device = "cpu") -> dict[str,
     Any other file is read past the page cache into memory of this process. Raises CheckpointError, or StoreFull where
     the machine has no memory left.
     """
+    files = Checkpoint.open(path).files
+    images = [_core.FileImage(file.real_path) for file in files]
+    check_indices(images)
     tensors: dict[str, torch.Tensor] = {}
-    for file in Checkpoint.open(path).files:
+    for file, image in zip(files, images, strict=True):
         layout = lay_out([file])
-        tensors |= tensors_of(_private_memory(_core.FileImage(file.real_path), layout.bytes), layout.extents)
+        tensors |= tensors_of(_private_memory(image, layout.bytes), layout.extents)
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def _private_memory(file: _core.FileImage, padded_bytes: int) -> _core.Mapping:
-    _core.read_index(file)  # a bad file is refused before time is spent on reading it
     if file.is_resident():
         return _core.Mapping.copy_on_write(file.fileno(), file.bytes)
     memory = _core.Mapping.anonymous(padded_bytes)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ._core import Mapping as MemoryMapping
 from ._core import TensorEntry, parse_index
-from .errors import CheckpointIndexInvalid, NotSafetensors, UnsupportedDtype
+from .errors import NotSafetensors, UnsupportedDtype
 from .layout import Extent
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _warnings_lock = threading.Lock()
 
 
 def tensors_of(memory: MemoryMapping, extents: Iterable[Extent]) -> dict[str, torch.Tensor]:
-    """The tensors of all files that lie in `memory`, by name.
+    """The tensors of all files that lie in `memory`, by name. No two files may share a name (indices.py sees to it).
 
     They are writable exactly where the mapping is; torch does not know of read-only tensors, and writing to one kills
     the process with SIGSEGV. Raises CheckpointError.
@@ -56,10 +56,7 @@ def tensors_of(memory: MemoryMapping, extents: Iterable[Extent]) -> dict[str, to
     tensors: dict[str, torch.Tensor] = {}
     for extent in extents:
         index = parse_index(memory, extent.offset, extent.bytes, extent.file_name)
-        for name, tensor in _views(memory, extent, index.tensors).items():
-            if name in tensors:
-                raise CheckpointIndexInvalid(f"tensor {name!r} of {extent.file_name} is in another shard too")
-            tensors[name] = tensor
+        tensors |= _views(memory, extent, index.tensors)
     return tensors
 
 

@@ -24,141 +24,150 @@ using ReleaseGil = py::call_guard<py::gil_scoped_release>;
 namespace {
 
 void raise_as(const char* name, const std::exception& error) {
-  const py::object type = py::module_::import("serverless_triton.loader.errors").attr(name);
-  PyErr_SetString(type.ptr(), error.what());
+    const py::object type = py::module_::import("serverless_triton.loader.errors").attr(name);
+    PyErr_SetString(type.ptr(), error.what());
 }
 
 void translate(std::exception_ptr failure) {
-  try {
-    std::rethrow_exception(failure);
-  } catch (const st::NotSafetensors& error) {
-    raise_as("NotSafetensors", error);
-  } catch (const st::CheckpointTruncated& error) {
-    raise_as("CheckpointTruncated", error);
-  } catch (const st::CheckpointNotFound& error) {
-    raise_as("CheckpointNotFound", error);
-  } catch (const st::CheckpointUnreadable& error) {
-    raise_as("CheckpointUnreadable", error);
-  } catch (const st::ReadCancelled& error) {
-    raise_as("StoreCancelled", error);
-  } catch (const st::OutOfMemory& error) {
-    raise_as("StoreFull", error);
-  }
+    try {
+        std::rethrow_exception(failure);
+    } catch (const st::NotSafetensors& error) {
+        raise_as("NotSafetensors", error);
+    } catch (const st::CheckpointTruncated& error) {
+        raise_as("CheckpointTruncated", error);
+    } catch (const st::CheckpointNotFound& error) {
+        raise_as("CheckpointNotFound", error);
+    } catch (const st::CheckpointUnreadable& error) {
+        raise_as("CheckpointUnreadable", error);
+    } catch (const st::ReadCancelled& error) {
+        raise_as("StoreCancelled", error);
+    } catch (const st::OutOfMemory& error) {
+        raise_as("StoreFull", error);
+    }
 }
 
 py::buffer_info buffer_of(const st::Mapping& mapping) {
-  const auto bytes = static_cast<py::ssize_t>(mapping.bytes());
-  return {mapping.data(), 1, "B", 1, {bytes}, {py::ssize_t{1}}, !mapping.is_writable()};
+    const auto bytes = static_cast<py::ssize_t>(mapping.bytes());
+    return {mapping.data(), 1, "B", 1, {bytes}, {py::ssize_t{1}}, !mapping.is_writable()};
 }
 
 std::span<const std::byte> bytes_of(const py::buffer_info& info) {
-  if (info.itemsize != 1 || info.ndim != 1) throw py::type_error("expected a one-dimensional buffer of bytes");
-  return {static_cast<const std::byte*>(info.ptr), static_cast<std::size_t>(info.size)};
+    if (info.itemsize != 1 || info.ndim != 1)
+        throw py::type_error("expected a one-dimensional buffer of bytes");
+    return {static_cast<const std::byte*>(info.ptr), static_cast<std::size_t>(info.size)};
 }
 
 // `offset`: where the file begins in `memory`.
 st::HeaderIndex parse_index(const py::buffer& memory, std::size_t offset, std::uint64_t file_bytes,
                             const std::string& file_name) {
-  const py::buffer_info info = memory.request();
-  const std::span<const std::byte> bytes = bytes_of(info);
-  if (offset > bytes.size()) throw py::value_error("offset lies past the end of the memory");
-  const py::gil_scoped_release release;
-  return st::parse_header(bytes.subspan(offset), file_bytes, file_name);
+    const py::buffer_info info = memory.request();
+    const std::span<const std::byte> bytes = bytes_of(info);
+    if (offset > bytes.size())
+        throw py::value_error("offset lies past the end of the memory");
+    const py::gil_scoped_release release;
+    return st::parse_header(bytes.subspan(offset), file_bytes, file_name);
 }
 
 std::vector<st::Transfer> transfers_of(const std::vector<const st::FileImage*>& files, std::span<std::byte> memory,
                                        const std::vector<std::uint64_t>& offsets) {
-  if (files.size() != offsets.size()) throw py::value_error("one offset is needed for each file");
-  std::vector<st::Transfer> transfers;
-  for (std::size_t i = 0; i < files.size(); ++i) {
-    if (offsets[i] > memory.size()) throw py::value_error("offset lies past the end of the memory");
-    transfers.push_back({files[i], memory.subspan(offsets[i])});
-  }
-  return transfers;
+    if (files.size() != offsets.size())
+        throw py::value_error("one offset is needed for each file");
+    std::vector<st::Transfer> transfers;
+    for (std::size_t i = 0; i < files.size(); ++i) {
+        if (offsets[i] > memory.size())
+            throw py::value_error("offset lies past the end of the memory");
+        transfers.push_back({files[i], memory.subspan(offsets[i])});
+    }
+    return transfers;
 }
 
 template <typename Memory>
 st::ReadReport read_into(st::Reader& reader, const std::vector<const st::FileImage*>& files, Memory& memory,
                          const std::vector<std::uint64_t>& offsets, st::ReadJob& job) {
-  const std::vector<st::Transfer> transfers = transfers_of(files, memory.span(), offsets);
-  const py::gil_scoped_release release;
-  return reader.read(transfers, job);
+    const std::vector<st::Transfer> transfers = transfers_of(files, memory.span(), offsets);
+    const py::gil_scoped_release release;
+    return reader.read(transfers, job);
 }
 
-py::tuple shape_of(const st::TensorEntry& tensor) { return py::tuple(py::cast(tensor.shape)); }
+py::tuple shape_of(const st::TensorEntry& tensor) {
+    return py::tuple(py::cast(tensor.shape));
+}
 
 void die_with_parent() {
-  if (::prctl(PR_SET_PDEATHSIG, SIGTERM) != 0) throw std::runtime_error("prctl(PR_SET_PDEATHSIG) failed");
+    if (::prctl(PR_SET_PDEATHSIG, SIGTERM) != 0)
+        throw std::runtime_error("prctl(PR_SET_PDEATHSIG) failed");
 }
 
 void bind_index(py::module_& m) {
-  py::class_<st::TensorEntry>(m, "TensorEntry")
-      .def_readonly("name", &st::TensorEntry::name)
-      .def_readonly("dtype", &st::TensorEntry::dtype)
-      .def_property_readonly("shape", &shape_of)
-      .def_readonly("begin", &st::TensorEntry::begin)
-      .def_readonly("end", &st::TensorEntry::end);
-  py::class_<st::HeaderIndex>(m, "HeaderIndex")
-      .def_readonly("data_begin", &st::HeaderIndex::data_begin)
-      .def_readonly("tensors", &st::HeaderIndex::tensors);
-  m.def("parse_index", &parse_index, py::arg("memory"), py::arg("offset"), py::arg("file_bytes"), py::arg("file_name"));
-  m.def("read_index", &st::read_index, py::arg("file"), ReleaseGil());
+    py::class_<st::TensorEntry>(m, "TensorEntry")
+        .def_readonly("name", &st::TensorEntry::name)
+        .def_readonly("dtype", &st::TensorEntry::dtype)
+        .def_property_readonly("shape", &shape_of)
+        .def_readonly("begin", &st::TensorEntry::begin)
+        .def_readonly("end", &st::TensorEntry::end);
+    py::class_<st::HeaderIndex>(m, "HeaderIndex")
+        .def_readonly("data_begin", &st::HeaderIndex::data_begin)
+        .def_readonly("tensors", &st::HeaderIndex::tensors);
+    m.def("parse_index", &parse_index, py::arg("memory"), py::arg("offset"), py::arg("file_bytes"),
+          py::arg("file_name"));
+    m.def("read_index", &st::read_index, py::arg("file"), ReleaseGil());
 }
 
 void bind_files(py::module_& m) {
-  py::class_<st::FileImage>(m, "FileImage")
-      .def(py::init(&st::FileImage::open), py::arg("path"), ReleaseGil())
-      .def_property_readonly("path", &st::FileImage::path)
-      .def_property_readonly("bytes", &st::FileImage::bytes)
-      .def_property_readonly("inode", &st::FileImage::inode)
-      .def_property_readonly("mtime_ns", &st::FileImage::mtime_ns)
-      .def_property_readonly("supports_direct", &st::FileImage::supports_direct)
-      .def("fileno", &st::FileImage::fd)
-      .def("is_unchanged", &st::FileImage::is_unchanged)
-      .def("is_resident", [](const st::FileImage& file) { return file.is_resident(0, file.bytes()); }, ReleaseGil());
+    py::class_<st::FileImage>(m, "FileImage")
+        .def(py::init(&st::FileImage::open), py::arg("path"), ReleaseGil())
+        .def_property_readonly("path", &st::FileImage::path)
+        .def_property_readonly("bytes", &st::FileImage::bytes)
+        .def_property_readonly("inode", &st::FileImage::inode)
+        .def_property_readonly("mtime_ns", &st::FileImage::mtime_ns)
+        .def_property_readonly("supports_direct", &st::FileImage::supports_direct)
+        .def("fileno", &st::FileImage::fd)
+        .def("is_unchanged", &st::FileImage::is_unchanged)
+        .def("is_resident", [](const st::FileImage& file) { return file.is_resident(0, file.bytes()); }, ReleaseGil());
 }
 
 void bind_memory(py::module_& m) {
-  py::class_<st::Mapping>(m, "Mapping", py::buffer_protocol())
-      .def_static("anonymous", &st::Mapping::anonymous, py::arg("size_bytes"), ReleaseGil())
-      .def_static("read_only", &st::Mapping::read_only, py::arg("fd"), py::arg("size_bytes"), ReleaseGil())
-      .def_static("copy_on_write", &st::Mapping::copy_on_write, py::arg("fd"), py::arg("size_bytes"), ReleaseGil())
-      .def_property_readonly("bytes", &st::Mapping::bytes)
-      .def_buffer(&buffer_of);
-  py::class_<st::MemoryFile>(m, "MemoryFile")
-      .def(py::init<std::uint64_t>(), py::arg("size_bytes"), ReleaseGil())
-      .def("seal", &st::MemoryFile::seal, ReleaseGil())
-      .def("fileno", &st::MemoryFile::fd)
-      .def_property_readonly("bytes", &st::MemoryFile::bytes);
+    py::class_<st::Mapping>(m, "Mapping", py::buffer_protocol())
+        .def_static("anonymous", &st::Mapping::anonymous, py::arg("size_bytes"), ReleaseGil())
+        .def_static("read_only", &st::Mapping::read_only, py::arg("fd"), py::arg("size_bytes"), ReleaseGil())
+        .def_static("copy_on_write", &st::Mapping::copy_on_write, py::arg("fd"), py::arg("size_bytes"), ReleaseGil())
+        .def_property_readonly("bytes", &st::Mapping::bytes)
+        .def_buffer(&buffer_of);
+    py::class_<st::MemoryFile>(m, "MemoryFile")
+        .def(py::init<std::uint64_t>(), py::arg("size_bytes"), ReleaseGil())
+        .def("seal", &st::MemoryFile::seal, ReleaseGil())
+        .def("fileno", &st::MemoryFile::fd)
+        .def_property_readonly("bytes", &st::MemoryFile::bytes);
 }
 
 void bind_reader(py::module_& m) {
-  py::class_<st::ReadJob>(m, "ReadJob")
-      .def(py::init<>())
-      .def("cancel", &st::ReadJob::cancel)
-      .def_property_readonly("is_cancelled", &st::ReadJob::is_cancelled)
-      .def_property_readonly("bytes_done", &st::ReadJob::bytes_done);
-  py::class_<st::ReadReport>(m, "ReadReport")
-      .def_readonly("disk_bytes", &st::ReadReport::disk_bytes)
-      .def_readonly("page_cache_bytes", &st::ReadReport::page_cache_bytes)
-      .def_readonly("direct_bytes", &st::ReadReport::direct_bytes);
-  py::class_<st::Reader>(m, "Reader")
-      .def(py::init<unsigned, std::uint64_t, std::uint64_t>(), py::kw_only(), py::arg("threads"),
-           py::arg("chunk_bytes") = st::kDefaultChunkBytes, py::arg("bytes_per_second") = 0)
-      .def_property_readonly("bytes_per_second", &st::Reader::bytes_per_second)
-      .def("read", &read_into<st::MemoryFile>, py::arg("files"), py::arg("memory"), py::arg("offsets"), py::arg("job"))
-      .def("read", &read_into<st::Mapping>, py::arg("files"), py::arg("memory"), py::arg("offsets"), py::arg("job"));
+    py::class_<st::ReadJob>(m, "ReadJob")
+        .def(py::init<>())
+        .def("cancel", &st::ReadJob::cancel)
+        .def_property_readonly("is_cancelled", &st::ReadJob::is_cancelled)
+        .def_property_readonly("bytes_done", &st::ReadJob::bytes_done);
+    py::class_<st::ReadReport>(m, "ReadReport")
+        .def_readonly("disk_bytes", &st::ReadReport::disk_bytes)
+        .def_readonly("page_cache_bytes", &st::ReadReport::page_cache_bytes)
+        .def_readonly("direct_bytes", &st::ReadReport::direct_bytes);
+    py::class_<st::Reader>(m, "Reader")
+        .def(py::init<unsigned, std::uint64_t, std::uint64_t>(), py::kw_only(), py::arg("threads"),
+             py::arg("chunk_bytes") = st::kDefaultChunkBytes, py::arg("bytes_per_second") = 0)
+        .def_property_readonly("bytes_per_second", &st::Reader::bytes_per_second)
+        .def("read", &read_into<st::MemoryFile>, py::arg("files"), py::arg("memory"), py::arg("offsets"),
+             py::arg("job"))
+        .def("read", &read_into<st::Mapping>, py::arg("files"), py::arg("memory"), py::arg("offsets"), py::arg("job"));
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
-  m.doc() = "The load path: checked safetensors headers, direct reads, sealed memory files.";
-  m.attr("ALIGNMENT_BYTES") = st::kAlignmentBytes;
-  py::register_local_exception_translator(&translate);
-  bind_index(m);
-  bind_files(m);
-  bind_memory(m);
-  bind_reader(m);
-  m.def("die_with_parent", &die_with_parent);
+    m.doc() = "The load path: checked safetensors headers, direct reads, sealed memory files.";
+    m.attr("ALIGNMENT_BYTES") = st::kAlignmentBytes;
+    py::register_local_exception_translator(&translate);
+    bind_index(m);
+    bind_files(m);
+    bind_memory(m);
+    bind_reader(m);
+    m.def("die_with_parent", &die_with_parent);
 }

@@ -8,35 +8,35 @@
 namespace serverless_triton::loader {
 
 struct LoaderError : std::runtime_error {
-  using std::runtime_error::runtime_error;
+    using std::runtime_error::runtime_error;
 };
 
 // The bytes are not a valid safetensors file.
 struct NotSafetensors : LoaderError {
-  using LoaderError::LoaderError;
+    using LoaderError::LoaderError;
 };
 
 // The file ends before the bytes that its own header promises.
 struct CheckpointTruncated : LoaderError {
-  using LoaderError::LoaderError;
+    using LoaderError::LoaderError;
 };
 
 struct CheckpointNotFound : LoaderError {
-  using LoaderError::LoaderError;
+    using LoaderError::LoaderError;
 };
 
 // The operating system refused to open or read the file.
 struct CheckpointUnreadable : LoaderError {
-  using LoaderError::LoaderError;
+    using LoaderError::LoaderError;
 };
 
 struct ReadCancelled : LoaderError {
-  using LoaderError::LoaderError;
+    using LoaderError::LoaderError;
 };
 
 // The kernel has no memory left for an image.
 struct OutOfMemory : LoaderError {
-  using LoaderError::LoaderError;
+    using LoaderError::LoaderError;
 };
 
 }  // namespace serverless_triton::loader

@@ -17,45 +17,45 @@ namespace serverless_triton::loader {
 inline constexpr std::uint64_t kAlignmentBytes = 4096;
 
 class FileImage {
- public:
-  // Opens a regular file. O_DIRECT is used only where a real read through it succeeded: tmpfs and squashfs refuse it at
-  // open, overlay may accept it there and fail later. Throws CheckpointNotFound or CheckpointUnreadable.
-  [[nodiscard]] static FileImage open(const std::string& path);
+  public:
+    // Opens a regular file. O_DIRECT is used only where a real read through it succeeded: tmpfs and squashfs refuse it
+    // at open, overlay may accept it there and fail later. Throws CheckpointNotFound or CheckpointUnreadable.
+    [[nodiscard]] static FileImage open(const std::string& path);
 
-  [[nodiscard]] const std::string& path() const { return path_; }
-  [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
-  [[nodiscard]] std::uint64_t inode() const { return inode_; }
-  [[nodiscard]] std::int64_t mtime_ns() const { return mtime_ns_; }
-  [[nodiscard]] bool supports_direct() const { return static_cast<bool>(direct_fd_); }
-  [[nodiscard]] int fd() const { return buffered_fd_.get(); }
+    [[nodiscard]] const std::string& path() const { return path_; }
+    [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
+    [[nodiscard]] std::uint64_t inode() const { return inode_; }
+    [[nodiscard]] std::int64_t mtime_ns() const { return mtime_ns_; }
+    [[nodiscard]] bool supports_direct() const { return static_cast<bool>(direct_fd_); }
+    [[nodiscard]] int fd() const { return buffered_fd_.get(); }
 
-  // False once the file was written, truncated or extended after open(). Throws CheckpointUnreadable.
-  [[nodiscard]] bool is_unchanged() const;
+    // False once the file was written, truncated or extended after open(). Throws CheckpointUnreadable.
+    [[nodiscard]] bool is_unchanged() const;
 
-  // Whether the whole range is in the page cache, so that a buffered read costs no disk access.
-  [[nodiscard]] bool is_resident(std::uint64_t offset, std::uint64_t length) const;
+    // Whether the whole range is in the page cache, so that a buffered read costs no disk access.
+    [[nodiscard]] bool is_resident(std::uint64_t offset, std::uint64_t length) const;
 
-  // Fills `destination` from `offset` through the page cache. Throws CheckpointTruncated where the file ends early.
-  void read(std::uint64_t offset, std::span<std::byte> destination) const;
+    // Fills `destination` from `offset` through the page cache. Throws CheckpointTruncated where the file ends early.
+    void read(std::uint64_t offset, std::span<std::byte> destination) const;
 
-  // Fills at least `length` bytes from `offset` past the page cache; `destination` begins at an aligned address, is
-  // aligned in size and may be written up to its end. False where the file system refuses this direct read.
-  [[nodiscard]] bool read_direct(std::uint64_t offset, std::span<std::byte> destination, std::uint64_t length) const;
+    // Fills at least `length` bytes from `offset` past the page cache; `destination` begins at an aligned address, is
+    // aligned in size and may be written up to its end. False where the file system refuses this direct read.
+    [[nodiscard]] bool read_direct(std::uint64_t offset, std::span<std::byte> destination, std::uint64_t length) const;
 
- private:
-  FileImage() = default;
-  void probe_direct();
-  [[nodiscard]] bool may_ask_mincore() const;
-  [[nodiscard]] bool is_resident_by_mincore(std::uint64_t offset, std::uint64_t length) const;
-  [[nodiscard]] bool is_resident_by_reading(std::uint64_t offset, std::uint64_t length) const;
+  private:
+    FileImage() = default;
+    void probe_direct();
+    [[nodiscard]] bool may_ask_mincore() const;
+    [[nodiscard]] bool is_resident_by_mincore(std::uint64_t offset, std::uint64_t length) const;
+    [[nodiscard]] bool is_resident_by_reading(std::uint64_t offset, std::uint64_t length) const;
 
-  std::string path_;
-  UniqueFd buffered_fd_;
-  UniqueFd direct_fd_;
-  std::uint64_t bytes_ = 0;
-  std::uint64_t inode_ = 0;
-  std::int64_t mtime_ns_ = 0;
-  uid_t owner_ = 0;
+    std::string path_;
+    UniqueFd buffered_fd_;
+    UniqueFd direct_fd_;
+    std::uint64_t bytes_ = 0;
+    std::uint64_t inode_ = 0;
+    std::int64_t mtime_ns_ = 0;
+    uid_t owner_ = 0;
 };
 
 }  // namespace serverless_triton::loader

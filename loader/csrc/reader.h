@@ -19,47 +19,47 @@ inline constexpr std::uint64_t kDefaultChunkBytes = 8 * 1024 * 1024;
 // One file and where it goes: page-aligned memory of at least the file's size rounded up to kAlignmentBytes. What lies
 // between the file's end and that size is undefined afterwards.
 struct Transfer {
-  const FileImage* file = nullptr;
-  std::span<std::byte> destination;
+    const FileImage* file = nullptr;
+    std::span<std::byte> destination;
 };
 
 // The handle of one read() call: any thread may cancel it or look at its progress while another is inside read().
 class ReadJob {
- public:
-  void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
-  [[nodiscard]] bool is_cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
-  [[nodiscard]] std::uint64_t bytes_done() const { return bytes_done_.load(std::memory_order_relaxed); }
-  void add_done(std::uint64_t bytes) { bytes_done_.fetch_add(bytes, std::memory_order_relaxed); }
+  public:
+    void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
+    [[nodiscard]] bool is_cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
+    [[nodiscard]] std::uint64_t bytes_done() const { return bytes_done_.load(std::memory_order_relaxed); }
+    void add_done(std::uint64_t bytes) { bytes_done_.fetch_add(bytes, std::memory_order_relaxed); }
 
- private:
-  std::atomic<bool> cancelled_{false};
-  std::atomic<std::uint64_t> bytes_done_{0};
+  private:
+    std::atomic<bool> cancelled_{false};
+    std::atomic<std::uint64_t> bytes_done_{0};
 };
 
 // Where the bytes of one read() came from.
 struct ReadReport {
-  std::uint64_t disk_bytes = 0;
-  std::uint64_t page_cache_bytes = 0;
-  std::uint64_t direct_bytes = 0;  // the part of disk_bytes that went past the page cache
+    std::uint64_t disk_bytes = 0;
+    std::uint64_t page_cache_bytes = 0;
+    std::uint64_t direct_bytes = 0;  // the part of disk_bytes that went past the page cache
 };
 
 class Reader {
- public:
-  // `chunk_bytes` is a multiple of kAlignmentBytes, `threads` at least 1 (std::invalid_argument otherwise);
-  // `bytes_per_second` 0 means unthrottled.
-  Reader(unsigned threads, std::uint64_t chunk_bytes, std::uint64_t bytes_per_second);
+  public:
+    // `chunk_bytes` is a multiple of kAlignmentBytes, `threads` at least 1 (std::invalid_argument otherwise);
+    // `bytes_per_second` 0 means unthrottled.
+    Reader(unsigned threads, std::uint64_t chunk_bytes, std::uint64_t bytes_per_second);
 
-  // Blocks until every byte is in place, and starts and ends its own threads. Any number of threads may call it at
-  // once; they share the throttle. Throws the first failure of any chunk once all threads have stopped:
-  // CheckpointTruncated, CheckpointUnreadable, OutOfMemory, ReadCancelled.
-  [[nodiscard]] ReadReport read(std::span<const Transfer> transfers, ReadJob& job);
+    // Blocks until every byte is in place, and starts and ends its own threads. Any number of threads may call it at
+    // once; they share the throttle. Throws the first failure of any chunk once all threads have stopped:
+    // CheckpointTruncated, CheckpointUnreadable, OutOfMemory, ReadCancelled.
+    [[nodiscard]] ReadReport read(std::span<const Transfer> transfers, ReadJob& job);
 
-  [[nodiscard]] std::uint64_t bytes_per_second() const { return throttle_.bytes_per_second(); }
+    [[nodiscard]] std::uint64_t bytes_per_second() const { return throttle_.bytes_per_second(); }
 
- private:
-  const unsigned threads_;
-  const std::uint64_t chunk_bytes_;
-  Throttle throttle_;
+  private:
+    const unsigned threads_;
+    const std::uint64_t chunk_bytes_;
+    Throttle throttle_;
 };
 
 }  // namespace serverless_triton::loader

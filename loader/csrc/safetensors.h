@@ -20,16 +20,16 @@ inline constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;
 inline constexpr std::uint64_t kLengthBytes = 8;
 
 struct TensorEntry {
-  std::string name;
-  std::string dtype;  // as the format writes it: "BF16"
-  std::vector<std::uint64_t> shape;
-  std::uint64_t begin = 0;  // bytes from the start of the file, inclusive
-  std::uint64_t end = 0;    // bytes from the start of the file, exclusive
+    std::string name;
+    std::string dtype;  // as the format writes it: "BF16"
+    std::vector<std::uint64_t> shape;
+    std::uint64_t begin = 0;  // bytes from the start of the file, inclusive
+    std::uint64_t end = 0;    // bytes from the start of the file, exclusive
 };
 
 struct HeaderIndex {
-  std::uint64_t data_begin = 0;      // bytes from the start of the file
-  std::vector<TensorEntry> tensors;  // in file order, without holes or overlaps
+    std::uint64_t data_begin = 0;      // bytes from the start of the file
+    std::vector<TensorEntry> tensors;  // in file order, without holes or overlaps
 };
 
 // How many bytes of the file the header takes, its length field included.

@@ -1,0 +1,50 @@
+import subprocess
+import sys
+
+import pytest
+
+from serverless_triton import loader
+
+PUBLIC_NAMES = {
+    "Attachment",
+    "Checkpoint",
+    "CheckpointChanged",
+    "CheckpointError",
+    "CheckpointIndexInvalid",
+    "CheckpointNotFound",
+    "CheckpointTruncated",
+    "CheckpointUnreadable",
+    "ImageLeased",
+    "ImageStatus",
+    "LoadReceipt",
+    "LoaderError",
+    "NotSafetensors",
+    "Store",
+    "StoreCancelled",
+    "StoreError",
+    "StoreFull",
+    "StoreProtocolError",
+    "StoreStatus",
+    "StoreTimeout",
+    "StoreUnavailable",
+    "UnsafeCheckpoint",
+    "UnsupportedDtype",
+    "load_file",
+}
+
+
+def test_public_names_are_these_and_exist() -> None:
+    assert set(loader.__all__) == PUBLIC_NAMES
+    assert all(getattr(loader, name).__name__ == name for name in PUBLIC_NAMES)
+
+
+def test_a_misspelt_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="load_fille"):
+        _ = loader.load_fille
+
+
+@pytest.mark.parametrize("module", ["serverless_triton.loader.daemon", "serverless_triton.loader.client"])
+def test_daemon_and_client_import_neither_torch_nor_numpy(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(bool({{'torch', 'numpy', 'asyncio'}} & sys.modules.keys()))"
+
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

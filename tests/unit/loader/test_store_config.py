@@ -1,0 +1,35 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serverless_triton.loader.daemon import StoreConfig, parse_arguments
+
+
+def test_the_command_line_is_the_configuration() -> None:
+    config = parse_arguments(["--socket", "/s", "--dram-bytes", "5", "--ssd-bytes-per-second", "7"])
+
+    assert config == StoreConfig(socket_path=Path("/s"), dram_bytes=5, threads=4, ssd_bytes_per_second=7)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dram_bytes": 0},
+        {"threads": 0},
+        {"threads": 1000},
+        {"ssd_bytes_per_second": -1},
+        {"socket_path": Path("/" + "x" * 107)},
+    ],
+)
+def test_values_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
+    right: dict[str, Any] = {"socket_path": Path("/s"), "dram_bytes": 1}
+
+    with pytest.raises(ValueError, match=f"{next(iter(wrong)).split('_')[0]}"):
+        StoreConfig(**(right | wrong))
+
+
+def test_a_bad_command_line_exits_with_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--socket", "/s", "--dram-bytes", "-5"])
+    assert "dram_bytes must be positive" in capsys.readouterr().err
