@@ -35,12 +35,13 @@ class Span:
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """What `attend` needs to know of a step. `attended` counts the layers that came by."""
+    """What `attend` needs to know of a step, and what it saw: how many layers came by, with which shortest window."""
 
     layers: Sequence[tuple[torch.Tensor, torch.Tensor]]  # keys and values, each [slots, kv_heads, tokens, head_dim]
     spans: Sequence[Span]
     most_layers: int | None = None
     attended: int = 0
+    window_tokens: int | None = None
 
 
 class LayersDone(Exception):
@@ -61,13 +62,16 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Query [1, heads, tokens, head_dim]; key and value [1, kv_heads, tokens, head_dim] → [1, tokens, heads, head_dim].
 
+    Attends to the whole past: sequences must not be longer than the batch's `window_tokens`.
     Raises ModelNotSupported for a model whose attention is more than this, and LayersDone.
     """
     keys, values = batch.layers[module.layer_idx]
-    _refuse_other_attention(module, keys.shape[2], attention_mask, sliding_window, others)
+    _refuse_other_attention(module, attention_mask, others)
     if batch.attended == batch.most_layers:
         raise LayersDone
     batch.attended += 1
+    if sliding_window is not None:
+        batch.window_tokens = min(sliding_window, batch.window_tokens or sliding_window)
     query, key, value = query[0], key[0], value[0]
     outputs = []
     for span in batch.spans:
@@ -92,12 +96,8 @@ def _one_sequence(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
     return attended[0].transpose(0, 1)
 
 
-def _refuse_other_attention(
-    module: Any, max_tokens: int, mask: torch.Tensor | None, sliding_window: int | None, others: Mapping[str, Any]
-) -> None:
+def _refuse_other_attention(module: Any, mask: torch.Tensor | None, others: Mapping[str, Any]) -> None:
     more = [name for name, value in others.items() if not (value is None or value is False or name in _HARMLESS)]
-    if sliding_window is not None and sliding_window < max_tokens:
-        more.append(f"sliding_window {sliding_window} with max_sequence_tokens {max_tokens}")
     if mask is not None:
         more.append("attention_mask")
     if getattr(module, "is_cross_attention", False) or not getattr(module, "is_causal", True):

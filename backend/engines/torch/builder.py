@@ -101,7 +101,11 @@ class TorchEngineBuilder:
             max_streams=max_streams,
         )
         causal_lm = CausalLM(model, kv_memory)
-        causal_lm.rehearse(most_layers=1 if skeleton.rehearsed else None)
+        if skeleton.rehearsed:
+            causal_lm.rehearse(most_layers=1)
+        else:
+            skeleton.window_tokens = causal_lm.rehearse()
+        _check_window(skeleton.window_tokens, max_sequence_tokens)
         intake = Intake(
             tokenizer=tokenizer,
             vocabulary=skeleton.config.vocab_size,
@@ -115,7 +119,7 @@ def _rehearse(skeleton: Skeleton, dtype: torch.dtype) -> None:
     """A pass over weights of zero, so that forked workers inherit what a first pass sets up."""
     shape = KVShape.of_config(skeleton.config)
     kv_memory = KVMemory(shape, dtype=dtype, device=torch.device("cpu"), max_sequence_tokens=16, max_streams=1)
-    CausalLM(skeleton.attach_zeros(dtype), kv_memory).rehearse()
+    skeleton.window_tokens = CausalLM(skeleton.attach_zeros(dtype), kv_memory).rehearse()
     skeleton.detach()
     skeleton.rehearsed = True
 
@@ -132,4 +136,12 @@ def _check_length(config: object, max_sequence_tokens: int) -> None:
     if longest is not None and max_sequence_tokens > longest:
         raise ModelNotSupported(
             f"max_sequence_tokens is {max_sequence_tokens}, and the model has positions for {longest}; use at most that"
+        )
+
+
+def _check_window(window_tokens: int | None, max_sequence_tokens: int) -> None:
+    if window_tokens is not None and max_sequence_tokens > window_tokens:
+        raise ModelNotSupported(
+            f"max_sequence_tokens is {max_sequence_tokens}, and the model's sliding window has {window_tokens} tokens; "
+            "the torch engine serves it up to that length"
         )

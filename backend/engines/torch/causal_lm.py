@@ -25,25 +25,26 @@ class CausalLM:
         """Float32 logits after the last token of each span, [spans, vocabulary]."""
         return self._forward(ids, positions, Batch(layers=self.kv_memory.layers, spans=spans))
 
-    def rehearse(self, most_layers: int | None = None) -> None:
+    def rehearse(self, most_layers: int | None = None) -> int | None:
         """Run a prompt and a next token: a process's first pass sets up kernels, threads and buffers, and it is slow.
 
         All of that happens in the first layer, so `most_layers` 1 is enough where every layer has been seen to run.
-        It writes into slot 0, so nobody may run yet.
+        It writes into slot 0, so nobody may run yet. Returns the shortest sliding window of the layers that ran.
         Raises ModelNotSupported for a model that does not run, or that keeps its past elsewhere than in the KV memory.
         """
         count = min(_REHEARSED_PROMPT_TOKENS, self.kv_memory.max_sequence_tokens - 1)
-        self._rehearse_step(range(count), most_layers)
+        window_tokens = self._rehearse_step(range(count), most_layers)
         self._rehearse_step(range(count, count + 1), 1)
+        return window_tokens
 
-    def _rehearse_step(self, positions: range, most_layers: int | None) -> None:
+    def _rehearse_step(self, positions: range, most_layers: int | None) -> int | None:
         layers, name = len(self.kv_memory.layers), type(self._model).__name__
         span = Span(first=0, last=len(positions), slot=0, start=positions.start)
         batch = Batch(layers=self.kv_memory.layers, spans=[span], most_layers=most_layers)
         try:
             self._forward([0] * len(positions), positions, batch)
         except LayersDone:
-            return
+            return batch.window_tokens
         except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise ModelNotSupported(f"{name} does not run in the torch engine: {error}") from error
         if batch.attended != layers:
@@ -51,6 +52,7 @@ class CausalLM:
             raise ModelNotSupported(
                 f"{name} ran {ran} through the torch engine's attention; others would lose their past"
             )
+        return batch.window_tokens
 
     @torch.inference_mode()
     def _forward(self, ids: Sequence[int], positions: Sequence[int], batch: Batch) -> torch.Tensor:

@@ -39,13 +39,15 @@ class Place:
 class Skeleton:
     """The model of one checkpoint, still without weights. `attach` gives it some, in place of any it had.
 
-    `rehearsed`: a pass with all its layers has succeeded in this process or in the one that it was forked from.
+    `rehearsed`: a pass with all its layers has succeeded in this process or in the one that it was forked from, and
+    found `window_tokens`, the shortest of their sliding windows.
     """
 
     def __init__(self, checkpoint: Path) -> None:
         self.config: Any = _read_config(checkpoint)
         self.eos_ids = _eos_ids(checkpoint)
         self.rehearsed = False
+        self.window_tokens: int | None = None
         self._model = _build(checkpoint, self.config)
         self._places = _places(self._model)
         _restore_computed_buffers(self._model, checkpoint)
@@ -134,17 +136,29 @@ def _read_config(checkpoint: Path) -> Any:
         raise ModelNotSupported(f"{checkpoint}/config.json cannot be used: {error}") from error
     if getattr(config, "quantization_config", None) is not None:
         raise ModelNotSupported(f"{checkpoint} is quantized; the torch engine runs float32, bfloat16 and float16")
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+        if not isinstance(getattr(config, name, None), int):
+            raise ModelNotSupported(
+                f"{checkpoint}/config.json has no {name}; the torch engine serves plain text models"
+            )
     return config
 
 
 def _eos_ids(checkpoint: Path) -> frozenset[int]:
     """generation_config.json speaks before config.json; either may name one token or several."""
     for name in CONFIG_FILES[::-1]:
-        path = checkpoint / name
-        eos = json.loads(path.read_bytes()).get("eos_token_id") if path.is_file() else None
+        eos = _read_json(checkpoint / name).get("eos_token_id")
         if eos is not None:
             return frozenset(eos if isinstance(eos, list) else [eos])
     return frozenset()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise ModelNotSupported(f"{path} is not JSON: {error}") from error
+    return values
 
 
 def _build(checkpoint: Path, config: Any) -> Any:
@@ -190,15 +204,21 @@ def _computed_buffers(model: Any) -> Iterator[tuple[Any, str]]:
 
 def _restore_computed_buffers(model: Any, checkpoint: Path) -> None:
     """Buffers that no checkpoint holds got no values on the meta device: transformers' initialisation fills them in."""
-    modules = {id(module): module for module, _ in _computed_buffers(model)}
-    for module in modules.values():
-        for attribute in module._non_persistent_buffers_set:
-            module._buffers[attribute] = torch.full_like(module._buffers[attribute], float("nan"), device="cpu")
-        with torch.no_grad():
-            model._init_weights(module)
-    unknown = [f"{type(m).__name__}.{name}" for m, name in _computed_buffers(model) if m._buffers[name].isnan().any()]
+    zeros, ones = _initialised(model, 0), _initialised(model, 1)
+    unknown = [name for name, value in zeros.items() if not torch.equal(value, ones[name])]
     if unknown:
         raise ModelNotSupported(f"{checkpoint}: the torch engine cannot compute {_listed(unknown)}")
+
+
+def _initialised(model: Any, before: int) -> dict[str, torch.Tensor]:
+    """The computed buffers after an initialisation that found them filled with `before`."""
+    modules = {id(module): module for module, _ in _computed_buffers(model)}
+    for module, attribute in _computed_buffers(model):
+        module._buffers[attribute] = torch.full_like(module._buffers[attribute], before, device="cpu")
+    with torch.no_grad():
+        for module in modules.values():
+            model._init_weights(module)
+    return {f"{type(m).__name__}.{name}": m._buffers[name].clone() for m, name in _computed_buffers(model)}
 
 
 def _find(place: Place, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | None:

@@ -47,6 +47,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": {**_SMALL, "num_key_value_heads": 2},
     "qwen3": {**_SMALL, "num_key_value_heads": 2, "head_dim": 16},
     "mistral": {**_SMALL, "num_key_value_heads": 2, "sliding_window": None},
+    "gpt_neox": {**_SMALL, "num_hidden_layers": 2},
+    "phi3": {**_SMALL, "num_key_value_heads": 2, "original_max_position_embeddings": 128},
     "qwen3_moe": {
         **_SMALL,
         "num_key_value_heads": 2,

@@ -123,6 +123,7 @@ def test_a_long_list_of_names_is_shortened(llama: Any) -> None:
         ({"model_type": "vit"}, "cannot be served"),
         ({"model_type": "mamba", "num_hidden_layers": 1, "hidden_size": 8}, "keeps state"),
         ({"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}, "is quantized"),
+        ({"model_type": "gemma3"}, "has no vocab_size"),
     ],
 )
 def test_checkpoints_of_other_kinds_are_refused(tmp_path: Path, config: Any, message: str) -> None:
@@ -132,16 +133,27 @@ def test_checkpoints_of_other_kinds_are_refused(tmp_path: Path, config: Any, mes
         Skeleton(tmp_path)
 
 
+@pytest.mark.parametrize("threads", [1, 2])  # with one, learning rehearses all layers and building the first only
 @pytest.mark.parametrize(
     ("model_type", "changes", "message"),
     [
-        ("mistral", {"sliding_window": 16}, "MistralAttention needs .*sliding_window 16 with max_sequence_tokens 64"),
+        ("mistral", {"sliding_window": 16}, "max_sequence_tokens is 64, and the model's sliding window has 16 tokens"),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+            "the model's sliding window has 8",
+        ),
         ("gemma2", {"head_dim": 8}, "Gemma2Attention needs .*softcap"),
         ("bloom", {"n_layer": 2, "n_head": 2}, "ran 0 of its 2 layers|does not"),
     ],
 )
 def test_attention_that_ours_would_get_wrong_is_refused(
-    tmp_path: Path, model_type: str, changes: dict[str, Any], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_type: str,
+    changes: dict[str, Any],
+    message: str,
+    threads: int,
 ) -> None:
     small = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
@@ -149,5 +161,12 @@ def test_attention_that_ours_would_get_wrong_is_refused(
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict(), default=str))
     skeleton = Skeleton(tmp_path)
     tensors = {place.name: torch.zeros(place.meta.shape) for place in skeleton._places}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    builder = TorchEngineBuilder()
     with pytest.raises(ModelNotSupported, match=message):
-        TorchEngineBuilder().build(str(tmp_path), tensors, dtype="float32", max_sequence_tokens=64, max_streams=1)
+        _learn_and_build(builder, str(tmp_path), tensors)
+
+
+def _learn_and_build(builder: TorchEngineBuilder, checkpoint: str, tensors: dict[str, torch.Tensor]) -> None:
+    builder.learn(checkpoint, "float32")
+    builder.build(checkpoint, tensors, dtype="float32", max_sequence_tokens=64, max_streams=1)

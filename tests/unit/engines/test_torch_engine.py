@@ -24,6 +24,8 @@ ARCHITECTURES = (
     "qwen2",
     "qwen3",
     "mistral",
+    "gpt_neox",
+    "phi3",
     "qwen3_moe",
     "gpt2",
     "opt",
