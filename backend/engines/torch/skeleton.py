@@ -136,11 +136,6 @@ def _read_config(checkpoint: Path) -> Any:
         raise ModelNotSupported(f"{checkpoint}/config.json cannot be used: {error}") from error
     if getattr(config, "quantization_config", None) is not None:
         raise ModelNotSupported(f"{checkpoint} is quantized; the torch engine runs float32, bfloat16 and float16")
-    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
-        if not isinstance(getattr(config, name, None), int):
-            raise ModelNotSupported(
-                f"{checkpoint}/config.json has no {name}; the torch engine serves plain text models"
-            )
     return config
 
 
@@ -172,6 +167,11 @@ def _build(checkpoint: Path, config: Any) -> Any:
     stateful = getattr(model, "_is_stateful", False) or any(isinstance(m, torch.nn.Conv1d) for m in model.modules())
     if stateful:  # its state is not in the KV memory, and neighbours in a flattened batch would flow into each other
         raise ModelNotSupported(f"{type(model).__name__} keeps state that is not keys and values; use another engine")
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+        if not isinstance(getattr(config, name, None), int):
+            raise ModelNotSupported(
+                f"{checkpoint}/config.json has no {name}; the torch engine serves plain text models"
+            )
     return model.eval()
 
 
