@@ -156,7 +156,7 @@ def _read(directory: Path) -> ModelEntry | BrokenModel:
     try:
         return _parse(directory)
     except (OSError, ValueError) as error:
-        return BrokenModel(name=directory.name, reason=f"config.pbtxt: {error}")
+        return BrokenModel(name=directory.name, reason=f"config.pbtxt: {error}"[:500])
 
 
 def _parse(directory: Path) -> ModelEntry:

@@ -6,7 +6,6 @@ parameters.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
@@ -53,11 +52,11 @@ def _tensor(name: str, kind: str, dims: list[int], value: Any) -> Tensor:
     return Tensor(name=name, datatype=kind, shape=(count,), raw=raw)
 
 
-def write_generate_body(response: pb.ModelInferResponse) -> str:
+def write_generate_body(response: pb.ModelInferResponse) -> dict[str, Any]:
     """One JSON object; an output of one element is no list."""
     body: dict[str, Any] = {"id": response.id} if response.id else {}
     body |= {"model_name": response.model_name, "model_version": response.model_version}
     for name, tensor in sorted(read_outputs(response).items()):
         elements = elements_to_json(tensor)
         body[name] = elements[0] if len(elements) == 1 else elements
-    return json.dumps(body, separators=(",", ":"))
+    return body

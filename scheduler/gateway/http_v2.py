@@ -6,7 +6,7 @@ Routes, statuses and bodies; the answers are `service.py`'s.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
@@ -141,7 +141,7 @@ class HttpFrontend:
         ready = (await _options(request)).get("ready") is True
         index = self._service.repository_index("", ready_only=ready)
         models = [message_to_json(model) for model in index.models]
-        return web.json_response([{key: text for key, text in model.items() if text} for model in models])
+        return _json([{key: text for key, text in model.items() if text} for model in models])
 
     async def _load(self, request: web.Request) -> web.StreamResponse:
         parameters = members((await _options(request)).get("parameters", {}), "Unable to parse 'parameters'")
@@ -154,18 +154,18 @@ class HttpFrontend:
         return web.Response(content_type="application/json")
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response(self._cluster_status())
+        return _json(self._cluster_status())
 
     async def _newest_receipts(self, request: web.Request) -> web.StreamResponse:
         limit = request.query.get("limit", "100")
         count = int(limit) if limit.isascii() and limit.isdigit() else 100
-        return web.json_response({"receipts": [to_json(receipt) for receipt in self._receipts.newest(count)]})
+        return _json({"receipts": [to_json(receipt) for receipt in self._receipts.newest(count)]})
 
     async def _stream_receipts(self, request: web.Request) -> web.StreamResponse:
         receipts = self._receipts.of(StreamId(request.match_info["stream"]))
         if not receipts:
             return _error(HTTPStatus.NOT_FOUND, "no receipt of this stream is kept")
-        return web.json_response({"receipts": [to_json(receipt) for receipt in receipts]})
+        return _json({"receipts": [to_json(receipt) for receipt in receipts]})
 
     async def _infer(self, request: web.Request) -> web.StreamResponse:
         """The whole text in one response, which stock Triton refuses for decoupled models."""
@@ -180,8 +180,8 @@ class HttpFrontend:
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         stream = self._service.open(await self._generate_request(request), unary=True)
-        text = write_generate_body(await _whole(stream))
-        return web.Response(text=text, headers={STREAM_ID_HEADER: stream.id}, content_type="application/json")
+        body = write_generate_body(await _whole(stream))
+        return _json(body, headers={STREAM_ID_HEADER: stream.id})
 
     async def _generate_stream(self, request: web.Request) -> web.StreamResponse:
         stream = self._service.open(await self._generate_request(request))
@@ -196,7 +196,7 @@ class HttpFrontend:
                     await _send_event(answer, write_generate_body(response))
             except SchedulerError as error:
                 self._metrics.errors.labels(error.code).inc()
-                await _send_event(answer, json.dumps({"error": str(error)}))
+                await _send_event(answer, {"error": str(error)})
             await answer.write_eof()
         return answer
 
@@ -225,17 +225,26 @@ async def _whole(stream: RelayedStream) -> pb.ModelInferResponse:
         return [response async for response in responses][-1]
 
 
-async def _send_event(answer: web.StreamResponse, text: str) -> None:
-    await answer.write(f"data: {text}\n\n".encode())
+async def _send_event(answer: web.StreamResponse, value: object) -> None:
+    await answer.write(f"data: {_dumps(value)}\n\n".encode())
 
 
 def _message(message: Message) -> web.Response:
-    return web.json_response(message_to_json(message))
+    return _json(message_to_json(message))
 
 
 def _error(status: HTTPStatus, message: str, allow: str | None = None) -> web.Response:
-    headers = {"Allow": allow} if allow else {}
-    return web.json_response({"error": message}, status=status, headers=headers)
+    headers = {"Allow": allow} if allow else None
+    return _json({"error": message}, status, headers)
+
+
+def _json(value: object, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> web.Response:
+    body = _dumps(value).encode()
+    return web.Response(body=body, status=status, headers=headers, content_type="application/json")
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _refusing(what: str) -> Handler:

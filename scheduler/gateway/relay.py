@@ -89,7 +89,7 @@ class RelayedStream:
         self._journal = relay.journal.open(request.model)
         self._composer = Composer(request, self._journal)
         self._avoid: set[ReplicaId] = set()
-        self._deaths = 0
+        self._deaths: list[str] = []
         self._opened_s = self._waiting_since_s = relay.clock()
         self._queue_s: float | None = None
         self._assigned_s = 0.0
@@ -142,9 +142,14 @@ class RelayedStream:
             limits.append(max(0.0, deadline - asyncio.get_running_loop().time()))
         if self._request.queue_timeout_s is not None and self._queue_s is None:
             limits.append(self._request.queue_timeout_s)
-        assignment = await self._relay.admission.admit(
-            self.id, self._journal.model, timeout_s=min(limits), avoid=frozenset(self._avoid)
-        )
+        try:
+            assignment = await self._relay.admission.admit(
+                self.id, self._journal.model, timeout_s=min(limits), avoid=frozenset(self._avoid)
+            )
+        except SchedulerError as error:
+            if not self._deaths:
+                raise
+            raise self._lost(f", and there is no other place for it: {error}") from error
         self._assigned_s = self._relay.clock()
         if self._queue_s is None:
             self._queue_s = self._assigned_s - self._opened_s
@@ -206,18 +211,27 @@ class RelayedStream:
         """Makes the stream ready for its next attempt. Raises what the client must hear instead, if anything."""
         if not error.breaks_replica:
             raise UpstreamError(error.code, self._in_clients_words(str(error))) from error
-        self._deaths += 1
+        self._deaths.append(str(error))
         self._avoid.add(assignment.replica)
-        fields = {"stream": self.id[:8], "model": assignment.model, "server": assignment.server, "reason": str(error)}
-        log.warning("stream lost its replica", extra=fields)
-        if self._deaths >= self._relay.limits.max_deaths:
-            raise StreamLost(
-                f"model '{assignment.model}': {self._deaths} replicas broke under this stream, the last with: {error}"
-            ) from error
+        log.warning(
+            "stream_lost_replica stream=%s model=%s server=%s attempt=%d reason=%r",
+            self.id[:8],  # the whole id is a capability
+            assignment.model,
+            assignment.server,
+            self._journal.attempt,
+            str(error),
+        )
+        if len(self._deaths) >= self._relay.limits.max_deaths:
+            raise self._lost() from error
         self._journal.next_attempt()
         self._waiting_since_s = self._relay.clock()
         self._receipt_due = True
         self._relay.metrics.resumed_streams.labels(assignment.model).inc()
+
+    def _lost(self, more: str = "") -> StreamLost:
+        model, count = self._journal.model, len(self._deaths)
+        broke = "a replica" if count == 1 else f"{count} replicas"
+        return StreamLost(f"model '{model}': {broke} broke under this stream ({self._deaths[-1]}){more}")
 
     def _in_clients_words(self, message: str) -> str:
         return message.replace(f"[request id: {self.id}]", f"[request id: {self._request.client_id or '<id_unknown>'}]")

@@ -100,9 +100,9 @@ class InferenceService:
                 elif not ready_only:
                     reason = "unloaded" if entry.spec else f"backend '{entry.backend}' is not served"
                     response.models.add(name=entry.name, version=version, state="UNAVAILABLE", reason=reason)
-        if not ready_only:
-            for broken in self.catalogue.broken():
-                response.models.add(name=broken.name, state="UNAVAILABLE", reason=broken.reason)
+        for broken in () if ready_only else self.catalogue.broken():
+            response.models.add(name=broken.name, state="UNAVAILABLE", reason=broken.reason)
+        response.models.sort(key=lambda model: (model.name, model.version))
         return response
 
     async def load(self, name: str, repository: str, parameters: Mapping[str, object]) -> None:

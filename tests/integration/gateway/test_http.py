@@ -206,7 +206,7 @@ async def test_error_in_the_middle_of_a_stream_is_an_event(manual_gateway, by_ha
         call.tokens(0, 1)
         answer = await posting
         call.fail("INTERNAL", "engine bug")
-        assert (await answer.text()).split("\n\n")[1] == 'data: {"error": "engine bug"}'
+        assert (await answer.text()).split("\n\n")[1] == 'data: {"error":"engine bug"}'
 
 
 @pytest.mark.parametrize("path", ["generate", "generate_stream"])

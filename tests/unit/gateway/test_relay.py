@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, StreamLost
+from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, NoCapacity, StreamLost
 from serverless_triton.scheduler.gateway.composer import FINAL, STREAM_ID
 from serverless_triton.scheduler.gateway.fake_upstream import FakeEngine, FakeUpstream, token_response
 from serverless_triton.scheduler.gateway.settings import RelayLimits
@@ -112,6 +112,16 @@ async def test_stream_is_lost_after_three_deaths(relay, upstream, admission, str
         await task
     assert balanced(admission)
     assert len(relay.journal) == 0
+
+
+async def test_stream_without_another_place_says_what_broke_it(relay, upstream, admission, streamed):
+    task = asyncio.ensure_future(collect(relay.open(streamed)))
+    call = await upstream.call(0)
+    admission.refuse(NoCapacity("no room"))
+    call.fail("UNAVAILABLE", "worker died")
+    with pytest.raises(StreamLost, match=r"worker died.*no room"):
+        await task
+    assert balanced(admission)
 
 
 async def test_stale_attempt_and_repeated_position_are_dropped_and_counted(relay, upstream, streamed):
