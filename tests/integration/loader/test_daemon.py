@@ -162,9 +162,8 @@ def test_a_peer_that_never_reads_is_cut_off(daemon: Daemon, store: Store) -> Non
     with socket.socket(socket.AF_UNIX) as peer:
         peer.settimeout(20)
         peer.connect(os.fspath(daemon.socket))
-        request = frame(b'{"kind":"GetStatus","id":1}') * 1000
+        request = frame(b'{"kind":"GetStatus","id":1}') * 1_000_000
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
-            for _ in range(1000):
-                peer.sendall(request)
+            peer.sendall(request)
 
     assert store.status().images == ()
