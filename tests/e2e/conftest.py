@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from serverless_triton.backend.model_repository import EngineLimits, add_model
-from tests.e2e.cluster import Cluster
+from serverless_triton.cli.local_cluster import LocalCluster
 
 # A replica's KV cache at these limits, and a device that holds one of them but not two.
 LIMITS = EngineLimits(dtype="float32", max_sequence_tokens=512, max_streams=4)
@@ -36,7 +36,7 @@ def repository(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def cluster(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """Two servers with room for one replica each."""
-    with Cluster(tmp_path_factory.mktemp("cluster"), repository, device_memory_bytes=ROOM_FOR_ONE) as running:
+    with LocalCluster(tmp_path_factory.mktemp("cluster"), repository, device_memory_bytes=ROOM_FOR_ONE) as running:
         yield running

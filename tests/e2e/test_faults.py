@@ -8,33 +8,35 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.cluster import Cluster
+from serverless_triton.cli.local_cluster import LocalCluster
 
 PROMPT = "Once upon a time, in a small harbour town,"
 SAMPLING = {"max_tokens": 96, "ignore_eos": True}
 HEARD_BEFORE = 20
 
 
-def uninterrupted(cluster: Cluster, model: str) -> tuple[str, list[int]]:
+def uninterrupted(cluster: LocalCluster, model: str) -> tuple[str, list[int]]:
     heard = cluster.generate(model, PROMPT, **SAMPLING)
     assert heard.errors == []
     return heard.text, heard.output_ids
 
 
-def kill_worker(cluster: Cluster, replica: dict[str, Any]) -> None:
+def kill_worker(cluster: LocalCluster, replica: dict[str, Any]) -> None:
     cluster.kill(replica["worker_pid"])
 
 
-def kill_stub(cluster: Cluster, replica: dict[str, Any]) -> None:
+def kill_stub(cluster: LocalCluster, replica: dict[str, Any]) -> None:
     cluster.kill(replica["stub_pid"])
 
 
-def kill_server(cluster: Cluster, replica: dict[str, Any]) -> None:
+def kill_server(cluster: LocalCluster, replica: dict[str, Any]) -> None:
     cluster.kill(cluster.pid(f"{replica['server']}.triton"))
 
 
 @pytest.mark.parametrize("fault", [kill_worker, kill_stub, kill_server])
-def test_a_stream_outlives_its_replica(cluster: Cluster, fault: Callable[[Cluster, dict[str, Any]], None]) -> None:
+def test_a_stream_outlives_its_replica(
+    cluster: LocalCluster, fault: Callable[[LocalCluster, dict[str, Any]], None]
+) -> None:
     expected_text, expected_ids = uninterrupted(cluster, "alpha")
     stream = cluster.stream("alpha", PROMPT, **SAMPLING)
     stream.read(HEARD_BEFORE)
@@ -52,7 +54,7 @@ def test_a_stream_outlives_its_replica(cluster: Cluster, fault: Callable[[Cluste
     assert "resumed" in kinds
 
 
-def test_neighbours_of_a_killed_worker_notice_nothing(cluster: Cluster) -> None:
+def test_neighbours_of_a_killed_worker_notice_nothing(cluster: LocalCluster) -> None:
     cluster.generate("alpha", PROMPT, max_tokens=1)
     expected_text, _ = uninterrupted(cluster, "beta")
     neighbour = cluster.stream("beta", PROMPT, **SAMPLING)
@@ -69,7 +71,7 @@ def test_neighbours_of_a_killed_worker_notice_nothing(cluster: Cluster) -> None:
     assert before in [replica["id"] for replica in cluster.replicas("beta")]
 
 
-def test_a_model_whose_stub_died_starts_again_on_the_same_server(cluster: Cluster) -> None:
+def test_a_model_whose_stub_died_starts_again_on_the_same_server(cluster: LocalCluster) -> None:
     """Triton still calls the dead instance READY; nothing may be sent to it."""
     cluster.generate("gamma", PROMPT, max_tokens=1)
     (replica,) = cluster.replicas("gamma")
@@ -82,7 +84,7 @@ def test_a_model_whose_stub_died_starts_again_on_the_same_server(cluster: Cluste
     assert len(heard.output_ids) == 4
 
 
-def test_streams_go_on_while_the_agent_restarts(cluster: Cluster) -> None:
+def test_streams_go_on_while_the_agent_restarts(cluster: LocalCluster) -> None:
     stream = cluster.stream("alpha", PROMPT, **SAMPLING)
     stream.read(HEARD_BEFORE)
     replica = cluster.serving("alpha")
@@ -97,7 +99,7 @@ def test_streams_go_on_while_the_agent_restarts(cluster: Cluster) -> None:
     assert cluster.serving("alpha")["worker_pid"] == replica["worker_pid"]
 
 
-def test_a_new_scheduler_adopts_running_replicas(cluster: Cluster) -> None:
+def test_a_new_scheduler_adopts_running_replicas(cluster: LocalCluster) -> None:
     cluster.generate("alpha", PROMPT, max_tokens=1)
     before = {replica["id"] for replica in cluster.replicas()}
 
@@ -110,7 +112,7 @@ def test_a_new_scheduler_adopts_running_replicas(cluster: Cluster) -> None:
     assert {replica["id"] for replica in cluster.replicas("alpha")} <= before
 
 
-def test_starts_go_on_after_the_store_restarts(cluster: Cluster) -> None:
+def test_starts_go_on_after_the_store_restarts(cluster: LocalCluster) -> None:
     for name in ("server-0.store", "server-1.store"):
         cluster.kill(cluster.pid(name))
 
@@ -119,7 +121,7 @@ def test_starts_go_on_after_the_store_restarts(cluster: Cluster) -> None:
     assert [h.errors for h in heard] == [[], [], []]
 
 
-def test_no_prompt_text_in_any_log(cluster: Cluster) -> None:
+def test_no_prompt_text_in_any_log(cluster: LocalCluster) -> None:
     secret = "xyzzy-plugh-prompt"
     cluster.generate("alpha", f"{secret}: tell me", max_tokens=4)
     bad = cluster.stream("alpha", secret, max_tokens="many").rest()

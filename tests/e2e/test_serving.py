@@ -17,8 +17,10 @@ import tritonclient.http as triton_http
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from tritonclient.utils import InferenceServerException
 
-from tests.e2e.cluster import Cluster, generation_inputs, together
+from serverless_triton.cli.local_cluster import LocalCluster
+from serverless_triton.cli.stream_client import generation_inputs
 from tests.e2e.conftest import NAMES
+from tests.e2e.threads import together
 
 PROMPT = "The three primary colours are"
 
@@ -34,7 +36,7 @@ def expected(demo_model: Path) -> str:
     return str(tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True))
 
 
-def starts(cluster: Cluster, model: str) -> int:
+def starts(cluster: LocalCluster, model: str) -> int:
     """How many replicas of the model were started, by the scheduler's own counter."""
     connection = http.client.HTTPConnection("127.0.0.1", cluster.metrics_port, timeout=10)
     connection.request("GET", "/metrics")
@@ -44,19 +46,19 @@ def starts(cluster: Cluster, model: str) -> int:
     return int(sum(float(value) for value in re.findall(pattern, text)))
 
 
-def receipts(cluster: Cluster, stream_id: str | None) -> list[dict[str, Any]]:
+def receipts(cluster: LocalCluster, stream_id: str | None) -> list[dict[str, Any]]:
     answer: list[dict[str, Any]] = cluster.get(f"/v2/cluster/receipts/{stream_id}")["receipts"]
     return answer
 
 
-def make_cold(cluster: Cluster, model: str) -> None:
+def make_cold(cluster: LocalCluster, model: str) -> None:
     """As any Triton client would: unload it."""
     with triton_grpc.InferenceServerClient(cluster.grpc) as client:
         client.unload_model(model)
     assert cluster.replicas(model) == []
 
 
-def test_a_cold_model_answers_as_generate_does(cluster: Cluster, expected: str) -> None:
+def test_a_cold_model_answers_as_generate_does(cluster: LocalCluster, expected: str) -> None:
     make_cold(cluster, "alpha")
     heard = cluster.generate("alpha", PROMPT, max_tokens=48)
     assert heard.errors == []
@@ -67,7 +69,7 @@ def test_a_cold_model_answers_as_generate_does(cluster: Cluster, expected: str) 
     assert tiled_s == pytest.approx(receipt["actual_s"], abs=1e-6)
 
 
-def test_a_warm_model_answers_without_a_start(cluster: Cluster) -> None:
+def test_a_warm_model_answers_without_a_start(cluster: LocalCluster) -> None:
     cluster.generate("alpha", PROMPT, max_tokens=1)
     before = starts(cluster, "alpha")
     heard = cluster.generate("alpha", PROMPT, max_tokens=4)
@@ -75,13 +77,13 @@ def test_a_warm_model_answers_without_a_start(cluster: Cluster) -> None:
     assert starts(cluster, "alpha") == before
 
 
-def test_tokens_arrive_as_they_are_made(cluster: Cluster) -> None:
+def test_tokens_arrive_as_they_are_made(cluster: LocalCluster) -> None:
     heard = cluster.generate("alpha", PROMPT, max_tokens=32, ignore_eos=True)
     assert len(heard.texts) > 16
     assert heard.times_s[-1] - heard.times_s[0] > 0.0
 
 
-def test_four_models_take_turns_on_room_for_two(cluster: Cluster, expected: str) -> None:
+def test_four_models_take_turns_on_room_for_two(cluster: LocalCluster, expected: str) -> None:
     for _ in range(2):
         for name in NAMES:
             heard = cluster.generate(name, PROMPT, max_tokens=48)
@@ -90,7 +92,7 @@ def test_four_models_take_turns_on_room_for_two(cluster: Cluster, expected: str)
             assert len(cluster.replicas()) <= 2
 
 
-def test_a_second_start_comes_from_dram(cluster: Cluster) -> None:
+def test_a_second_start_comes_from_dram(cluster: LocalCluster) -> None:
     tiers = []
     for _ in range(3):
         make_cold(cluster, "beta")
@@ -99,7 +101,7 @@ def test_a_second_start_comes_from_dram(cluster: Cluster) -> None:
     assert tiers[-1] == "dram"
 
 
-def test_clients_that_ask_at_once_for_a_cold_model_share_one_start(cluster: Cluster, expected: str) -> None:
+def test_clients_that_ask_at_once_for_a_cold_model_share_one_start(cluster: LocalCluster, expected: str) -> None:
     make_cold(cluster, "gamma")
     before = starts(cluster, "gamma")
     heard = together([lambda: cluster.generate("gamma", PROMPT, max_tokens=48)] * 2)
@@ -107,7 +109,7 @@ def test_clients_that_ask_at_once_for_a_cold_model_share_one_start(cluster: Clus
     assert starts(cluster, "gamma") == before + 1
 
 
-def test_generation_stops_when_the_client_goes_away(cluster: Cluster) -> None:
+def test_generation_stops_when_the_client_goes_away(cluster: LocalCluster) -> None:
     stream = cluster.stream("alpha", PROMPT, max_tokens=450, ignore_eos=True)
     stream.read(4)
     worker = cluster.serving("alpha")["worker_pid"]
@@ -130,7 +132,7 @@ def cpu_ticks(pid: int, *, during_s: float) -> int:
 
 @pytest.mark.parametrize(("name", "words"), [("truncated", "truncated"), ("vanished", "checkpoint")])
 def test_a_checkpoint_that_cannot_be_loaded_fails_with_the_file_and_the_next_model_works(
-    cluster: Cluster, name: str, words: str
+    cluster: LocalCluster, name: str, words: str
 ) -> None:
     heard = cluster.generate(name, PROMPT, max_tokens=4)
     (error,) = heard.errors
@@ -141,7 +143,7 @@ def test_a_checkpoint_that_cannot_be_loaded_fails_with_the_file_and_the_next_mod
     assert cluster.replicas(name) == []
 
 
-def test_unmodified_http_client_gets_the_whole_text(cluster: Cluster, expected: str) -> None:
+def test_unmodified_http_client_gets_the_whole_text(cluster: LocalCluster, expected: str) -> None:
     make_cold(cluster, "delta")
     with triton_http.InferenceServerClient(cluster.http) as client:
         text = triton_http.InferInput("text_input", [1], "BYTES")
@@ -155,7 +157,7 @@ def test_unmodified_http_client_gets_the_whole_text(cluster: Cluster, expected: 
     assert result.as_numpy("text_output")[0].decode() == expected
 
 
-def test_generate_and_generate_stream_over_http(cluster: Cluster, expected: str) -> None:
+def test_generate_and_generate_stream_over_http(cluster: LocalCluster, expected: str) -> None:
     body = json.dumps({"text_input": PROMPT, "max_tokens": 48, "exclude_input_in_output": True})
     status, answer = post(cluster, "/v2/models/alpha/generate", body)
     assert (status, json.loads(answer)["text_output"]) == (200, expected)
@@ -165,7 +167,7 @@ def test_generate_and_generate_stream_over_http(cluster: Cluster, expected: str)
     assert "".join(event["text_output"] for event in events) == expected
 
 
-def post(cluster: Cluster, path: str, body: str) -> tuple[int, str]:
+def post(cluster: LocalCluster, path: str, body: str) -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", cluster.http_port, timeout=60)
     try:
         connection.request("POST", path, body)
@@ -175,7 +177,7 @@ def post(cluster: Cluster, path: str, body: str) -> tuple[int, str]:
         connection.close()
 
 
-def test_models_that_do_not_run_have_metadata_config_and_statistics(cluster: Cluster) -> None:
+def test_models_that_do_not_run_have_metadata_config_and_statistics(cluster: LocalCluster) -> None:
     make_cold(cluster, "beta")
     with triton_grpc.InferenceServerClient(cluster.grpc) as client:
         assert client.is_server_live()
@@ -189,7 +191,7 @@ def test_models_that_do_not_run_have_metadata_config_and_statistics(cluster: Clu
     assert set(NAMES) <= set(index)
 
 
-def test_an_unknown_model_is_not_found_in_tritons_words(cluster: Cluster) -> None:
+def test_an_unknown_model_is_not_found_in_tritons_words(cluster: LocalCluster) -> None:
     with triton_grpc.InferenceServerClient(cluster.grpc) as client, pytest.raises(InferenceServerException) as caught:
         client.infer("nope", generation_inputs(PROMPT, stream=False))
     assert caught.value.status() == "StatusCode.NOT_FOUND"
@@ -198,7 +200,7 @@ def test_an_unknown_model_is_not_found_in_tritons_words(cluster: Cluster) -> Non
 
 
 @pytest.mark.parametrize("name", ["../alpha", "alpha/../beta", "..", "a/b"])
-def test_names_that_lead_elsewhere_are_refused(cluster: Cluster, name: str) -> None:
+def test_names_that_lead_elsewhere_are_refused(cluster: LocalCluster, name: str) -> None:
     with triton_grpc.InferenceServerClient(cluster.grpc) as client, pytest.raises(InferenceServerException) as caught:
         client.infer(name, generation_inputs(PROMPT, stream=False))
     assert caught.value.status() in ("StatusCode.INVALID_ARGUMENT", "StatusCode.NOT_FOUND")
@@ -223,7 +225,7 @@ def wrong_shape() -> list[Any]:
     [(wrong_dtype(), "stream"), (wrong_shape(), "text_input"), (generation_inputs(PROMPT)[1:], "text_input")],
 )
 def test_wrong_tensors_are_invalid_arguments_that_name_the_tensor(
-    cluster: Cluster, inputs: list[Any], tensor: str
+    cluster: LocalCluster, inputs: list[Any], tensor: str
 ) -> None:
     with triton_grpc.InferenceServerClient(cluster.grpc) as client, pytest.raises(InferenceServerException) as caught:
         client.infer("alpha", inputs)
@@ -231,14 +233,14 @@ def test_wrong_tensors_are_invalid_arguments_that_name_the_tensor(
     assert tensor in caught.value.message()
 
 
-def test_sampling_parameters_that_make_no_sense_are_invalid_arguments(cluster: Cluster) -> None:
+def test_sampling_parameters_that_make_no_sense_are_invalid_arguments(cluster: LocalCluster) -> None:
     with triton_grpc.InferenceServerClient(cluster.grpc) as client, pytest.raises(InferenceServerException) as caught:
         client.infer("alpha", generation_inputs(PROMPT, stream=False, temprature=1.0))
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
     assert "temprature" in caught.value.message()
 
 
-def test_clients_may_not_claim_a_streams_past(cluster: Cluster) -> None:
+def test_clients_may_not_claim_a_streams_past(cluster: LocalCluster) -> None:
     resume = triton_grpc.InferInput("resume_token_ids", [1], "INT32")
     resume.set_data_from_numpy(np.array([1], dtype=np.int32))
     with triton_grpc.InferenceServerClient(cluster.grpc) as client, pytest.raises(InferenceServerException) as caught:

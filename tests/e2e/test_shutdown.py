@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from serverless_triton.backend.sentinel import processes_of
-from tests.e2e.cluster import Cluster
+from serverless_triton.cli.local_cluster import LocalCluster
 from tests.e2e.conftest import ROOM_FOR_ONE
 
 GONE_TIMEOUT_S = 30.0
@@ -17,7 +17,7 @@ GONE_TIMEOUT_S = 30.0
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_behind(repository: Path, tmp_path: Path, number: signal.Signals) -> None:
-    with Cluster(tmp_path, repository, servers=1, device_memory_bytes=ROOM_FOR_ONE) as cluster:
+    with LocalCluster(tmp_path, repository, servers=1, device_memory_bytes=ROOM_FOR_ONE) as cluster:
         heard = cluster.generate("alpha", "Hello", max_tokens=2)
         run, directory, prefix = cluster.run_id(), cluster.run_directory(), cluster.shm_prefix()
         assert heard.errors == []
