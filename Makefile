@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON_IN_VENV := $(VENV)/bin/python
 PYTEST_FLAGS ?=
 SHELL := /bin/bash
+# With no environment at all bash has a PATH of its own, but doesn't hand it on.
+export PATH := $(or $(PATH),/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
 .DEFAULT_GOAL := help
 
 CPP_SOURCES := $(shell find loader/csrc tests/cpp -name '*.cc' -o -name '*.h' 2>/dev/null)

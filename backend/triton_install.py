@@ -148,7 +148,8 @@ def server_environment(
         variables.pop(name, None)
     environment = environment or installation.environment
     if environment:
-        variables["PATH"] = _prepended(environment / "bin", variables.get("PATH"))
+        # Triton starts its stubs through bash and hangs where PATH has none.
+        variables["PATH"] = _prepended(environment / "bin", variables.get("PATH") or os.defpath)
         if (library_folder := environment / stub_environment.LIBRARY_FOLDER).exists():
             variables["LD_LIBRARY_PATH"] = _prepended(library_folder, variables.get("LD_LIBRARY_PATH"))
     if installation.version is None or installation.version <= _LAST_VERSION_WITHOUT_NUMPY_2:

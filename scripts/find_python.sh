@@ -17,8 +17,8 @@ PYTHON
 }
 
 for candidate in "${candidates[@]}"; do
-    command -v "$candidate" >/dev/null || continue
-    read -r supported has_venv has_headers version executable < <(describe "$candidate") || continue
+    path=$(command -v "$candidate") || continue
+    read -r supported has_venv has_headers version executable < <(describe "$path") || continue
     [[ $supported == 1 ]] || continue
     if [[ $has_venv == 1 && $has_headers == 1 ]]; then
         echo "$executable"

@@ -100,7 +100,10 @@ def client(installation: TritonInstallation, tmp_path: Path) -> Iterator[triton.
             yield connected
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        try:
+            server.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 def wait_until_ready(client: triton.InferenceServerClient, server: subprocess.Popen[bytes], log: Path) -> None:

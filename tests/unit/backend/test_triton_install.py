@@ -108,6 +108,10 @@ def test_the_stubs_python_comes_first_on_path(wheel: TritonInstallation):
     assert not {"PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH"} & set(variables)
 
 
+def test_the_systems_tools_stay_on_path_where_we_have_none(wheel: TritonInstallation):
+    assert server_environment(wheel, base={})["PATH"] == f"{wheel.environment}/bin:{os.defpath}"
+
+
 def test_a_python_that_is_not_the_systems_brings_its_library(tmp_path: Path, wheel: TritonInstallation):
     environment = make_environment(tmp_path / "other", "1.26.4")
     (environment / stub_environment.LIBRARY_FOLDER).mkdir()
