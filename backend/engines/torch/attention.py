@@ -35,7 +35,7 @@ class Span:
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """What `attend` needs to know of a step, and what it saw: how many layers came by, with which shortest window."""
+    """What `attend` needs to know of a step, and what it saw: how many layers, and the shortest of their windows."""
 
     layers: Sequence[tuple[torch.Tensor, torch.Tensor]]  # keys and values, each [slots, kv_heads, tokens, head_dim]
     spans: Sequence[Span]
