@@ -7,17 +7,26 @@ last piece; `num_output_tokens` counts the piece's own. The last response carrie
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
 
 from serverless_triton.scheduler.gateway.request import GenerationRequest
-from serverless_triton.scheduler.gateway.tensors import Tensor, add_output, number_tensor, read_outputs, string_tensor
+from serverless_triton.scheduler.gateway.tensors import (
+    Tensor,
+    add_output,
+    number_tensor,
+    raw_outputs,
+    split_strings,
+    string_tensor,
+)
 from serverless_triton.scheduler.journal import StreamJournal
 
 FINAL = "triton_final_response"
 STREAM_ID = "stream_id"
+_INT32 = struct.Struct("<i")
 
 
 class MalformedUpdate(Exception):
@@ -47,27 +56,32 @@ def read_update(response: pb.ModelInferResponse) -> TokenUpdate | None:
     if not response.outputs:
         return None
     try:
-        tensors = read_outputs(response)
-        return TokenUpdate(
-            attempt=_integers(tensors["attempt"])[0],
-            first_position=_integers(tensors["first_position"])[0],
-            output_ids=_integers(tensors["output_ids"]),
-            text=b"".join(tensors["text_output"].strings()),
-            prompt_ids=_integers(tensors["prompt_ids"]) if "prompt_ids" in tensors else (),
-            num_input_tokens=_integers(tensors["num_input_tokens"])[0] if "num_input_tokens" in tensors else None,
-            finish_reason=_text(tensors.get("finish_reason")),
-        )
-    except (KeyError, IndexError, ValueError, struct.error) as error:
+        return _read_update(raw_outputs(response))
+    except (KeyError, ValueError, struct.error) as error:
         raise MalformedUpdate(f"a response without token state: {type(error).__name__} {error}") from error
 
 
-def _integers(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(int(number) for number in tensor.numbers())
+def _read_update(raw: Mapping[str, bytes]) -> TokenUpdate:
+    reason = raw.get("finish_reason")
+    tokens = raw.get("num_input_tokens")
+    return TokenUpdate(
+        attempt=_integer(raw["attempt"]),
+        first_position=_integer(raw["first_position"]),
+        output_ids=_integers(raw["output_ids"]),
+        text=b"".join(split_strings(raw["text_output"])),
+        prompt_ids=_integers(raw.get("prompt_ids", b"")),
+        num_input_tokens=None if tokens is None else _integer(tokens),
+        finish_reason=b"".join(split_strings(reason)).decode() or None if reason else None,
+    )
 
 
-def _text(tensor: Tensor | None) -> str | None:
-    texts = tensor.strings() if tensor is not None else []
-    return texts[0].decode() if texts and texts[0] else None
+def _integer(raw: bytes) -> int:
+    (value,) = _INT32.unpack(raw)
+    return int(value)
+
+
+def _integers(raw: bytes) -> tuple[int, ...]:
+    return struct.unpack(f"<{len(raw) // 4}i", raw)
 
 
 class Composer:

@@ -70,7 +70,7 @@ class FakeCall:
         self._queue.put_nowait(response)
 
     def tokens(self, first_position: int, *output_ids: int, finish_reason: str | None = None) -> None:
-        """Send these tokens, " n" the text of each."""
+        """Send these tokens, " n" the text of each. With a finish reason they are the last, and the call ends."""
         text = "".join(f" {token}" for token in output_ids)
         self.send(
             token_response(
@@ -82,6 +82,8 @@ class FakeCall:
                 finish_reason=finish_reason,
             )
         )
+        if finish_reason is not None:
+            self.end()
 
     def end(self) -> None:
         """The server closes the stream."""

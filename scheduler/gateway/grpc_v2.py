@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _Answer = TypeVar("_Answer")
+_CLIENT_GONE: Any = grpc.aio.BaseError  # what a write raises then
 _REFUSED = {
     "TraceSetting": "the server does not support trace settings",
     "LogSettings": "the server does not support log settings",
@@ -180,9 +181,11 @@ class ClientStream:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._slots.release()
-        if not task.cancelled() and (error := task.exception()) is not None and not self._context.done():
-            log.error("a relayed stream failed", exc_info=error)
-            self._fail(SchedulerError("internal error"))
+        error = None if task.cancelled() else task.exception()
+        if error is None or isinstance(error, _CLIENT_GONE):
+            return
+        log.error("client_stream_failed", exc_info=error)
+        self._fail(SchedulerError("internal error"))
 
     def _fail(self, error: SchedulerError) -> None:
         self._failure = self._failure or error

@@ -50,10 +50,10 @@ class Relay:
     limits: RelayLimits = field(default_factory=RelayLimits)
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
-    _ending: set[asyncio.Task[None]] = field(default_factory=set)
+    _ending: set[asyncio.Task[None]] = field(default_factory=set, init=False, repr=False)
 
     def open(self, request: GenerationRequest) -> RelayedStream:
-        """A stream with an id of its own. Nothing happens until its responses are asked for."""
+        """A stream with an id of its own. Nothing is sent until its responses are asked for, which must happen."""
         return RelayedStream(self, request)
 
     def let_end(self, call: UpstreamCall) -> None:
@@ -127,10 +127,6 @@ class RelayedStream:
         finally:
             relay.metrics.open_streams.dec()
             relay.journal.close(self.id)
-
-    def discard(self) -> None:
-        """Forget a stream whose responses nobody is going to ask for."""
-        self._relay.journal.close(self.id)
 
     def _deadline(self) -> float | None:
         limit = self._relay.limits.overall_timeout_s

@@ -255,6 +255,12 @@ def read_outputs(response: pb.ModelInferResponse) -> dict[str, Tensor]:
     }
 
 
+def raw_outputs(response: pb.ModelInferResponse) -> dict[str, bytes]:
+    """Only the bytes of a server's outputs by name: what the relay reads of every message."""
+    names = [output.name for output in response.outputs]
+    return dict(zip(names, response.raw_output_contents, strict=True))
+
+
 def read_request_tensors(request: pb.ModelInferRequest) -> dict[str, Tensor]:
     """The inputs of a request that was built here, unchecked."""
     return {

@@ -225,6 +225,18 @@ async def test_silent_replica_is_left(relay, upstream, admission, streamed):
     assert ids_of(await task) == [1]
 
 
+async def test_nothing_is_read_ahead_of_the_client(relay, upstream, streamed):
+    stream = relay.open(streamed)
+    async with aclosing(stream.responses()) as responses:
+        first = asyncio.ensure_future(anext(responses))
+        call = await upstream.call(0)
+        for position in range(50):
+            call.tokens(position, position)
+        await first
+        await asyncio.sleep(0)
+        assert len(relay.journal.get(stream.id).output_ids) == 1
+
+
 async def test_slow_client_is_no_silence(relay, upstream, streamed):
     relay = replace(relay, limits=RelayLimits(inactivity_timeout_s=0.01))
     async with aclosing(relay.open(streamed).responses()) as responses:
