@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -62,8 +63,10 @@ def choose_interpreter() -> Interpreter:
     if sys.version_info[:2] in _PYTHONS_WITH_NUMPY_1:
         return describe(Path(sys.executable))
     for major, minor in _PYTHONS_WITH_NUMPY_1:
-        if found := shutil.which(f"python{major}.{minor}"):
-            return describe(Path(found))
+        found = shutil.which(f"python{major}.{minor}")
+        with suppress(StubUnusable):  # a version manager's shim may stand for a Python that isn't there
+            if found:
+                return describe(Path(found))
     ours = "{}.{}".format(*sys.version_info)
     raise StubUnusable(
         f"Triton 2.51's stub needs numpy 1, which has no wheels for Python {ours}; "

@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("backend", "cli", "loader", "scheduler")
-# Triton imports it inside its stub, where triton_python_backend_utils is.
-ONLY_IN_TRITON = {"serverless_triton.backend.model"}
+# Triton imports these inside its stub, where triton_python_backend_utils is.
+ONLY_IN_TRITON = {"serverless_triton.backend.model", "serverless_triton.cli.stock_model.model"}
 
 IMPORT_ALL = """
 import importlib, sys
