@@ -208,6 +208,7 @@ class NodeAgent:
             return
         if hello.replica is None or hello.model is None:
             await self.pool.add(worker)
+            self.touch()
             return
         replica = self._adopt(hello.replica, hello.model, hello.parameters)
         if not replica.loaded.done():

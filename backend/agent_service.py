@@ -61,6 +61,7 @@ class AgentService(agent_pb2_grpc.NodeAgentServicer):
             highest_epoch=agent.highest_epoch,
             device_memory_bytes=agent.ledger.budget_bytes,
             device_granted_bytes=agent.ledger.granted_bytes,
+            workers_ready=agent.pool.has_forked,
             replicas=[_replica(replica) for replica in agent.replicas.values()],
         )
         if store is not None:

@@ -79,8 +79,7 @@ class TritonPythonModel:
         self._agent.close()
 
     def _acquire(self) -> Channel:
-        """A channel to this model's worker; the agent's socket stays open, so that each side notices the other's end.
-        """
+        """A channel to this model's worker; the agent's socket stays open, so that each side notices the other's end."""
         try:
             self._agent = Channel.connect(os.environ[AGENT_SOCKET_VARIABLE], AGENT_TIMEOUT_S)
         except (KeyError, OSError) as error:
@@ -117,8 +116,7 @@ class TritonPythonModel:
             self._fail(number, "UNAVAILABLE", f"the engine worker of model '{self._model}' is gone: {error}")
 
     def _relay_responses(self) -> None:
-        """Until the worker is gone; then every request fails as UNAVAILABLE, which a gateway resumes elsewhere.
-        """
+        """Until the worker is gone; then every request fails as UNAVAILABLE, which a gateway resumes elsewhere."""
         try:
             while True:
                 message, _ = self._worker.receive()

@@ -62,6 +62,7 @@ class WorkerPool:
         self._forking = 0
         self._zygote: AsyncChannel | None = None
         self._learned: dict[str, Learn] = {}
+        self.has_forked = False
 
     async def run(self) -> None:
         """Keep a connection to the zygote, also to the next one; until cancelled."""
@@ -100,8 +101,7 @@ class WorkerPool:
         return False
 
     async def learn(self, models: Iterable[dict[str, str]]) -> None:
-        """Have the zygote prepare these models' weight-free parts; idle workers forked without them are replaced.
-        """
+        """Have the zygote prepare these models' weight-free parts; idle workers forked without them are replaced."""
         news = [Learn(parameters=parameters) for parameters in models if parameters["checkpoint"] not in self._learned]
         for message in news[: MAX_LEARNED - len(self._learned)]:
             self._learned[message.parameters["checkpoint"]] = message
@@ -123,6 +123,7 @@ class WorkerPool:
     async def add(self, link: WorkerLink) -> None:
         """A worker said that it is idle."""
         self._forking = max(0, self._forking - 1)
+        self.has_forked = True
         link.ended.add_done_callback(lambda _: self._forget(link))
         while self._waiting:
             waiter = self._waiting.popleft()

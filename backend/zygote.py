@@ -8,6 +8,7 @@ hangs in its own first one. One zygote per engine environment and node; the agen
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import selectors
@@ -92,6 +93,9 @@ class Zygote:
             logger.warning("learn_failed checkpoint=%s error=%s", message.parameters.get("checkpoint"), error)
 
     def _fork(self) -> None:
+        # What is alive now is never collected in a child: a full collection there would touch, and so copy, all of it.
+        gc.collect()
+        gc.freeze()
         parent = os.getpid()
         if os.fork() == 0:
             self._become_worker(parent)

@@ -31,9 +31,12 @@ class ClusterEnded(Exception):
 class LocalCluster:
     """One `up`. Use as a context manager: leaving it ends every process by SIGTERM to the one that was started."""
 
-    def __init__(self, folder: Path, repository: Path, *, servers: int = 2, **node: int) -> None:
+    def __init__(
+        self, folder: Path, repository: Path, *, servers: int = 2, logs: Path | None = None, **node: int
+    ) -> None:
+        """`node` are budgets of each node, as `cluster.NodeBudgets` names them."""
         self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
-        self.logs = folder / "logs"
+        self.logs = logs or folder / "logs"
         self._config = folder / "cluster.yaml"
         ports = {"http_port": self.http_port, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
         config = {"model_repository": str(repository), "servers": servers, "gateway": ports, "node": node}
@@ -99,7 +102,7 @@ class LocalCluster:
             servers = self.status()["servers"]
         except (OSError, ValueError, http.client.HTTPException):
             return 0
-        return sum(server["triton"] == "up" and server["agent"] == "up" for server in servers)
+        return sum(server["takes_starts"] for server in servers)
 
     def replicas(self, model: str | None = None) -> list[dict[str, Any]]:
         """Those of one model, or all, each with its server's name."""

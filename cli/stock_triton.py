@@ -1,4 +1,4 @@
-"""The rival of the demo and the start benchmarks: stock Triton, the usual Python model, a client that loads on demand."""
+"""The rival of the demo and the benchmarks: stock Triton, the usual Python model, a client that loads on demand."""
 
 from __future__ import annotations
 

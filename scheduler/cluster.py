@@ -24,6 +24,7 @@ class ServerState:
     grpc_address: str
     triton_up: bool = False
     agent_up: bool = False
+    workers_ready: bool = False
     node_version: int = 0
     device_memory_bytes: int = 0
     dram_bytes: int = 0
@@ -35,7 +36,7 @@ class ServerState:
 
     @property
     def takes_starts(self) -> bool:
-        return self.triton_up and self.agent_up
+        return self.triton_up and self.agent_up and self.workers_ready
 
 
 @dataclass(slots=True, kw_only=True)

@@ -94,7 +94,7 @@ class ServerWatch:
     def _take_over(self, state: agent_pb2.NodeState) -> None:
         self._state = state
         server = self.server
-        server.node_version = state.version
+        server.node_version, server.workers_ready = state.version, state.workers_ready
         server.device_memory_bytes, server.dram_bytes = state.device_memory_bytes, state.dram_bytes
         server.in_dram = frozenset(image.checkpoint for image in state.images)
         if state.ssd_bytes_per_second > 0:

@@ -24,6 +24,8 @@ def _server(loop: ControlLoop, server: ServerState) -> dict[str, Any]:
         "name": server.name,
         "triton": "up" if server.triton_up else "down",
         "agent": "up" if server.agent_up else "away",
+        "workers": "ready" if server.workers_ready else "warming",
+        "takes_starts": server.takes_starts,
         "device_memory_bytes": server.device_memory_bytes,
         "dram_bytes": server.dram_bytes,
         "ssd_bytes_per_second": server.ssd_bytes_per_second,

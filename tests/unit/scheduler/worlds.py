@@ -99,6 +99,7 @@ def world(
             grpc_address=f"{name}:8001",
             triton_up=True,
             agent_up=True,
+            workers_ready=True,
             device_memory_bytes=2 * GB,
             dram_bytes=4 * GB,
         )
