@@ -10,7 +10,6 @@ from serverless_triton.backend.triton_install import BackendDirectory, TritonIns
 
 AGENT_SOCKET_VARIABLE = "SERVERLESS_TRITON_AGENT_SOCKET"
 EXIT_TIMEOUT_S = 3
-PING_INTERVAL_MS = 5000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +44,6 @@ def triton_process(
         f"--http-port={config.http_port}",
         f"--grpc-address={config.host}",
         f"--grpc-port={config.grpc_port}",
-        # Gateways ping a silent stream to notice a cut connection; by default Triton takes that for an attack.
-        f"--grpc-http2-min-recv-ping-interval-without-data={PING_INTERVAL_MS}",
         f"--metrics-address={config.host}",
         f"--metrics-port={config.metrics_port}",
         # A backend written in Python takes its shared-memory settings from the Python backend's.

@@ -55,6 +55,8 @@ CONNECT_TIMEOUT_S = 10.0
 RECONNECT_S = 0.1
 STORE_TIMEOUT_S = 600.0
 
+HEARTBEAT_S = 5.0
+
 Command = Callable[[], None]
 
 
@@ -86,6 +88,7 @@ class Worker:
         self._store: Store | None = None
         self._stub: Channel | None = None
         self._stopping = False
+        self._positions: dict[int, tuple[int, float]] = {}  # request → next position, when its stub last heard of it
 
     def run(self) -> None:
         """Until retired or the stub's connection ends."""
@@ -109,7 +112,27 @@ class Worker:
 
     def _step(self, engine: Engine) -> None:
         for event in engine.step():
-            self._send_to_stub(_message(event))
+            message = _message(event)
+            self._note_position(message)
+            self._send_to_stub(message)
+
+    def _note_position(self, message: Tokens | Failed) -> None:
+        if isinstance(message, Failed) or message.finish_reason is not None:
+            self._positions.pop(message.request, None)
+        else:
+            next_position = message.first_position + len(message.output_ids)
+            self._positions[message.request] = (next_position, time.monotonic())
+
+    def _heartbeat(self) -> None:
+        """For requests that are queued or in a long prefill: an empty message says that this process still runs."""
+        while True:
+            time.sleep(HEARTBEAT_S)
+            now_s = time.monotonic()
+            for request, (position, heard_s) in list(self._positions.items()):
+                if now_s - heard_s >= HEARTBEAT_S:
+                    self._send_to_stub(
+                        Tokens(request=request, first_position=position, output_ids=[], text="", num_input_tokens=0)
+                    )
 
     # The agent's socket
 
@@ -207,6 +230,7 @@ class Worker:
 
     def _serve(self, stub: Channel) -> None:
         self._stub = stub
+        threading.Thread(target=self._heartbeat, daemon=True).start()
         threading.Thread(target=self._listen_to_stub, args=(stub,), daemon=True).start()
 
     def _listen_to_stub(self, stub: Channel) -> None:
@@ -233,6 +257,7 @@ class Worker:
         )
         try:
             self._engine.submit(request)
+            self._positions[message.request] = (len(message.resume_token_ids), time.monotonic())
         except InvalidRequest as error:
             self._send_to_stub(Failed(request=message.request, code="INVALID_ARGUMENT", message=str(error)))
 
@@ -249,7 +274,7 @@ class Worker:
             self._stop()
 
 
-def _message(event: EngineEvent) -> Message:
+def _message(event: EngineEvent) -> Tokens | Failed:
     if isinstance(event, FailureEvent):
         return Failed(request=event.request, code=event.code, message=event.message)
     return Tokens(

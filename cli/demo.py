@@ -18,10 +18,10 @@ from serverless_triton.backend.model_repository import EngineLimits, add_model
 from serverless_triton.backend.triton_install import find_triton, stock_environment
 from serverless_triton.cli.demo_model import DEMO_NAMES, ensure_demo_model
 from serverless_triton.cli.local_cluster import LocalCluster
-from serverless_triton.cli.receipt_table import Row, format_rows
 from serverless_triton.cli.stock_triton import StockTriton
 from serverless_triton.cli.stream_client import Heard
-from serverless_triton.cli.terminal import failure, heading, say, step
+from serverless_triton.cli.terminal import heading, say, step
+from serverless_triton.scheduler.receipts import Receipt, format_table, from_json
 
 LIMITS = EngineLimits(max_sequence_tokens=1024, max_streams=4, threads=2)
 DRAM_BYTES = 2 << 30
@@ -41,7 +41,7 @@ class Demo:
     """One run: what was asked, what came of it."""
 
     cluster: LocalCluster
-    rows: list[Row] = field(default_factory=list)
+    receipts: list[Receipt] = field(default_factory=list)
 
     def ask(self, model: str, question: str, *, expect: tuple[str, ...]) -> None:
         """Over gRPC, printing tokens as they arrive; `expect` are the kinds of start that are right here."""
@@ -72,7 +72,7 @@ class Demo:
         if len(heard.output_ids) != LONG_TOKENS:
             raise DemoFailed(f"the stream has {len(heard.output_ids)} tokens instead of {LONG_TOKENS}")
         self._note(heard, ("warm", "cold", "resumed"))
-        if self.rows[-1].kind != "resumed":
+        if self.receipts[-1].kind != "resumed":
             raise DemoFailed("the stream was not resumed on another server")
 
     def _listen(self, model: str, question: str, tokens: int, *, on_token: Callable[[int], None]) -> Heard:
@@ -96,12 +96,12 @@ class Demo:
         self._receipts(heard.stream_id, expect)
 
     def _receipts(self, stream_id: str, expect: tuple[str, ...]) -> None:
-        for receipt in self.cluster.get(f"/v2/cluster/receipts/{stream_id}")["receipts"]:
-            row = Row.of(receipt)
-            if row.kind not in expect:
-                raise DemoFailed(f"model {row.model}: a {row.kind} start where {' or '.join(expect)} was expected")
-            say(f"    {row.kind}: first token after {row.actual_s:.3f} s on {row.server}")
-            self.rows.append(row)
+        for body in self.cluster.get(f"/v2/cluster/receipts/{stream_id}")["receipts"]:
+            receipt = from_json(body)
+            if receipt.kind not in expect:
+                raise DemoFailed(f"{receipt.model}: a {receipt.kind} start where {' or '.join(expect)} was expected")
+            say(f"    {receipt.kind}: first token after {receipt.actual_s:.3f} s on {receipt.server}")
+            self.receipts.append(receipt)
 
 
 def _chat(question: str) -> str:
@@ -203,10 +203,9 @@ def _measure_stock(installation: Any, checkpoint: Path, logs: Path) -> dict[str,
 
 def _sum_up(demo: Demo, stock: dict[str, list[float]]) -> None:
     heading("Receipts: request → first token")
-    say(format_rows(demo.rows))
-    swaps = [row.actual_s for row in demo.rows if row.kind == "cold" and row.tier == "dram"]
+    say(format_table(demo.receipts))
+    swaps = [receipt.actual_s for receipt in demo.receipts if receipt.kind == "cold" and receipt.tier == "dram"]
     if not swaps:
-        failure("no start came from DRAM")
         raise DemoFailed("a model that had been evicted was not started from DRAM")
     ours = statistics.median(swaps)
     say(f"\n  ours, cold from DRAM          {ours:6.3f} s  (median of {len(swaps)})")

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,22 @@ class LocalCluster:
     """One `up`. Use as a context manager: leaving it ends every process by SIGTERM to the one that was started."""
 
     def __init__(
-        self, folder: Path, repository: Path, *, servers: int = 2, logs: Path | None = None, **node: int
+        self,
+        folder: Path,
+        repository: Path,
+        *,
+        servers: int = 2,
+        logs: Path | None = None,
+        relay: Mapping[str, float] | None = None,
+        **node: int,
     ) -> None:
-        """`node` are budgets of each node, as `cluster.NodeBudgets` names them."""
+        """`node` are budgets of each node, as `NodeBudgets` names them; `relay` limits, as `RelayLimits` does."""
         self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
         self.logs = logs or folder / "logs"
         self._config = folder / "cluster.yaml"
         ports = {"http_port": self.http_port, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
-        config = {"model_repository": str(repository), "servers": servers, "gateway": ports, "node": node}
+        config = {"model_repository": str(repository), "servers": servers, "node": node}
+        config["gateway"] = {**ports, "relay": dict(relay or {})}
         self._config.write_text(yaml.safe_dump(config))
         self._servers = servers
 

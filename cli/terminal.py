@@ -22,10 +22,6 @@ def say(text: str = "", *, newline: bool = True, dim: bool = False) -> None:
     click.secho(text, nl=newline, dim=dim)
 
 
-def failure(text: str) -> None:
-    click.secho(f"✗ {text}", fg="red", bold=True)
-
-
 @contextmanager
 def step(title: str, expected_s: float) -> Iterator[None]:
     """A long step: on a terminal a bar that fills within the expected seconds, elsewhere one line at its end."""

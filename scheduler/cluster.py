@@ -54,6 +54,7 @@ class ReplicaState:
     idle_since_s: float = 0.0
     shown_from_version: int = 0  # the first node state that must show it
     reads_ssd: bool = False
+    suspect: bool = False  # a stream broke on it: it takes no more, and goes when the last one has left
     start: StartRecord | None = None
 
     def view(self) -> ReplicaView:
@@ -66,7 +67,7 @@ class ReplicaState:
             server=self.server,
             phase=self.phase,
             streams=len(self.streams),
-            max_streams=self.model.max_streams,
+            max_streams=0 if self.suspect else self.model.max_streams,
             idle_since_s=self.idle_since_s,
         )
 

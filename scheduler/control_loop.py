@@ -88,6 +88,7 @@ class ControlLoop:
         self, stream: StreamId, model: str, *, timeout_s: float, avoid: frozenset[ReplicaId] = frozenset()
     ) -> Assignment:
         order = self.order_of(model)
+        self._suspect(avoid)
         if sum(w.order.view.name == model for w in self._waiting) >= self.limits.max_waiting_per_model:
             raise NoCapacity(
                 f"{self.limits.max_waiting_per_model} requests for model '{model}' wait already; try later"
@@ -118,12 +119,24 @@ class ControlLoop:
     def finish(self, assignment: Assignment) -> None:
         self._drop_reference(assignment.replica, assignment.stream)
 
+    def _suspect(self, replicas: frozenset[ReplicaId]) -> None:
+        """A stream broke on them though nobody has reported their end: a stopped or unreachable process, say."""
+        for replica in [self.cluster.replicas[name] for name in sorted(replicas) if name in self.cluster.replicas]:
+            replica.suspect = True
+            self.cluster.changed()
+            self._evict_suspect(replica)
+
+    def _evict_suspect(self, replica: ReplicaState) -> None:
+        if replica.suspect and replica.view().is_idle:
+            self._evict(replica)
+
     def _drop_reference(self, replica_id: ReplicaId, stream: StreamId) -> None:
         replica = self.cluster.replicas.get(replica_id)
         if replica is not None and stream in replica.streams:
             replica.streams.remove(stream)
             replica.idle_since_s = self.clock()
             self.cluster.changed()
+            self._evict_suspect(replica)
             self.dispatch()
 
     async def warm(self, model: str, *, timeout_s: float) -> None:

@@ -4,10 +4,13 @@ SchedulerError
 ├── InvalidModelName   a name that could not be a directory of the model repository
 ├── UnknownModel       the model repository has no such model
 ├── InvalidRequest     tensors, parameters or JSON that the model does not take
+│   └── Unsupported    something of Triton's that this gateway does not do (gateway/service.py)
 ├── LoadFailed         a server tried to start the model and could not; carries the cause
 ├── NoCapacity         nothing could be freed for it, or too many wait already
 ├── AdmissionTimeout   it did not start within the request's time
-└── StreamLost         a stream broke and could not be continued anywhere
+├── StreamLost         a stream broke and could not be continued anywhere
+├── UpstreamError      how a call to a server ended; most are resumed, some reach the client (gateway/upstream.py)
+└── ConfigError        the scheduler's configuration is wrong at a path (config.py)
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ read them.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -114,6 +114,13 @@ def to_json(receipt: Receipt) -> dict[str, Any]:
     body["spans"] = [_relative(span, receipt.start_s) for span in receipt.spans]
     body["critical_path"] = [_relative(segment, receipt.start_s) for segment in receipt.path]
     return body
+
+
+def from_json(body: Mapping[str, Any]) -> Receipt:
+    """The receipt that `to_json` wrote, its clock beginning with the request. Raises KeyError, TypeError."""
+    spans = tuple(Span(name=s["name"], start_s=s["start_s"], end_s=s["end_s"]) for s in body["spans"])
+    same = {name: body[name] for name in ("stream", "model", "server", "kind", "tier", "bytes", "predicted_s")}
+    return Receipt(**same, start_s=0.0, first_token_s=body["actual_s"], spans=spans)
 
 
 def _relative(stretch: Span | Segment, origin_s: float) -> dict[str, Any]:

@@ -92,8 +92,8 @@ async def _run(config: SchedulerConfig, loop: ControlLoop, gateway: Gateway, eff
     await gateway.start()
     logger.info("scheduler_ready http=%d grpc=%d", config.gateway.http_port, config.gateway.grpc_port)
     await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    await gateway.stop()  # streams that end within its patience may still be resumed
     await loop.close()
-    await gateway.stop()
     for task in tasks:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

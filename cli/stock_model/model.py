@@ -1,6 +1,7 @@
 """The rival: a language model in Triton as it is usually written, with torch and transformers in the Python backend."""
 
 import json
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,16 +12,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 class TritonPythonModel:
     """Text in, text out; loads everything in `initialize`."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         checkpoint = parameters["checkpoint"]["string_value"]
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto").eval()
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         return [self.answer(request) for request in requests]
 
-    def answer(self, request):
+    def answer(self, request: Any) -> Any:
         text = pb_utils.get_input_tensor_by_name(request, "text_input").as_numpy()[0].decode()
         max_tokens = int(pb_utils.get_input_tensor_by_name(request, "max_tokens").as_numpy()[0])
         inputs = self.tokenizer(text, return_tensors="pt")

@@ -7,6 +7,7 @@ Owns the meaning of tensors and request parameters and the request that goes ups
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ from serverless_triton.scheduler.gateway.tensors import (
 )
 from serverless_triton.scheduler.journal import ResumePoint
 
+_SEED_BITS = 53  # exact in JSON whoever reads it
 EMPTY_FINAL = "triton_enable_empty_final_response"
 _PRIVATE_PARAMETERS = frozenset({*PRIVATE_INPUTS, "attempt", "token_state"})
 # Triton's own, which never reach a model: parameter → the kinds it takes.
@@ -174,7 +176,12 @@ def _sampling(inputs: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> di
             raise InvalidRequest(f"input 'sampling_parameters' is not UTF-8 at byte {error.start}") from error
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
-    return {**{name: value for name, value in parameters.items() if name not in _TRITON_PARAMETERS}, **said}
+    merged = {**{name: value for name, value in parameters.items() if name not in _TRITON_PARAMETERS}, **said}
+    if merged.get("temperature") and merged.get("seed") is None:
+        merged["seed"] = secrets.randbits(
+            _SEED_BITS
+        )  # the stream's own, so that a resumed one goes on drawing the same
+    return merged
 
 
 def _outputs(request: pb.ModelInferRequest, entry: ModelEntry, inputs: Mapping[str, Tensor]) -> frozenset[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +54,23 @@ def test_a_stream_outlives_its_replica(
     assert replica["id"] not in [r["id"] for r in cluster.replicas("alpha")]
     kinds = [receipt["kind"] for receipt in cluster.get(f"/v2/cluster/receipts/{heard.stream_id}")["receipts"]]
     assert "resumed" in kinds
+
+
+def test_a_stream_outlives_a_worker_that_hangs(repository: Path, tmp_path: Path) -> None:
+    """A stopped process dies for nobody; its silence tells, and it is used no more."""
+    with LocalCluster(tmp_path, repository, relay={"inactivity_timeout_s": 8.0}) as cluster:
+        expected_text, _ = uninterrupted(cluster, "alpha")
+        stream = cluster.stream("alpha", PROMPT, **SAMPLING)
+        stream.read(HEARD_BEFORE)
+        replica = cluster.serving("alpha")
+
+        cluster.kill(replica["worker_pid"], signal.SIGSTOP)
+        heard = stream.rest()
+
+        assert heard.errors == []
+        assert heard.text == expected_text
+        cluster.until(lambda: replica["id"] not in [r["id"] for r in cluster.replicas("alpha")], "it is given up")
+        assert not Path(f"/proc/{replica['worker_pid']}/stat").exists()
 
 
 def test_neighbours_of_a_killed_worker_notice_nothing(cluster: LocalCluster) -> None:

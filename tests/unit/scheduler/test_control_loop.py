@@ -171,6 +171,20 @@ async def test_a_lost_replica_tells_its_streams_and_is_not_used_again() -> None:
     assert again.replica != place.replica
 
 
+async def test_a_replica_that_a_stream_broke_on_takes_no_more_and_goes_when_it_is_empty() -> None:
+    w = world("s0", "s1", models=(A,))
+    broken = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    other = await w.loop.admit(StreamId("y"), "a", timeout_s=1.0)
+    w.loop.finish(broken)
+    again = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0, avoid=frozenset({broken.replica}))
+    assert again.server == "s1"
+    assert broken.replica in w.loop.cluster.replicas
+    w.loop.finish(other)
+    await settle()
+    assert broken.replica not in w.loop.cluster.replicas
+    assert ("s0", broken.replica) in calls(w, "release_engine")
+
+
 async def test_streams_that_waited_for_a_lost_start_are_sent_elsewhere() -> None:
     w = world("s0", "s1", models=(A,), automatic=False)
     waiting = asked(w, "x", "a")
