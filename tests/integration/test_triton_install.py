@@ -104,6 +104,8 @@ def client(installation: TritonInstallation, tmp_path: Path) -> Iterator[triton.
             server.wait(timeout=30)
         except subprocess.TimeoutExpired:
             server.kill()
+        for leftover in Path("/dev/shm").glob(f"{SHM_PREFIX}*"):
+            leftover.unlink(missing_ok=True)
 
 
 def wait_until_ready(client: triton.InferenceServerClient, server: subprocess.Popen[bytes], log: Path) -> None:
