@@ -79,7 +79,7 @@ class TritonPythonModel:
         self._agent.close()
 
     def _acquire(self) -> Channel:
-        """A channel to this model's worker; the agent's socket stays open, so that each side notices the other's end."""
+        """A channel to this model's worker; the agent's socket stays open, so that each notices the other's end."""
         try:
             self._agent = Channel.connect(os.environ[AGENT_SOCKET_VARIABLE], AGENT_TIMEOUT_S)
         except (KeyError, OSError) as error:

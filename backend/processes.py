@@ -25,7 +25,7 @@ def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> Non
 
 
 class ProcessHandle:
-    """A process by pidfd: it cannot be confused with a later one of the same pid. Readable once the process has ended."""
+    """A process by pidfd, never confused with a later one of the same pid. Readable once the process has ended."""
 
     def __init__(self, pid: int) -> None:
         """Raises ProcessLookupError when there is no such process."""

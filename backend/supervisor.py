@@ -44,7 +44,7 @@ class ProcessSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run's identity: an id in every process's environment, a prefix in /dev/shm, a short-pathed private directory."""
+    """A run's identity: an id in its processes' environment, a prefix in /dev/shm, a short-pathed private folder."""
 
     id: str
     directory: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import tempfile
@@ -142,9 +143,7 @@ def _run(folder: Path, logs: Path) -> None:
         stock_environment(installation)
     with step("  SmolLM2-135M-Instruct as a Hugging Face directory", 40):
         checkpoint = ensure_demo_model()
-    repository = folder / "models"
-    for name in DEMO_NAMES:
-        add_model(repository, name, checkpoint, limits=LIMITS)
+    repository = _four_models(checkpoint, folder)
     cluster = LocalCluster(
         folder,
         repository,
@@ -163,6 +162,22 @@ def _run(folder: Path, logs: Path) -> None:
         with step("\n  everything ends", 4):
             cluster.stop()
     _sum_up(demo, stock)
+
+
+def _four_models(checkpoint: Path, folder: Path) -> Path:
+    """The demo model four times, each with a checkpoint of its own: nothing here knows that they are equal."""
+    repository = folder / "models"
+    for name in DEMO_NAMES:
+        own = shutil.copytree(checkpoint, folder / "checkpoints" / name, copy_function=_link)
+        add_model(repository, name, own, limits=LIMITS)
+    return repository
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
 
 
 def _room_for_one(repository: Path) -> int:

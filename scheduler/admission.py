@@ -14,14 +14,17 @@ StreamId = NewType("StreamId", str)
 ServerName = NewType("ServerName", str)
 ReplicaId = NewType("ReplicaId", str)
 
+ADMISSION_SPAN = "admission"  # from asking for a place until having one; what a start does is within it
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """One stretch of a start. Seconds on the scheduler's monotonic clock; spans may overlap."""
+    """One stretch of a start, within another if it has a parent. Seconds on the scheduler's clock; spans may overlap."""
 
     name: str
     start_s: float
     end_s: float
+    parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,15 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from serverless_triton.scheduler.admission import Assignment, ReplicaId, ServerName, Span, StartRecord, StreamId
+from serverless_triton.scheduler.admission import (
+    ADMISSION_SPAN,
+    Assignment,
+    ReplicaId,
+    ServerName,
+    Span,
+    StartRecord,
+    StreamId,
+)
 from serverless_triton.scheduler.cluster import Cluster, ReplicaState
 from serverless_triton.scheduler.effects import EffectFailed, Effects, EngineOrder, EngineStarted
 from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, NoCapacity, SchedulerError
@@ -193,7 +201,9 @@ class ControlLoop:
         self._waiting.remove(waiting)
         start = replica.start if waiting.waited_for_start else None
         if start is not None:
-            decided = Span(name="schedule", start_s=waiting.since_s, end_s=start.spans[0].start_s)
+            decided = Span(
+                name="schedule", start_s=waiting.since_s, end_s=start.spans[0].start_s, parent=ADMISSION_SPAN
+            )
             start = replace(start, spans=(decided, *start.spans))
         waiting.place.set_result(
             Assignment(
@@ -240,7 +250,7 @@ class ControlLoop:
         except EffectFailed as error:
             self._start_failed(replica, error)
             return
-        spans = (Span(name="make room", start_s=began_s, end_s=room_s), *engine.spans)
+        spans = (Span(name="make_room", start_s=began_s, end_s=room_s, parent=ADMISSION_SPAN), *engine.spans)
         record = StartRecord(tier=engine.tier, bytes=engine.bytes, predicted_s=candidate.estimate.total_s, spans=spans)
         self._started(replica, candidate, engine, record)
 
@@ -263,7 +273,7 @@ class ControlLoop:
     async def _timed_load(self, server: ServerName, model: str, replica: ReplicaId) -> Span:
         start_s = self.clock()
         await self.effects.load_model(server, model, replica)
-        return Span(name="triton.load", start_s=start_s, end_s=self.clock())
+        return Span(name="triton.load", start_s=start_s, end_s=self.clock(), parent=ADMISSION_SPAN)
 
     def _started(self, replica: ReplicaState, candidate: Candidate, engine: EngineStarted, record: StartRecord) -> None:
         if replica.id not in self.cluster.replicas:  # lost meanwhile; whoever waited has been sent on

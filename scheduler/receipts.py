@@ -6,10 +6,10 @@ read them.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import groupby
 from typing import Any, Literal
 
 from serverless_triton.scheduler.admission import ServerName, Span, StreamId
@@ -56,28 +56,44 @@ class Receipt:
 
 
 def critical_path(spans: Iterable[Span], start_s: float, end_s: float) -> tuple[Segment, ...]:
-    """Exclusive segments that tile [start_s, end_s].
+    """Exclusive segments that tile [start_s, end_s], found from the end: whatever ended last is what was waited for.
 
-    At every instant the covering span that started last owns it (of those, the one that ends first, then by name): what
-    began last is what the rest was waiting for. An instant that no span covers is "unexplained".
+    A span's time belongs to its children (`parent` names it) as far as they gated it, the rest to itself. Of two that run
+    side by side only the one that ended later is on the path. What no span explains is "unexplained".
     """
-    inside = [span for span in spans if span.start_s < end_s and span.end_s > start_s and span.end_s > span.start_s]
-    edges = {start_s, end_s}
-    for span in inside:
-        edges.update(edge for edge in (span.start_s, span.end_s) if start_s < edge < end_s)
-    cuts = sorted(edges)
-    segments: list[Segment] = []
-    for left, right in pairwise(cuts):
-        name = _owner(inside, left, right)
-        if segments and segments[-1].name == name:
-            left = segments.pop().start_s
-        segments.append(Segment(name=name, start_s=left, end_s=right))
-    return tuple(segments)
+    children: dict[str | None, list[Span]] = defaultdict(list)
+    known = {span.name for span in spans}
+    for span in spans:
+        if span.end_s > span.start_s:
+            children[span.parent if span.parent in known and span.parent != span.name else None].append(span)
+    found: list[Segment] = []
+    _walk(None, start_s, end_s, children, found)
+    return tuple(_merged(reversed(found)))
 
 
-def _owner(spans: Sequence[Span], left: float, right: float) -> str:
-    covering = [span for span in spans if span.start_s <= left and span.end_s >= right]
-    return max(covering, key=lambda span: (span.start_s, -span.end_s, span.name)).name if covering else UNEXPLAINED
+def _walk(
+    owner: str | None, low_s: float, high_s: float, children: Mapping[str | None, Sequence[Span]], found: list[Segment]
+) -> None:
+    """Appends the segments of [low_s, high_s], last first, that belong to `owner` and what is under it."""
+    until_s = high_s
+    while until_s > low_s:
+        running = [span for span in children.get(owner, ()) if span.start_s < until_s and span.end_s > low_s]
+        gate = max(running, key=lambda s: (min(s.end_s, until_s), s.start_s, -s.end_s, s.name), default=None)
+        gate_end_s = low_s if gate is None else min(gate.end_s, until_s)
+        if gate_end_s < until_s:
+            found.append(Segment(name=owner or UNEXPLAINED, start_s=gate_end_s, end_s=until_s))
+        if gate is None:
+            return
+        gate_start_s = max(low_s, gate.start_s)
+        _walk(gate.name, gate_start_s, gate_end_s, children, found)
+        until_s = gate_start_s
+
+
+def _merged(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Neighbours of one name as one."""
+    for name, group in groupby(segments, key=lambda segment: segment.name):
+        run = list(group)
+        yield Segment(name=name, start_s=run[0].start_s, end_s=run[-1].end_s)
 
 
 class ReceiptBook:
@@ -111,14 +127,16 @@ def to_json(receipt: Receipt) -> dict[str, Any]:
     body = asdict(receipt)
     del body["start_s"], body["first_token_s"]
     body["actual_s"] = receipt.actual_s
-    body["spans"] = [_relative(span, receipt.start_s) for span in receipt.spans]
+    body["spans"] = [{**_relative(span, receipt.start_s), "parent": span.parent} for span in receipt.spans]
     body["critical_path"] = [_relative(segment, receipt.start_s) for segment in receipt.path]
     return body
 
 
 def from_json(body: Mapping[str, Any]) -> Receipt:
     """The receipt that `to_json` wrote, its clock beginning with the request. Raises KeyError, TypeError."""
-    spans = tuple(Span(name=s["name"], start_s=s["start_s"], end_s=s["end_s"]) for s in body["spans"])
+    spans = tuple(
+        Span(name=s["name"], start_s=s["start_s"], end_s=s["end_s"], parent=s["parent"]) for s in body["spans"]
+    )
     same = {name: body[name] for name in ("stream", "model", "server", "kind", "tier", "bytes", "predicted_s")}
     return Receipt(**same, start_s=0.0, first_token_s=body["actual_s"], spans=spans)
 
@@ -134,6 +152,7 @@ def _relative(stretch: Span | Segment, origin_s: float) -> dict[str, Any]:
 
 _COLUMNS = ("stream", "model", "server", "kind", "tier", "size", "predicted", "actual")
 _BAR_WIDTH = 48
+_SHOWN_FROM_S = 0.001
 
 
 def format_table(receipts: Iterable[Receipt]) -> str:
@@ -167,7 +186,7 @@ def _row(receipt: Receipt) -> tuple[str, ...]:
 
 
 def _waterfall(receipt: Receipt) -> str:
-    path = receipt.path
+    path = [segment for segment in receipt.path if segment.duration_s >= _SHOWN_FROM_S]
     total_s = receipt.actual_s or 1.0
     shades = "█▓▒░"
     bar = "".join(

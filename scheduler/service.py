@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def model_orders(catalogue: Catalogue) -> Callable[[str], ModelOrder]:
-    """What the control loop asks of the catalogue. The function raises InvalidModelName, UnknownModel, InvalidRequest."""
+    """What the control loop asks of the catalogue. It raises InvalidModelName, UnknownModel, InvalidRequest."""
 
     def order_of(name: str) -> ModelOrder:
         entry = catalogue.entry(name)

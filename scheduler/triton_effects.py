@@ -13,9 +13,11 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from serverless_triton.backend import agent_pb2, agent_pb2_grpc
 from serverless_triton.backend.messages import REPLICA_PARAMETER
-from serverless_triton.scheduler.admission import ReplicaId, ServerName, Span
+from serverless_triton.scheduler.admission import ADMISSION_SPAN, ReplicaId, ServerName, Span
 from serverless_triton.scheduler.effects import EffectFailed, EngineOrder, EngineStarted
 from serverless_triton.scheduler.server_watch import CHANNEL_OPTIONS
+
+_AGENT_SPAN = "agent.start"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +61,11 @@ class TritonEffects:
         )
         sent_s = self._clock()
         reply = await _call(self._agents[server].Start(request, timeout=self._load_timeout_s))
-        spans = [Span(name="agent.start", start_s=sent_s, end_s=self._clock())]
-        spans += [Span(name=s.name, start_s=sent_s + s.start_s, end_s=sent_s + s.end_s) for s in reply.spans]
+        spans = [Span(name=_AGENT_SPAN, start_s=sent_s, end_s=self._clock(), parent=ADMISSION_SPAN)]
+        spans += [
+            Span(name=s.name, start_s=sent_s + s.start_s, end_s=sent_s + s.end_s, parent=_AGENT_SPAN)
+            for s in reply.spans
+        ]
         return EngineStarted(version=reply.version, tier=reply.tier, bytes=reply.bytes, spans=tuple(spans))
 
     async def load_model(self, server: ServerName, model: str, replica: ReplicaId) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from tritonclient.grpc import service_pb2 as pb
 
-from serverless_triton.scheduler.admission import Admission, Assignment, ReplicaId, Span, StreamId
+from serverless_triton.scheduler.admission import ADMISSION_SPAN, Admission, Assignment, ReplicaId, Span, StreamId
 from serverless_triton.scheduler.errors import SchedulerError, StreamLost
 from serverless_triton.scheduler.gateway.composer import Composer, MalformedUpdate, TokenUpdate, read_update
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
@@ -237,7 +237,7 @@ class RelayedStream:
         start, now_s = assignment.start, self._relay.clock()
         kind: Kind = "resumed" if self._journal.attempt else "warm" if start is None else "cold"
         own = (
-            Span(name="admission", start_s=self._waiting_since_s, end_s=self._assigned_s),
+            Span(name=ADMISSION_SPAN, start_s=self._waiting_since_s, end_s=self._assigned_s),
             Span(name="first_token", start_s=self._assigned_s, end_s=now_s),
         )
         receipt = Receipt(

@@ -18,8 +18,8 @@ from serverless_triton.scheduler.receipts import (
 )
 
 
-def span(name, start_s, end_s):
-    return Span(name=name, start_s=start_s, end_s=end_s)
+def span(name, start_s, end_s, parent=None):
+    return Span(name=name, start_s=start_s, end_s=end_s, parent=parent)
 
 
 def receipt(stream="s1", **changes):
@@ -42,14 +42,32 @@ def names(path):
     return [(segment.name, round(segment.start_s, 6), round(segment.end_s, 6)) for segment in path]
 
 
-def test_the_latest_started_span_owns_the_time_they_share():
-    path = critical_path([span("load", 0.0, 3.0), span("weights", 1.0, 5.0), span("forward", 4.0, 6.0)], 0.0, 6.0)
-    assert names(path) == [("load", 0, 1), ("weights", 1, 4), ("forward", 4, 6)]
+def test_what_ended_last_is_what_was_waited_for():
+    side_by_side = [span("triton", 0.0, 3.0), span("weights", 0.5, 5.0), span("forward", 5.0, 6.0)]
+    assert names(critical_path(side_by_side, 0.0, 6.0)) == [("triton", 0, 0.5), ("weights", 0.5, 5), ("forward", 5, 6)]
 
 
-def test_a_nested_span_stands_out_of_its_parent():
-    path = critical_path([span("load", 0.0, 10.0), span("read", 2.0, 5.0)], 0.0, 10.0)
-    assert names(path) == [("load", 0, 2), ("read", 2, 5), ("load", 5, 10)]
+def test_a_shorter_branch_beside_the_longer_one_is_not_on_the_path():
+    spans = [
+        span("admission", 0.0, 10.0),
+        span("agent", 1.0, 6.0, "admission"),
+        span("read", 2.0, 5.0, "agent"),
+        span("triton", 1.0, 9.5, "admission"),
+    ]
+    assert names(critical_path(spans, 0.0, 10.0)) == [("admission", 0, 1), ("triton", 1, 9.5), ("admission", 9.5, 10)]
+
+
+def test_the_longer_branch_is_told_in_its_parts():
+    spans = [
+        span("admission", 0.0, 10.0),
+        span("agent", 1.0, 9.5, "admission"),
+        span("read", 2.0, 5.0, "agent"),
+        span("build", 5.5, 9.0, "agent"),
+        span("triton", 1.5, 6.0, "admission"),
+    ]
+    assert [name for name, _, _ in names(critical_path(spans, 0.0, 10.0))] == [
+        *("admission", "agent", "read", "agent", "build", "agent", "admission")
+    ]
 
 
 def test_time_without_a_span_has_its_own_row():
@@ -88,7 +106,7 @@ def _explained(segment, spans):
     if segment.name == UNEXPLAINED:
         assert not covering
     else:
-        assert max(s.start_s for s in covering) == max(s.start_s for s in covering if s.name == segment.name)
+        assert segment.name in {s.name for s in covering}
 
 
 def test_the_book_keeps_the_last_streams_newest_first():
