@@ -19,7 +19,7 @@ ADMISSION_SPAN = "admission"  # from asking for a place until having one; what a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """One stretch of a start, within another if it has a parent. Seconds on the scheduler's clock; spans may overlap."""
+    """One stretch of a start, part of its parent if it has one. Seconds on the scheduler's clock; may overlap."""
 
     name: str
     start_s: float

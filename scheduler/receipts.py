@@ -58,8 +58,8 @@ class Receipt:
 def critical_path(spans: Iterable[Span], start_s: float, end_s: float) -> tuple[Segment, ...]:
     """Exclusive segments that tile [start_s, end_s], found from the end: whatever ended last is what was waited for.
 
-    A span's time belongs to its children (`parent` names it) as far as they gated it, the rest to itself. Of two that run
-    side by side only the one that ended later is on the path. What no span explains is "unexplained".
+    A span's time belongs to its children (`parent` names it) as far as they gated it, the rest to itself. Of two that
+    run side by side only the one that ended later is on the path. What no span explains is "unexplained".
     """
     children: dict[str | None, list[Span]] = defaultdict(list)
     known = {span.name for span in spans}
