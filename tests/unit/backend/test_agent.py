@@ -1,0 +1,229 @@
+"""The agent's state machine, its workers and stubs played by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import pytest
+
+from serverless_triton.backend.agent import NodeAgent, StaleEpoch, StartFailed
+from serverless_triton.backend.channel import ChannelClosed
+from serverless_triton.backend.ledger import DeviceLedger, NoRoom
+from serverless_triton.backend.messages import Acquire, Failed, Granted, Load, Loaded, Message, Serve, WorkerHello
+
+PARAMETERS = {"checkpoint": "/models/a", "checkpoint_bytes": "10", "kv_cache_bytes": "60"}
+
+
+class HandChannel:
+    """The far end in a test's hand."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self.inbox: asyncio.Queue[Message | None] = asyncio.Queue()
+        self.peer_pid = os.getpid()
+
+    async def send(self, message: Message, descriptors: Any = ()) -> None:
+        self.sent.append(message)
+
+    async def receive(self) -> Message:
+        message = await self.inbox.get()
+        if message is None:
+            raise ChannelClosed("end of stream")
+        return message
+
+    def close(self) -> None:
+        self.inbox.put_nowait(None)
+
+
+class HandWorker:
+    """A worker process that ends when the test or the agent says so."""
+
+    def __init__(self) -> None:
+        self.channel = HandChannel()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.pid = 4711
+
+    async def kill(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def load(self, replica: str) -> None:
+        self.channel.inbox.put_nowait(Loaded(replica=replica, tier="ssd", bytes=10, spans=[]))
+
+
+class HandPool:
+    def __init__(self) -> None:
+        self.workers: list[HandWorker] = []
+        self.learned: list[dict[str, str]] = []
+
+    async def take(self, timeout_s: float) -> HandWorker:
+        self.workers.append(HandWorker())
+        return self.workers[-1]
+
+    async def learn(self, models: list[dict[str, str]]) -> None:
+        self.learned += models
+
+
+def node(budget: int = 100) -> tuple[NodeAgent, HandPool]:
+    pool = HandPool()
+    return NodeAgent(pool, DeviceLedger(budget)), pool  # type: ignore[arg-type]
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def started(agent: NodeAgent, pool: HandPool, replica: str = "r1") -> HandWorker:
+    start = asyncio.ensure_future(agent.start(replica, "m", PARAMETERS))
+    await settle()
+    pool.workers[-1].load(replica)
+    await start
+    return pool.workers[-1]
+
+
+async def attached(agent: NodeAgent, replica: str = "r1") -> tuple[HandChannel, asyncio.Task[None]]:
+    stub = HandChannel()
+    request = Acquire(model="m", parameters=PARAMETERS, replica=replica)
+    task = asyncio.ensure_future(agent.welcome_stub(stub, request))  # type: ignore[arg-type]
+    await settle()
+    return stub, task
+
+
+async def test_a_start_loads_an_idle_worker_and_says_where_the_bytes_came_from():
+    agent, pool = node()
+    start = asyncio.ensure_future(agent.start("r1", "m", PARAMETERS))
+    await settle()
+    assert pool.workers[0].channel.sent == [Load(replica="r1", model="m", parameters=PARAMETERS)]
+    pool.workers[0].load("r1")
+    assert (await start).tier == "ssd"
+    assert pool.learned == [PARAMETERS]
+
+
+async def test_a_start_asked_for_twice_is_one_start():
+    agent, pool = node()
+    both = [asyncio.ensure_future(agent.start("r1", "m", PARAMETERS)) for _ in range(2)]
+    await settle()
+    pool.workers[0].load("r1")
+    assert len({id(loaded) for loaded in await asyncio.gather(*both)}) == 1
+    assert len(pool.workers) == 1
+
+
+async def test_memory_is_granted_before_anything_is_allocated():
+    agent, pool = node(budget=100)
+    await started(agent, pool)
+    with pytest.raises(StartFailed, match="60 bytes of device memory asked for, 40 of 100 are free") as caught:
+        await agent.start("r2", "m", PARAMETERS)
+    assert caught.value.code == "RESOURCE_EXHAUSTED"
+    assert len(pool.workers) == 1
+
+
+async def test_a_released_replica_gives_its_memory_back_when_its_worker_is_gone():
+    agent, pool = node()
+    worker = await started(agent, pool)
+    await agent.release("r1")
+    assert worker.ended.done()
+    assert agent.ledger.granted_bytes == 0
+    await agent.release("r1")
+
+
+async def test_a_replica_released_before_it_was_heard_of_never_starts():
+    agent, pool = node()
+    await agent.release("r1")
+    with pytest.raises(StartFailed, match="has ended"):
+        await agent.start("r1", "m", PARAMETERS)
+    assert pool.workers == []
+
+
+async def test_a_stub_gets_its_replica_and_both_get_a_socket():
+    agent, pool = node()
+    worker = await started(agent, pool)
+    stub, _ = await attached(agent)
+    assert stub.sent == [Granted(replica="r1")]
+    assert worker.channel.sent[-1] == Serve(replica="r1")
+
+
+async def test_a_stub_that_nobody_announced_gets_a_new_replica():
+    """Somebody loaded the model at Triton itself."""
+    agent, pool = node()
+    stub = HandChannel()
+    request = Acquire(model="m", parameters=PARAMETERS)
+    task = asyncio.ensure_future(agent.welcome_stub(stub, request))  # type: ignore[arg-type]
+    await settle()
+    (replica,) = agent.replicas
+    pool.workers[0].load(replica)
+    await settle()
+    assert stub.sent == [Granted(replica=replica)]
+    assert not task.done()
+
+
+async def test_a_worker_that_refuses_a_model_fails_start_and_stub_with_the_reason():
+    agent, pool = node()
+    start = asyncio.ensure_future(agent.start("r1", "m", PARAMETERS))
+    stub, task = await attached(agent)
+    pool.workers[0].channel.inbox.put_nowait(Failed(code="INVALID_ARGUMENT", message="a.safetensors: is truncated"))
+    with pytest.raises(StartFailed, match="truncated"):
+        await start
+    await task
+    assert stub.sent == [Failed(code="INVALID_ARGUMENT", message="a.safetensors: is truncated")]
+    assert agent.ledger.granted_bytes == 0
+
+
+async def test_a_dead_worker_ends_its_replica_and_watchers_hear_of_it():
+    agent, pool = node()
+    worker = await started(agent, pool)
+    await attached(agent)
+    version = agent.version
+    worker.ended.set_result(None)
+    await asyncio.wait_for(agent.changed_since(version), 1.0)
+    assert agent.replicas == {}
+
+
+async def test_a_dead_stub_ends_its_replica_and_its_worker():
+    agent, pool = node()
+    worker = await started(agent, pool)
+    stub, task = await attached(agent)
+    stub.close()
+    await task
+    assert agent.replicas == {}
+    assert worker.ended.done()
+
+
+async def test_an_older_schedulers_permits_are_refused():
+    agent, _ = node()
+    agent.check_epoch(5)
+    agent.check_epoch(5)
+    with pytest.raises(StaleEpoch, match="5 leads"):
+        agent.check_epoch(4)
+
+
+async def test_a_new_agent_adopts_a_replica_from_its_two_halves(monkeypatch: pytest.MonkeyPatch):
+    agent, _ = node(budget=10)
+    worker = HandWorker()
+    monkeypatch.setattr("serverless_triton.backend.agent.WorkerLink", lambda channel: worker)
+    hello = WorkerHello(replica="r1", model="m", parameters=PARAMETERS)
+    stub = HandChannel()
+    request = Acquire(model="m", parameters=PARAMETERS, replica="r1", attached=True)
+    task = asyncio.ensure_future(agent.welcome_stub(stub, request))  # type: ignore[arg-type]
+    await settle()
+    await agent.welcome_worker(worker.channel, hello)  # type: ignore[arg-type]
+    replica = agent.replicas["r1"]
+    assert replica.is_loaded
+    assert replica.stub is not None
+    assert agent.ledger.granted_bytes == 60
+    assert not task.done()
+    await agent.release("r1")
+
+
+def test_a_ledger_never_grants_more_than_there_is():
+    ledger = DeviceLedger(10)
+    ledger.grant("a", 6)
+    ledger.grant("a", 6)
+    with pytest.raises(NoRoom):
+        ledger.grant("b", 5)
+    ledger.give_back("a")
+    ledger.give_back("a")
+    ledger.grant("b", 10)
+    assert ledger.granted_bytes == 10

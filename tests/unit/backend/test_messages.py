@@ -1,0 +1,129 @@
+"""What a node's processes say to each other, and a model's parameters."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import asdict
+
+import pytest
+
+from serverless_triton.backend.channel import MAX_MESSAGE_BYTES, Channel, ChannelClosed
+from serverless_triton.backend.messages import (
+    Acquire,
+    Cancel,
+    Generate,
+    Loaded,
+    ModelSpec,
+    ProtocolError,
+    Tokens,
+    decode,
+    encode,
+)
+
+PARAMETERS = {"checkpoint": "/models/a", "checkpoint_bytes": "10", "kv_cache_bytes": "20"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Generate(request=1, text="héllo\n", sampling_parameters={"stop": ["a"]}, resume_token_ids=[1, 2]),
+        Tokens(request=1, first_position=3, output_ids=[4], text="\u20ac", num_input_tokens=2, prompt_ids=[1, 2]),
+        Acquire(model="m", parameters=PARAMETERS, replica="m-1"),
+        Cancel(request=9),
+    ],
+)
+def test_a_message_comes_back_as_it_went(message: Generate | Tokens | Acquire | Cancel):
+    assert decode(encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"[]", b"{}", b'{"type":"Nope"}', b'{"type":"Cancel"}', b'{"type":"Cancel","request":1,"more":2}', b"\xff"],
+)
+def test_what_is_no_message_is_a_protocol_error_without_its_content(data: bytes):
+    with pytest.raises(ProtocolError, match="not a message"):
+        decode(data)
+
+
+def test_spans_survive_as_lists():
+    loaded = Loaded(replica="r", tier="dram", bytes=1, spans=[("a", 0.0, 1.0)])
+    assert [tuple(span) for span in decode(encode(loaded)).spans] == loaded.spans  # type: ignore[union-attr]
+
+
+def channels() -> tuple[Channel, Channel]:
+    left, right = socket.socketpair()
+    return Channel(left), Channel(right)
+
+
+def test_descriptors_travel_with_their_message():
+    left, right = channels()
+    ours, theirs = socket.socketpair()
+    left.send(Cancel(request=1))
+    left.send(Cancel(request=2), [theirs.fileno()])
+    theirs.close()
+    assert right.receive() == (Cancel(request=1), [])
+    message, (descriptor,) = right.receive()
+    assert message == Cancel(request=2)
+    with socket.socket(fileno=descriptor) as arrived, ours:
+        arrived.sendall(b"x")
+        assert ours.recv(1) == b"x"
+    left.close()
+    right.close()
+
+
+def test_a_peer_that_went_away_is_noticed_by_both_directions():
+    left, right = channels()
+    right.close()
+    with pytest.raises(ChannelClosed):
+        left.receive()
+    with pytest.raises(ChannelClosed):
+        left.send(Cancel(request=1))
+    left.close()
+
+
+def test_a_message_cut_off_in_the_middle_is_an_end_not_a_message():
+    left, right = socket.socketpair()
+    left.sendall(b"\x10\0\0\0{")
+    left.close()
+    with pytest.raises(ChannelClosed):
+        Channel(right).receive()
+    right.close()
+
+
+def test_a_length_over_the_limit_is_refused_before_it_is_read():
+    left, right = socket.socketpair()
+    left.sendall((MAX_MESSAGE_BYTES + 1).to_bytes(4, "little"))
+    with pytest.raises(ProtocolError, match="limit"):
+        Channel(right).receive()
+    left.close()
+    right.close()
+
+
+def test_parameters_make_a_specification_and_the_replicas_name_is_no_part_of_it():
+    spec = ModelSpec.parse({**PARAMETERS, "max_streams": "3", "replica": "m-1"})
+    assert asdict(spec) == {
+        "checkpoint": "/models/a",
+        "checkpoint_bytes": 10,
+        "kv_cache_bytes": 20,
+        "engine": "torch",
+        "dtype": "auto",
+        "max_sequence_tokens": 2048,
+        "max_streams": 3,
+        "threads": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"chekpoint": "x"}, "parameters.chekpoint is unknown"),
+        ({"checkpoint": ""}, "parameters.checkpoint is missing"),
+        ({"max_streams": "0"}, "parameters.max_streams is '0'"),
+        ({"max_streams": "1e3"}, "use a positive whole number"),
+        ({"threads": "\u0663"}, "parameters.threads"),
+        ({"dtype": "int4"}, "use auto, float32"),
+    ],
+)
+def test_parameters_that_make_no_sense_are_named_with_what_would(change: dict[str, str], words: str):
+    with pytest.raises(ValueError, match=words):
+        ModelSpec.parse({**PARAMETERS, **change})
