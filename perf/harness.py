@@ -10,6 +10,7 @@ import argparse
 import os
 import random
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,9 @@ from typing import Protocol
 from perf import machine
 from perf.claims import RESULTS, judge
 from perf.results import Measurement, Round, Run, UnreadableRun, read_run, summarize, to_json, write_json
+from serverless_triton.backend.errors import BackendError
+from serverless_triton.cli.local_cluster import ClusterEnded
+from serverless_triton.cli.stock_triton import StockTritonFailed
 
 OUTPUT = machine.ROOT / "build" / "perf"
 SHARD_VARIABLE = "SHARD"
@@ -54,6 +58,9 @@ class Benchmark(Protocol):
 
     def rivals(self, seed: int) -> AbstractContextManager[Mapping[str, Measure]]:
         """Everything that is compared, ready to be measured any number of times; nothing is left of it afterwards."""
+
+
+FAILURES = (BenchmarkFailed, UnreadableRun, ClusterEnded, StockTritonFailed, BackendError)
 
 
 @contextmanager
@@ -98,11 +105,22 @@ def main(benchmark: Benchmark, module: str, arguments: Sequence[str] | None = No
     """A benchmark's command line; `module` is what follows `python -m`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        run_benchmark(benchmark, parse(arguments, module), shlex.join(["python", "-m", module, *arguments]))
-    except (BenchmarkFailed, UnreadableRun) as error:
+        with _termination_unwinds():
+            run_benchmark(benchmark, parse(arguments, module), shlex.join(["python", "-m", module, *arguments]))
+    except FAILURES as error:
         print(f"{module}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def _termination_unwinds() -> Iterator[None]:
+    """SIGTERM ends us as an exception does, so that rivals leave nothing behind."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(arguments: Sequence[str], module: str) -> Options:
