@@ -135,7 +135,7 @@ def path_figures(receipt: Mapping[str, Any]) -> dict[str, float]:
     seconds: Counter[str] = Counter()
     for segment in receipt["critical_path"]:
         seconds[segment["name"]] += segment["duration_s"]
-    figures = {f"path.{name.replace(' ', '_')}_s": spent_s for name, spent_s in seconds.items() if name != UNEXPLAINED}
+    figures = {f"path.{name}_s": spent_s for name, spent_s in seconds.items() if name != UNEXPLAINED}
     return {**figures, "unexplained_share": seconds[UNEXPLAINED] / receipt["actual_s"]}
 
 
