@@ -12,6 +12,7 @@ import contextlib
 import logging
 import secrets
 import socket
+import time
 from collections import OrderedDict
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
@@ -61,6 +62,7 @@ class Replica:
     loaded: asyncio.Future[Loaded]
     worker: WorkerLink | None = None
     stub: AsyncChannel | None = None
+    stub_came_s: float | None = None  # on this host's monotonic clock
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -101,10 +103,10 @@ class NodeAgent:
             raise StaleEpoch(f"epoch {epoch} is over; {self.highest_epoch} leads")
         self.highest_epoch = epoch
 
-    async def start(self, replica_id: str, model: str, parameters: dict[str, str]) -> Loaded:
-        """A warm engine for the replica; idempotent. Raises StartFailed."""
+    async def start(self, replica_id: str, model: str, parameters: dict[str, str]) -> tuple[Loaded, float | None]:
+        """A warm engine for the replica, and when its stub came if it had to wait; idempotent. Raises StartFailed."""
         replica = self.replicas.get(replica_id) or self._begin(replica_id, model, parameters)
-        return await asyncio.shield(replica.loaded)
+        return await asyncio.shield(replica.loaded), replica.stub_came_s
 
     async def release(self, replica_id: str) -> None:
         """Returns when the replica's worker is gone. An unknown replica never starts afterwards."""
@@ -255,15 +257,16 @@ class NodeAgent:
             self.touch()
             return replica
         replica_id = request.replica or f"{request.model}-{secrets.token_hex(4)}"
-        await self.start(replica_id, request.model, request.parameters)
-        started = self.replicas.get(replica_id)
-        if started is None:
-            raise StartFailed("UNAVAILABLE", f"the engine worker of '{request.model}' died")
-        await self._introduce(started, channel)
-        return started
+        replica = self.replicas.get(replica_id) or self._begin(replica_id, request.model, request.parameters)
+        replica.stub_came_s = time.monotonic()
+        await asyncio.shield(replica.loaded)
+        await self._introduce(replica, channel)
+        return replica
 
     async def _introduce(self, replica: Replica, channel: AsyncChannel) -> None:
         """Connect the stub and the worker with a socket of their own; tokens never pass through the agent."""
+        if replica.ended.is_set():
+            raise StartFailed("UNAVAILABLE", f"the engine worker of '{replica.model}' died")
         if replica.worker is None or replica.stub is not None:
             raise StartFailed("UNAVAILABLE", f"replica {replica.id} of '{replica.model}' has a stub already")
         ours, theirs = socket.socketpair()

@@ -92,16 +92,18 @@ class StartRequest(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., replica: _Optional[str] = ..., model: _Optional[str] = ..., parameters: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class StartReply(_message.Message):
-    __slots__ = ("version", "tier", "bytes", "spans")
+    __slots__ = ("version", "tier", "bytes", "spans", "stub_waited_from_s")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
+    STUB_WAITED_FROM_S_FIELD_NUMBER: _ClassVar[int]
     version: int
     tier: str
     bytes: int
     spans: _containers.RepeatedCompositeFieldContainer[StartSpan]
-    def __init__(self, version: _Optional[int] = ..., tier: _Optional[str] = ..., bytes: _Optional[int] = ..., spans: _Optional[_Iterable[_Union[StartSpan, _Mapping]]] = ...) -> None: ...
+    stub_waited_from_s: float
+    def __init__(self, version: _Optional[int] = ..., tier: _Optional[str] = ..., bytes: _Optional[int] = ..., spans: _Optional[_Iterable[_Union[StartSpan, _Mapping]]] = ..., stub_waited_from_s: _Optional[float] = ...) -> None: ...
 
 class StartSpan(_message.Message):
     __slots__ = ("name", "start_s", "end_s")

@@ -33,14 +33,20 @@ class AgentService(agent_pb2_grpc.NodeAgentServicer):
         received_s = time.monotonic()
         await self._check_permit(request.epoch, context)
         try:
-            loaded = await self._agent.start(request.replica, request.model, dict(request.parameters))
+            loaded, stub_came_s = await self._agent.start(request.replica, request.model, dict(request.parameters))
         except StartFailed as error:
             await context.abort(grpc.StatusCode[error.code], str(error))
         spans = [
             agent_pb2.StartSpan(name=name, start_s=start - received_s, end_s=end - received_s)
             for name, start, end in loaded.spans
         ]
-        return agent_pb2.StartReply(version=self._agent.version, tier=loaded.tier, bytes=loaded.bytes, spans=spans)
+        return agent_pb2.StartReply(
+            version=self._agent.version,
+            tier=loaded.tier,
+            bytes=loaded.bytes,
+            spans=spans,
+            stub_waited_from_s=None if stub_came_s is None else stub_came_s - received_s,
+        )
 
     async def Release(self, request: agent_pb2.ReleaseRequest, context: Context) -> agent_pb2.ReleaseReply:
         await self._check_permit(request.epoch, context)

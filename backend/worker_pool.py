@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 ZYGOTE_RETRY_S = 0.2
 MAX_LEARNED = 16
+REFILL_DELAY_S = 0.5
 
 
 class WorkerLink:
@@ -63,6 +64,7 @@ class WorkerPool:
         self._zygote: AsyncChannel | None = None
         self._learned: dict[str, Learn] = {}
         self.has_forked = False
+        self._later: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Keep a connection to the zygote, also to the next one; until cancelled."""
@@ -145,11 +147,17 @@ class WorkerPool:
 
     async def take(self, timeout_s: float) -> WorkerLink:
         """An idle worker, the caller's from now on. Raises TimeoutError when none comes in time."""
-        link = self._idle.popleft() if self._idle else None
-        if link is None:
-            link = await self._wait(timeout_s)
-        await self._refill()
+        if not self._idle:
+            return await self._wait(timeout_s)
+        link = self._idle.popleft()
+        if self._later is None or self._later.done():
+            self._later = asyncio.ensure_future(self._refill_later())
         return link
+
+    async def _refill_later(self) -> None:
+        """A fork beside a start takes its processor; the next start waits milliseconds for one if it comes too soon."""
+        await asyncio.sleep(REFILL_DELAY_S)
+        await self._refill()
 
     async def _wait(self, timeout_s: float) -> WorkerLink:
         waiter: asyncio.Future[WorkerLink] = asyncio.get_running_loop().create_future()

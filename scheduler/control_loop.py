@@ -268,7 +268,7 @@ class ControlLoop:
                 raise outcome
         assert isinstance(engine, EngineStarted)
         assert isinstance(stub, Span)
-        return replace(engine, spans=(*engine.spans, stub))
+        return replace(engine, spans=(*engine.spans, *_without_waiting(stub, engine)))
 
     async def _timed_load(self, server: ServerName, model: str, replica: ReplicaId) -> Span:
         start_s = self.clock()
@@ -386,6 +386,14 @@ class ControlLoop:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _without_waiting(load: Span, engine: EngineStarted) -> tuple[Span, ...]:
+    """Triton's load, less the part in which its stub only waited for the engine: that part the engine gated."""
+    if engine.stub_waited_from_s is None:
+        return (load,)
+    waited_until_s = max((span.end_s for span in engine.spans), default=load.start_s)
+    return (replace(load, end_s=engine.stub_waited_from_s), replace(load, name="triton.ready", start_s=waited_until_s))
 
 
 def _names(replica: ReplicaState) -> tuple[str, str, str]:

@@ -42,6 +42,7 @@ class EngineStarted:
     tier: str
     bytes: int
     spans: tuple[Span, ...]
+    stub_waited_from_s: float | None = None  # on our clock; None: the engine was there before Triton's stub came
 
 
 class Effects(Protocol):

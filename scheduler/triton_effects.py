@@ -66,7 +66,13 @@ class TritonEffects:
             Span(name=s.name, start_s=sent_s + s.start_s, end_s=sent_s + s.end_s, parent=_AGENT_SPAN)
             for s in reply.spans
         ]
-        return EngineStarted(version=reply.version, tier=reply.tier, bytes=reply.bytes, spans=tuple(spans))
+        return EngineStarted(
+            version=reply.version,
+            tier=reply.tier,
+            bytes=reply.bytes,
+            spans=tuple(spans),
+            stub_waited_from_s=sent_s + reply.stub_waited_from_s if reply.HasField("stub_waited_from_s") else None,
+        )
 
     async def load_model(self, server: ServerName, model: str, replica: ReplicaId) -> None:
         config = json_format.MessageToDict(self._config_of(model), preserving_proto_field_name=True)

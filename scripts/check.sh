@@ -23,7 +23,8 @@ type_check() {
     for folder in backend cli loader scheduler; do
         ln -sfn "../../../$folder" "build/typing/serverless_triton/$folder"
     done
-    mypy
+    ln -sfn ../../perf build/typing/perf
+    mypy && mypy -p perf
 }
 
 generated_files_are_current() {

@@ -98,7 +98,8 @@ async def test_a_start_loads_an_idle_worker_and_says_where_the_bytes_came_from()
     await settle()
     assert pool.workers[0].channel.sent == [Load(replica="r1", model="m", parameters=PARAMETERS)]
     pool.workers[0].load("r1")
-    assert (await start).tier == "ssd"
+    loaded, stub_came_s = await start
+    assert (loaded.tier, stub_came_s) == ("ssd", None)
     assert pool.learned == [PARAMETERS]
 
 
@@ -107,7 +108,7 @@ async def test_a_start_asked_for_twice_is_one_start():
     both = [asyncio.ensure_future(agent.start("r1", "m", PARAMETERS)) for _ in range(2)]
     await settle()
     pool.workers[0].load("r1")
-    assert len({id(loaded) for loaded in await asyncio.gather(*both)}) == 1
+    assert len({id(loaded) for loaded, _ in await asyncio.gather(*both)}) == 1
     assert len(pool.workers) == 1
 
 
@@ -143,6 +144,16 @@ async def test_a_stub_gets_its_replica_and_both_get_a_socket():
     stub, _ = await attached(agent)
     assert stub.sent == [Granted(replica="r1")]
     assert worker.channel.sent[-1] == Serve(replica="r1")
+
+
+async def test_a_stub_that_waits_for_its_engine_is_told_with_the_start():
+    agent, pool = node()
+    start = asyncio.ensure_future(agent.start("r1", "m", PARAMETERS))
+    _, task = await attached(agent)
+    pool.workers[0].load("r1")
+    _, stub_came_s = await start
+    assert stub_came_s is not None
+    assert not task.done()
 
 
 async def test_a_stub_that_nobody_announced_gets_a_new_replica():
