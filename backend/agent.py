@@ -17,7 +17,8 @@ from collections import OrderedDict
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 
-from serverless_triton.backend.channel import AsyncChannel, ChannelClosed
+from serverless_triton.backend.async_channel import AsyncChannel
+from serverless_triton.backend.channel import ChannelClosed
 from serverless_triton.backend.ledger import DeviceLedger, NoRoom
 from serverless_triton.backend.messages import (
     Acquire,

@@ -18,7 +18,8 @@ import grpc
 from serverless_triton.backend import agent_pb2_grpc
 from serverless_triton.backend.agent import NodeAgent
 from serverless_triton.backend.agent_service import AgentService
-from serverless_triton.backend.channel import AsyncChannel, ChannelClosed
+from serverless_triton.backend.async_channel import AsyncChannel
+from serverless_triton.backend.channel import ChannelClosed
 from serverless_triton.backend.ledger import DeviceLedger
 from serverless_triton.backend.messages import Acquire, ProtocolError, WorkerHello
 from serverless_triton.backend.model_repository import read_parameters

@@ -1,13 +1,12 @@
 """How messages travel over a unix socket: a u32 length (little-endian), JSON, and descriptors beside the first byte.
 
-`Channel` blocks and is for the stub, the worker and the zygote; `AsyncChannel` is the agent's. Standard library only.
+`Channel` blocks and is for the stub, the worker and the zygote; the agent's end is `async_channel.py`. Standard library
+only, and no asyncio: importing that would cost a stub 30 ms of every start.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
 import socket
 import struct
 import threading
@@ -17,7 +16,7 @@ from serverless_triton.backend.messages import Message, ProtocolError, decode, e
 
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_DESCRIPTORS = 4
-_LENGTH = struct.Struct("<I")
+LENGTH = struct.Struct("<I")
 
 
 class ChannelClosed(Exception):
@@ -28,11 +27,11 @@ def frame(message: Message) -> bytes:
     data = encode(message)
     if len(data) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"a {type(message).__name__} of {len(data)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
-    return _LENGTH.pack(len(data)) + data
+    return LENGTH.pack(len(data)) + data
 
 
-def _body_length(header: bytes | bytearray) -> int:
-    (length,) = _LENGTH.unpack(header)
+def body_length(header: bytes | bytearray) -> int:
+    (length,) = LENGTH.unpack(header)
     if length > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"a message of {length} bytes is over the limit of {MAX_MESSAGE_BYTES}")
     return int(length)
@@ -88,11 +87,11 @@ class Channel:
         Raises ChannelClosed at the end, ProtocolError on garbage.
         """
         try:
-            header, descriptors, _, _ = socket.recv_fds(self._socket, _LENGTH.size, MAX_DESCRIPTORS)
-            header += self._exactly(_LENGTH.size - len(header)) if header else b""
+            header, descriptors, _, _ = socket.recv_fds(self._socket, LENGTH.size, MAX_DESCRIPTORS)
+            header += self._exactly(LENGTH.size - len(header)) if header else b""
             if not header:
                 raise ChannelClosed("end of stream")
-            return decode(self._exactly(_body_length(header))), list(descriptors)
+            return decode(self._exactly(body_length(header))), list(descriptors)
         except ConnectionError as error:
             raise ChannelClosed(str(error)) from error
 
@@ -109,52 +108,4 @@ class Channel:
         """Wakes a thread that is receiving."""
         with contextlib.suppress(OSError):  # the peer closed first
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-
-
-class AsyncChannel:
-    """The asyncio end. One task receives; any task sends."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        self._socket = connection
-        self._send_lock = asyncio.Lock()
-        layout = struct.Struct("3i")
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)
-        self.peer_pid, self._peer_user, _ = layout.unpack(credentials)  # as of when it connected
-
-    @property
-    def peer_is_ours(self) -> bool:
-        """Whether the peer runs as this user (or as root)."""
-        return self._peer_user in (0, os.getuid())
-
-    async def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        """Raises ChannelClosed when the peer is gone. The descriptors stay the caller's."""
-        data = frame(message)
-        loop = asyncio.get_running_loop()
-        try:
-            async with self._send_lock:
-                sent = socket.send_fds(self._socket, [data], list(descriptors)) if descriptors else 0
-                await loop.sock_sendall(self._socket, memoryview(data)[sent:])
-        except OSError as error:
-            raise ChannelClosed(str(error)) from error
-
-    async def receive(self) -> Message:
-        """Raises ChannelClosed at the end, ProtocolError on garbage."""
-        return decode(await self._exactly(_body_length(await self._exactly(_LENGTH.size))))
-
-    async def _exactly(self, count: int) -> bytes:
-        loop = asyncio.get_running_loop()
-        data = bytearray()
-        while len(data) < count:
-            try:
-                part = await loop.sock_recv(self._socket, count - len(data))
-            except OSError as error:
-                raise ChannelClosed(str(error)) from error
-            if not part:
-                raise ChannelClosed("end of stream")
-            data += part
-        return bytes(data)
-
-    def close(self) -> None:
         self._socket.close()

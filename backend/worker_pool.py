@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
-from serverless_triton.backend.channel import AsyncChannel, ChannelClosed
+from serverless_triton.backend.async_channel import AsyncChannel
+from serverless_triton.backend.channel import ChannelClosed
 from serverless_triton.backend.messages import Fork, Learn, Message, ProtocolError, Retire
 from serverless_triton.backend.processes import ProcessHandle
 
