@@ -17,7 +17,7 @@ import yaml
 from serverless_triton.backend.node import NodeConfig, node_processes
 from serverless_triton.backend.supervisor import ProcessSpec, Run, Supervisor
 from serverless_triton.backend.triton_install import assemble_backend_directory, find_triton
-from serverless_triton.scheduler.config import ControlConfig, parse_dataclass
+from serverless_triton.scheduler.config import ConfigError, ControlConfig, parse_dataclass
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
 
 
@@ -54,7 +54,11 @@ def load_cluster_config(path: Path | None, overrides: dict[str, Any]) -> Cluster
 
 
 def run_cluster(config: ClusterConfig, logs: Path, report: Callable[[str], None]) -> None:
-    """Until SIGINT or SIGTERM. Raises TritonNotFound, StubUnusable, PackageUnavailable."""
+    """Until SIGINT or SIGTERM.
+
+    Raises ConfigError for a port that is taken, TritonNotFound, StubUnusable, PackageUnavailable.
+    """
+    _require_free(config.gateway)
     installation = find_triton(report=report)
     run = Run.create()
     backends = assemble_backend_directory(installation, run.directory / "backends")
@@ -62,6 +66,17 @@ def run_cluster(config: ClusterConfig, logs: Path, report: Callable[[str], None]
     specs = [spec for node in nodes for spec in node_processes(node, run, installation, backends)]
     specs.append(_scheduler(config, nodes, run))
     supervise(run, specs, logs)
+
+
+def _require_free(gateway: GatewaySettings) -> None:
+    for name in ("http_port", "grpc_port", "metrics_port"):
+        port = getattr(gateway, name)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((gateway.host, port))
+            except OSError as error:
+                raise ConfigError(f"gateway.{name}: {gateway.host}:{port}: {error.strerror}; choose another") from error
 
 
 def _nodes(config: ClusterConfig) -> list[NodeConfig]:

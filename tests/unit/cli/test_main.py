@@ -1,11 +1,16 @@
 """The command line: what it finds, and how failures read."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from serverless_triton.cli.cluster import ClusterConfig, run_cluster
+from serverless_triton.scheduler.config import ConfigError
+from serverless_triton.scheduler.gateway.settings import GatewaySettings
 
 COMMAND = [sys.executable, "-c", "from serverless_triton.cli.main import main; main()"]
 
@@ -47,3 +52,13 @@ def test_add_prints_one_json_object_a_model(tmp_path: Path):
 
     assert [json.loads(line)["name"] for line in finished.stdout.splitlines()] == ["a", "b"]
     assert (tmp_path / "r" / "b" / "config.pbtxt").is_file()
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = ClusterConfig(model_repository=Path("/models"), gateway=GatewaySettings(http_port=port))
+        with pytest.raises(ConfigError, match=rf"gateway\.http_port: 127\.0\.0\.1:{port}: .*choose another"):
+            run_cluster(config, Path("/nowhere"), print)
