@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,6 +13,8 @@ import grpc
 from serverless_triton.backend import agent_pb2, agent_pb2_grpc
 from serverless_triton.backend.agent import NodeAgent, Replica, StaleEpoch, StartFailed
 from serverless_triton.backend.tiers import TierWatcher
+
+HEARTBEAT_S = 2.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -27,7 +31,8 @@ class AgentService(agent_pb2_grpc.NodeAgentServicer):
         while True:
             state = self._state()
             yield state
-            await self._agent.changed_since(state.version)
+            with contextlib.suppress(asyncio.TimeoutError):  # said again: a watcher takes silence for a dead machine
+                await asyncio.wait_for(self._agent.changed_since(state.version), HEARTBEAT_S)
 
     async def Start(self, request: agent_pb2.StartRequest, context: Context) -> agent_pb2.StartReply:
         received_s = time.monotonic()

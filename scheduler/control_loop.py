@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Coroutine, Mapping
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,39 +30,18 @@ from serverless_triton.scheduler.admission import (
 )
 from serverless_triton.scheduler.cluster import Cluster, ReplicaState
 from serverless_triton.scheduler.effects import EffectFailed, Effects, EngineOrder, EngineStarted
-from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, NoCapacity, SchedulerError
+from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, NoCapacity
 from serverless_triton.scheduler.estimator import learn_fixed_cost
 from serverless_triton.scheduler.metrics import ControlMetrics
 from serverless_triton.scheduler.policy import Candidate, Decision, Refuse, Start, StartRequest, Use, choose
-from serverless_triton.scheduler.view import ModelView, Phase
+from serverless_triton.scheduler.view import Phase
+from serverless_triton.scheduler.waiting_room import ModelOrder, Waiting, WaitingRoom
 
 logger = logging.getLogger(__name__)
 
 # A start that failed for these reasons may go well on another server; any other failure is the model's own.
 TRANSIENT = frozenset({"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION"})
 REMEMBERED_ENDS = 4096
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelOrder:
-    """What the control loop needs to know of a model: its view for the policy, its parameters for the engine."""
-
-    view: ModelView
-    parameters: Mapping[str, str]
-
-
-@dataclass(slots=True, kw_only=True)
-class Waiting:
-    """A stream without a place. `joined` is the start that it waits for."""
-
-    stream: StreamId
-    request: StartRequest
-    order: ModelOrder
-    since_s: float
-    place: asyncio.Future[Assignment]
-    joined: ReplicaId | None = None
-    waited_for_start: bool = False
-    failed_starts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +63,9 @@ class ControlLoop:
     metrics: ControlMetrics
     limits: ControlLimits = ControlLimits()
     epoch: int = 1
-    _waiting: list[Waiting] = field(default_factory=list)
+    _room: WaitingRoom = field(default_factory=WaitingRoom)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _releasing: dict[ServerName, set[asyncio.Task[None]]] = field(default_factory=lambda: defaultdict(set))
+    _releasing: dict[ServerName, dict[ReplicaId, asyncio.Task[None]]] = field(default_factory=lambda: defaultdict(dict))
     _ended: OrderedDict[ReplicaId, None] = field(default_factory=OrderedDict)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -97,14 +76,14 @@ class ControlLoop:
     ) -> Assignment:
         order = self.order_of(model)
         self._suspect(avoid)
-        if sum(w.order.view.name == model for w in self._waiting) >= self.limits.max_waiting_per_model:
+        if self._room.by_model()[model] >= self.limits.max_waiting_per_model:
             raise NoCapacity(
                 f"{self.limits.max_waiting_per_model} requests for model '{model}' wait already; try later"
             )
         place: asyncio.Future[Assignment] = asyncio.get_running_loop().create_future()
         request = StartRequest(model=order.view, avoid=avoid)
         waiting = Waiting(stream=stream, request=request, order=order, since_s=self.clock(), place=place)
-        self._waiting.append(waiting)
+        self._room.enter(waiting)
         try:
             self.dispatch()
             await asyncio.wait({place}, timeout=timeout_s)
@@ -119,10 +98,8 @@ class ControlLoop:
             self._leave(waiting)
 
     def _leave(self, waiting: Waiting) -> None:
-        if waiting in self._waiting:
-            self._waiting.remove(waiting)
-            if waiting.joined is not None:
-                self._drop_reference(waiting.joined, waiting.stream)
+        if self._room.leave(waiting) and waiting.joined is not None:
+            self._drop_reference(waiting.joined, waiting.stream)
 
     def finish(self, assignment: Assignment) -> None:
         self._drop_reference(assignment.replica, assignment.stream)
@@ -154,7 +131,10 @@ class ControlLoop:
     async def release(self, model: str, *, timeout_s: float) -> None:
         self.order_of(model)
         replicas = [r for r in self.cluster.replicas.values() if r.model.name == model]
-        await asyncio.wait_for(asyncio.gather(*(self._release_when_idle(r) for r in replicas)), timeout_s)
+        try:
+            await asyncio.wait_for(asyncio.gather(*(self._release_when_idle(r) for r in replicas)), timeout_s)
+        except asyncio.TimeoutError as error:
+            raise AdmissionTimeout(f"model '{model}' still has streams after {timeout_s:.0f} s") from error
 
     async def _release_when_idle(self, replica: ReplicaState) -> None:
         while replica.id in self.cluster.replicas:
@@ -168,7 +148,7 @@ class ControlLoop:
 
     def waiting_by_model(self) -> dict[str, int]:
         """How many streams wait for a place, by model."""
-        return dict(Counter(w.order.view.name for w in self._waiting))
+        return dict(self._room.by_model())
 
     # Deciding
 
@@ -176,7 +156,7 @@ class ControlLoop:
         """Ask the policy for everyone who waits without having joined a start, oldest first."""
         self._changed.set()
         self._changed = asyncio.Event()
-        for waiting in [w for w in self._waiting if w.joined is None]:
+        for waiting in self._room.unplaced():
             decision = choose(self.cluster.view(), waiting.request)
             self._carry_out(waiting, decision)
 
@@ -187,7 +167,7 @@ class ControlLoop:
         elif isinstance(action, Start):
             self._join(waiting, self._begin_start(waiting.order, action.candidate))
         elif isinstance(action, Refuse):
-            self._give_error(waiting, NoCapacity(action.reason))
+            self._room.give_error(waiting, NoCapacity(action.reason))
 
     def _join(self, waiting: Waiting, replica: ReplicaState) -> None:
         replica.streams.add(waiting.stream)
@@ -198,29 +178,23 @@ class ControlLoop:
             waiting.joined, waiting.waited_for_start = replica.id, True
 
     def _give_place(self, waiting: Waiting, replica: ReplicaState) -> None:
-        self._waiting.remove(waiting)
         start = replica.start if waiting.waited_for_start else None
         if start is not None:
             decided = Span(
                 name="schedule", start_s=waiting.since_s, end_s=start.spans[0].start_s, parent=ADMISSION_SPAN
             )
             start = replace(start, spans=(decided, *start.spans))
-        waiting.place.set_result(
-            Assignment(
-                stream=waiting.stream,
-                model=replica.model.name,
-                server=replica.server,
-                grpc_address=self.cluster.servers[replica.server].grpc_address,
-                replica=replica.id,
-                epoch=self.epoch,
-                start=start,
-                lost=replica.lost,
-            )
+        place = Assignment(
+            stream=waiting.stream,
+            model=replica.model.name,
+            server=replica.server,
+            grpc_address=self.cluster.servers[replica.server].grpc_address,
+            replica=replica.id,
+            epoch=self.epoch,
+            start=start,
+            lost=replica.lost,
         )
-
-    def _give_error(self, waiting: Waiting, error: SchedulerError) -> None:
-        self._waiting.remove(waiting)
-        waiting.place.set_exception(error)
+        self._room.give_place(waiting, place)
 
     # Starting
 
@@ -243,12 +217,16 @@ class ControlLoop:
     async def _start(self, replica: ReplicaState, order: ModelOrder, candidate: Candidate) -> None:
         began_s = self.clock()
         if self._releasing[replica.server]:  # whatever is being released there holds memory, and unloads by model name
-            await asyncio.wait(self._releasing[replica.server])
+            await asyncio.wait(set(self._releasing[replica.server].values()))
         room_s = self.clock()
         try:
             engine = await self._start_both(replica, order)
         except EffectFailed as error:
             self._start_failed(replica, error)
+            return
+        except Exception as error:
+            logger.exception("start_broke model=%s server=%s replica=%s", *_names(replica))
+            self._start_failed(replica, EffectFailed("INTERNAL", f"{type(error).__name__}: {error}"))
             return
         spans = (Span(name="make_room", start_s=began_s, end_s=room_s, parent=ADMISSION_SPAN), *engine.spans)
         record = StartRecord(tier=engine.tier, bytes=engine.bytes, predicted_s=candidate.estimate.total_s, spans=spans)
@@ -287,7 +265,7 @@ class ControlLoop:
         self.metrics.started(replica.model.name, engine.tier, actual_s)
         logger.info("replica_ready model=%s server=%s replica=%s s=%.3f", *_names(replica), actual_s)
         self.cluster.changed()
-        for waiting in [w for w in self._waiting if w.joined == replica.id]:
+        for waiting in self._room.joined(replica.id):
             self._give_place(waiting, replica)
         self.dispatch()
 
@@ -305,7 +283,7 @@ class ControlLoop:
         waiting.joined = None
         waiting.failed_starts += 1
         if code not in TRANSIENT or waiting.failed_starts >= self.limits.max_failed_starts:
-            self._give_error(waiting, LoadFailed(reason, code))
+            self._room.give_error(waiting, LoadFailed(reason, code))
             return
         avoid = waiting.request.avoid_servers | {replica.server}
         if len(avoid) >= len(self.cluster.servers):
@@ -324,7 +302,7 @@ class ControlLoop:
             self._ended.popitem(last=False)
         if not replica.lost.done():
             replica.lost.set_result(reason)
-        for waiting in [w for w in self._waiting if w.joined == replica.id]:
+        for waiting in self._room.joined(replica.id):
             self._send_on(waiting, replica, reason, code)
 
     def _evict(self, replica: ReplicaState) -> asyncio.Task[None]:
@@ -336,28 +314,34 @@ class ControlLoop:
 
     def _clean_up(self, replica: ReplicaState) -> asyncio.Task[None]:
         """End the engine, then begin Triton's unload, which takes a second more and holds no engine memory."""
-        task = self._spawn(self._release_and_unload(replica))
-        self._releasing[replica.server].add(task)
-        task.add_done_callback(self._releasing[replica.server].discard)
+        return self._release_engine(replica.server, replica.id, replica.model.name)
+
+    def _release_engine(self, server: ServerName, replica: ReplicaId, model: str) -> asyncio.Task[None]:
+        task = self._spawn(self._release_and_unload(server, replica, model))
+        self._releasing[server][replica] = task
+        task.add_done_callback(lambda _: self._releasing[server].pop(replica, None))
         return task
 
-    async def _release_and_unload(self, replica: ReplicaState) -> None:
+    async def _release_and_unload(self, server: ServerName, replica: ReplicaId, model: str) -> None:
+        """An unload names only the model: where a newer replica is there or on its way, its load replaced this one."""
         try:
-            await self.effects.release_engine(replica.server, replica.id, self.epoch)
-            if not any(
-                r.model.name == replica.model.name
-                for r in self.cluster.on_server(replica.server)
-                if r.phase is Phase.READY
-            ):
-                await self.effects.unload_model(replica.server, replica.model.name)
+            await self.effects.release_engine(server, replica, self.epoch)
+            if not any(other.model.name == model for other in self.cluster.on_server(server)):
+                await self.effects.unload_model(server, model)
         except EffectFailed as error:
-            logger.warning("release_failed model=%s server=%s replica=%s error=%s", *_names(replica), error)
+            logger.warning("release_failed model=%s server=%s replica=%s error=%s", model, server, replica, error)
 
     # News, from server_watch.py
 
     def knows(self, replica_id: ReplicaId) -> bool:
         """Whether the replica is one of ours, or was until it ended."""
         return replica_id in self.cluster.replicas or replica_id in self._ended
+
+    def still_there(self, server: ServerName, replica: ReplicaId, model: str) -> None:
+        """An agent shows a replica that ended here: its release did not reach the agent, so it is asked for again."""
+        if replica in self._ended and replica not in self._releasing[server]:
+            logger.warning("release_again model=%s server=%s replica=%s", model, server, replica)
+            self._release_engine(server, replica, model)
 
     def adopt(self, replica: ReplicaState) -> None:
         """A replica that an earlier scheduler started goes on serving."""
@@ -378,8 +362,8 @@ class ControlLoop:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for waiting in list(self._waiting):
-            self._give_error(waiting, LoadFailed("the scheduler is shutting down"))
+        for waiting in self._room.everyone():
+            self._room.give_error(waiting, LoadFailed("the scheduler is shutting down"))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

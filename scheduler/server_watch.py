@@ -24,7 +24,9 @@ from serverless_triton.scheduler.view import Phase
 logger = logging.getLogger(__name__)
 
 RETRY_S = 0.1
-READY_TIMEOUT_S = 2.0
+SILENCE_S = 10.0  # an agent repeats its state every 2 s
+ASK_AGAIN_S = 5.0
+READY_TIMEOUT_S = 15.0
 # A new agent hears from workers and stubs within this time; what it does not show before is not dead.
 SETTLE_S = 2.0
 CHANNEL_OPTIONS = (
@@ -50,21 +52,26 @@ class ServerWatch:
         try:
             await asyncio.gather(self._watch_agent(), self._watch_triton())
         finally:
-            for timer in self._timers:
-                timer.cancel()
+            self._stop_timers()
+
+    def _stop_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
 
     # The agent
 
     async def _watch_agent(self) -> None:
         while True:
             async with grpc.aio.insecure_channel(self.agent_address, options=CHANNEL_OPTIONS) as channel:
-                with contextlib.suppress(grpc.aio.AioRpcError):
+                with contextlib.suppress(grpc.aio.AioRpcError, asyncio.TimeoutError):
                     await self._follow(agent_pb2_grpc.NodeAgentStub(channel))
             self._set_agent(False)
             await asyncio.sleep(RETRY_S)
 
     async def _follow(self, stub: agent_pb2_grpc.NodeAgentStub) -> None:
-        async for state in stub.Watch(agent_pb2.WatchRequest()):
+        """Until the agent ends, or says nothing for longer than its heartbeats leave between them."""
+        call = stub.Watch(agent_pb2.WatchRequest())
+        while state := await asyncio.wait_for(call.read(), SILENCE_S):
             if not self.server.agent_up:
                 self._greet(state)
             self._take_over(state)
@@ -74,6 +81,7 @@ class ServerWatch:
             self.loop.epoch = state.highest_epoch + 1
         if self._seen_agent:
             self._settled = False
+            self._stop_timers()  # of an earlier restart: its end would judge this agent too soon
             self._timers = [asyncio.get_running_loop().call_later(SETTLE_S, self._settle)]
             for replica in self.loop.cluster.on_server(self.server.name):
                 replica.shown_from_version = 0  # the new agent counts anew
@@ -101,6 +109,8 @@ class ServerWatch:
             server.ssd_bytes_per_second = state.ssd_bytes_per_second
         server.worker_pids = {ReplicaId(replica.id): replica.worker_pid for replica in state.replicas}
         server.stub_pids = {ReplicaId(replica.id): replica.stub_pid for replica in state.replicas}
+        for shown in state.replicas:
+            self.loop.still_there(server.name, ReplicaId(shown.id), shown.model)
         self._adopt(state)
         if self._settled:
             self._bury(state)
@@ -143,10 +153,13 @@ class ServerWatch:
             while True:
                 state = channel.get_state(try_to_connect=True)
                 if state is grpc.ChannelConnectivity.READY and not await self._is_ready(stub):
+                    self._set_triton(False)
                     await asyncio.sleep(RETRY_S)
                     continue
                 self._set_triton(state is grpc.ChannelConnectivity.READY)
-                await channel.wait_for_state_change(state)
+                # Asked again at times: a stopped process keeps its sockets.
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(channel.wait_for_state_change(state), ASK_AGAIN_S)
 
     async def _is_ready(self, stub: service_pb2_grpc.GRPCInferenceServiceStub) -> bool:
         with contextlib.suppress(grpc.aio.AioRpcError):

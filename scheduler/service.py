@@ -19,7 +19,7 @@ from serverless_triton.scheduler.admission import ServerName
 from serverless_triton.scheduler.catalogue import Catalogue
 from serverless_triton.scheduler.cluster import Cluster, ServerState
 from serverless_triton.scheduler.config import ConfigError, SchedulerConfig, load_config
-from serverless_triton.scheduler.control_loop import ControlLimits, ControlLoop, ModelOrder
+from serverless_triton.scheduler.control_loop import ControlLimits, ControlLoop
 from serverless_triton.scheduler.gateway.gateway import Gateway
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.metrics import ControlMetrics
@@ -27,6 +27,7 @@ from serverless_triton.scheduler.server_watch import ServerWatch
 from serverless_triton.scheduler.status import cluster_status
 from serverless_triton.scheduler.triton_effects import ServerAddresses, TritonEffects
 from serverless_triton.scheduler.view import ModelView
+from serverless_triton.scheduler.waiting_room import ModelOrder
 
 logger = logging.getLogger(__name__)
 

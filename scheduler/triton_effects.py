@@ -15,6 +15,7 @@ from serverless_triton.backend import agent_pb2, agent_pb2_grpc
 from serverless_triton.backend.messages import REPLICA_PARAMETER
 from serverless_triton.scheduler.admission import ADMISSION_SPAN, ReplicaId, ServerName, Span
 from serverless_triton.scheduler.effects import EffectFailed, EngineOrder, EngineStarted
+from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.server_watch import CHANNEL_OPTIONS
 
 _AGENT_SPAN = "agent.start"
@@ -75,7 +76,10 @@ class TritonEffects:
         )
 
     async def load_model(self, server: ServerName, model: str, replica: ReplicaId) -> None:
-        config = json_format.MessageToDict(self._config_of(model), preserving_proto_field_name=True)
+        try:
+            config = json_format.MessageToDict(self._config_of(model), preserving_proto_field_name=True)
+        except SchedulerError as error:  # it went from the repository while it was being started
+            raise EffectFailed(error.code, str(error)) from error
         config.setdefault("parameters", {})[REPLICA_PARAMETER] = {"string_value": replica}
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
         request.parameters["config"].string_param = json.dumps(config)

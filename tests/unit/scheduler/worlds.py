@@ -8,11 +8,12 @@ from prometheus_client import CollectorRegistry
 
 from serverless_triton.scheduler.admission import ReplicaId, ServerName
 from serverless_triton.scheduler.cluster import Cluster, ServerState
-from serverless_triton.scheduler.control_loop import ControlLimits, ControlLoop, ModelOrder
+from serverless_triton.scheduler.control_loop import ControlLimits, ControlLoop
 from serverless_triton.scheduler.effects import FakeEffects
 from serverless_triton.scheduler.errors import UnknownModel
 from serverless_triton.scheduler.metrics import ControlMetrics
 from serverless_triton.scheduler.view import ClusterView, ModelView, Phase, ReplicaView, ServerView
+from serverless_triton.scheduler.waiting_room import ModelOrder
 
 GB = 1_000_000_000
 

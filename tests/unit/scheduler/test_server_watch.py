@@ -1,0 +1,142 @@
+"""What the control loop makes of a server's news; states come by hand."""
+
+from __future__ import annotations
+
+import asyncio
+
+from serverless_triton.backend import agent_pb2
+from serverless_triton.scheduler.admission import ReplicaId, ServerName, StreamId
+from serverless_triton.scheduler.server_watch import ServerWatch
+from tests.unit.scheduler.worlds import GB, World, model, world
+
+A = model("a")
+S0 = ServerName("s0")
+
+
+def watch(w: World) -> ServerWatch:
+    w.loop.cluster.servers[S0].agent_up = False
+    return ServerWatch(w.loop, w.loop.cluster.servers[S0], "agent:1")
+
+
+def state(
+    version: int, *replicas: str, phase: agent_pb2.Phase = agent_pb2.READY, epoch: int = 0
+) -> agent_pb2.NodeState:
+    shown = [agent_pb2.Replica(id=name, model=name.partition("-")[0], phase=phase) for name in replicas]
+    return agent_pb2.NodeState(
+        node="s0",
+        version=version,
+        highest_epoch=epoch,
+        device_memory_bytes=2 * GB,
+        dram_bytes=4 * GB,
+        workers_ready=True,
+        ssd_bytes_per_second=5e8,
+        replicas=shown,
+        images=[agent_pb2.Image(checkpoint="/models/a", bytes=1)],
+    )
+
+
+def hear(news: ServerWatch, *states: agent_pb2.NodeState) -> None:
+    for one in states:
+        if not news.server.agent_up:
+            news._greet(one)
+        news._take_over(one)
+
+
+async def test_budgets_tiers_and_bandwidth_are_taken_over() -> None:
+    w = world("s0", models=(A,))
+    hear(watch(w), state(1))
+    (seen,) = w.loop.cluster.view().servers
+    assert (seen.device_memory_bytes, seen.dram_bytes, seen.ssd_bytes_per_second) == (2 * GB, 4 * GB, 5e8)
+    assert seen.in_dram == {"/models/a"}
+
+
+async def test_a_server_whose_workers_are_not_warm_takes_no_starts() -> None:
+    w = world("s0", models=(A,))
+    cold = state(1)
+    cold.workers_ready = False
+    hear(watch(w), cold)
+    assert w.loop.cluster.view().servers == ()
+
+
+async def test_a_new_scheduler_leads_with_a_higher_epoch() -> None:
+    w = world("s0", models=(A,))
+    hear(watch(w), state(1, epoch=7))
+    assert w.loop.epoch == 8
+
+
+async def test_replicas_of_an_earlier_scheduler_are_adopted_only_when_ready_and_known() -> None:
+    w = world("s0", models=(A,))
+    news = watch(w)
+    hear(news, state(1, "a-1", phase=agent_pb2.LOADED))
+    assert w.loop.cluster.replicas == {}
+    hear(news, state(2, "a-1", "unheard-1"))
+    assert set(w.loop.cluster.replicas) == {"a-1"}
+
+
+async def test_a_replica_that_is_shown_no_more_is_lost() -> None:
+    w = world("s0", models=(A,))
+    news = watch(w)
+    hear(news, state(1, "a-1"))
+    place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    hear(news, state(2))
+    assert place.lost.done()
+
+
+async def test_a_state_from_before_a_start_ended_says_nothing_about_it() -> None:
+    w = world("s0", models=(A,))
+    news = watch(w)
+    place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    w.loop.cluster.replicas[place.replica].shown_from_version = 5
+    hear(news, state(4))
+    assert not place.lost.done()
+    hear(news, state(5))
+    assert place.lost.done()
+
+
+async def test_a_new_agent_is_given_time_to_hear_from_its_workers() -> None:
+    w = world("s0", models=(A,))
+    news = watch(w)
+    hear(news, state(9, "a-1"))
+    place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    news._set_agent(False)
+    hear(news, state(1))
+    assert not place.lost.done()
+    news._settle()
+    assert place.lost.done()
+    news._stop_timers()
+
+
+async def test_a_second_restart_within_that_time_begins_it_anew() -> None:
+    w = world("s0", models=(A,))
+    news = watch(w)
+    hear(news, state(9, "a-1"))
+    for _ in range(2):
+        news._set_agent(False)
+        hear(news, state(1))
+    first, *others = news._timers
+    assert others == []
+    assert not first.cancelled()
+    news._stop_timers()
+    assert first.cancelled()
+
+
+async def test_an_ended_replica_that_is_still_shown_is_released_again() -> None:
+    w = world("s0", models=(A,))
+    news = watch(w)
+    hear(news, state(1, "a-1"))
+    await w.loop.release("a", timeout_s=1.0)
+    await asyncio.sleep(0)
+    hear(news, state(2, "a-1"))
+    await asyncio.sleep(0)
+    assert [call for call in w.effects.calls if call[0] == "release_engine"] == [("release_engine", S0, "a-1")] * 2
+    assert ReplicaId("a-1") not in w.loop.cluster.replicas
+
+
+async def test_a_server_that_goes_down_takes_its_replicas_with_it() -> None:
+    w = world("s0", models=(A,))
+    news = watch(w)
+    hear(news, state(1, "a-1"))
+    place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    news._set_triton(False)
+    assert place.lost.result() == "server s0 went down"
+    assert w.loop.cluster.view().servers == ()
