@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -47,10 +47,20 @@ def _error(code: str, message: str) -> Any:
 
 @dataclass
 class InFlight:
-    """One request between `execute` and its final response."""
+    """One request between `execute` and its final response, which Triton wants exactly once and last."""
 
     sender: Any
     attempt: int
+    ended: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def send(self, response: Any, final: bool) -> None:
+        """Dropped after the final one: a cancellation may overtake what the engine said. Any thread."""
+        with self.lock:
+            if self.ended:
+                return
+            self.ended = final
+            self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
 
 
 class TritonPythonModel:
@@ -106,7 +116,7 @@ class TritonPythonModel:
         try:
             message = read_request(number, lambda name: _array(request, name), json.loads(request.parameters() or "{}"))
         except ValueError as error:
-            _finish(sender, _error("INVALID_ARGUMENT", str(error)))
+            InFlight(sender=sender, attempt=0).send(_failure("INVALID_ARGUMENT", str(error)), final=True)
             return
         with self._lock:
             self._in_flight[number] = InFlight(sender=sender, attempt=message.attempt)
@@ -120,32 +130,52 @@ class TritonPythonModel:
         try:
             while True:
                 message, _ = self._worker.receive()
-                if isinstance(message, Tokens):
-                    self._respond(message)
-                elif isinstance(message, Failed):
-                    self._fail(message.request, message.code, message.message)
+                if isinstance(message, (Tokens, Failed)):
+                    self._relay(message)
         except (ChannelClosed, ProtocolError, OSError):
+            self._worker.close()  # after garbage it is still open, and a request sent into it would wait for ever
             with self._lock:
                 numbers = list(self._in_flight)
             for number in numbers:
-                self._fail(number, "UNAVAILABLE", f"the engine worker of model '{self._model}' died")
+                self._end(number, "UNAVAILABLE", f"the engine worker of model '{self._model}' died")
+
+    def _relay(self, message: Tokens | Failed) -> None:
+        """What one message does wrong ends its request, never the thread that every stream lives by."""
+        try:
+            if isinstance(message, Tokens):
+                self._respond(message)
+            else:
+                self._fail(message.request, message.code, message.message)
+        except Exception as error:  # noqa: BLE001 - numpy, Triton's bindings: each its own exceptions
+            _log(f"relay_failed model={self._model} error={type(error).__name__}")
+            self._end(message.request, "INTERNAL", f"a response of model '{self._model}' could not be sent")
 
     def _respond(self, message: Tokens) -> None:
         with self._lock:
             flight = self._in_flight.get(message.request)
-            if flight is not None and message.finish_reason is not None:
-                del self._in_flight[message.request]
         if flight is None:
             return
         tensors = [pb_utils.Tensor(name, array) for name, array in response_arrays(message, flight.attempt)]
-        final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if message.finish_reason is not None else 0
-        flight.sender.send(pb_utils.InferenceResponse(tensors), flags=final)
+        final = message.finish_reason is not None
+        flight.send(pb_utils.InferenceResponse(tensors), final)
+        if final:
+            self._forget(message.request)
 
     def _fail(self, number: int, code: str, message: str) -> None:
-        with self._lock:
-            flight = self._in_flight.pop(number, None)
+        flight = self._forget(number)
         if flight is not None:
-            _finish(flight.sender, _error(code, message))
+            flight.send(_failure(code, message), final=True)
+
+    def _forget(self, number: int) -> InFlight | None:
+        with self._lock:
+            return self._in_flight.pop(number, None)
+
+    def _end(self, number: int, code: str, message: str) -> None:
+        """Like `_fail`, for where there is nobody left to tell that it went wrong."""
+        try:
+            self._fail(number, code, message)
+        except Exception as error:  # noqa: BLE001 - as in `_relay`
+            _log(f"fail_failed model={self._model} error={type(error).__name__}")
 
     def _stay_known(self) -> None:
         """An agent that restarts learns of this stub from the stub itself."""
@@ -170,13 +200,18 @@ class TritonPythonModel:
             with self._lock:
                 flights = list(self._in_flight.items())
             for number, flight in flights:
-                if flight.sender.is_cancelled():
-                    self._cancel(number)
+                self._cancel_if_asked(number, flight)
 
-    def _cancel(self, number: int) -> None:
+    def _cancel_if_asked(self, number: int, flight: InFlight) -> None:
+        try:
+            if not flight.sender.is_cancelled():
+                return
+        except Exception as error:  # noqa: BLE001 - Triton's bindings; the next poll asks again
+            _log(f"cancel_unknown model={self._model} error={type(error).__name__}")
+            return
         with contextlib.suppress(ChannelClosed):  # its requests are being failed already
             self._worker.send(Cancel(request=number))
-        self._fail(number, "CANCELLED", "the request was cancelled")
+        self._end(number, "CANCELLED", "the request was cancelled")
 
 
 def _array(request: Any, name: str) -> Any:
@@ -184,5 +219,9 @@ def _array(request: Any, name: str) -> Any:
     return None if tensor is None else tensor.as_numpy()
 
 
-def _finish(sender: Any, error: Any) -> None:
-    sender.send(pb_utils.InferenceResponse(error=error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+def _failure(code: str, message: str) -> Any:
+    return pb_utils.InferenceResponse(error=_error(code, message))
+
+
+def _log(line: str) -> None:
+    pb_utils.Logger.log_error(f"serverless_triton {line}")
