@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from .client import Attachment, Store
     from .errors import (
         CheckpointChanged,
+        CheckpointCorrupted,
         CheckpointError,
         CheckpointIndexInvalid,
         CheckpointNotFound,
         CheckpointTruncated,
         CheckpointUnreadable,
+        CheckpointUnwritable,
+        ChunkHashesInvalid,
+        ChunkHashesMissing,
         ImageLeased,
         LoaderError,
         NotSafetensors,
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
         UnsafeCheckpoint,
         UnsupportedDtype,
     )
+    from .integrity import IntegrityReport, hash_checkpoint, verify_checkpoint
     from .messages import ImageStatus, LoadReceipt, StoreStatus
     from .standalone import load_file
 
@@ -41,19 +46,27 @@ _HOMES = {
     "LoadReceipt": "messages",
     "StoreStatus": "messages",
     "ImageStatus": "messages",
+    "IntegrityReport": "integrity",
+    "hash_checkpoint": "integrity",
+    "verify_checkpoint": "integrity",
 }
 
 __all__ = [
     "Attachment",
     "Checkpoint",
     "CheckpointChanged",
+    "CheckpointCorrupted",
     "CheckpointError",
     "CheckpointIndexInvalid",
     "CheckpointNotFound",
     "CheckpointTruncated",
     "CheckpointUnreadable",
+    "CheckpointUnwritable",
+    "ChunkHashesInvalid",
+    "ChunkHashesMissing",
     "ImageLeased",
     "ImageStatus",
+    "IntegrityReport",
     "LoadReceipt",
     "LoaderError",
     "NotSafetensors",
@@ -67,7 +80,9 @@ __all__ = [
     "StoreUnavailable",
     "UnsafeCheckpoint",
     "UnsupportedDtype",
+    "hash_checkpoint",
     "load_file",
+    "verify_checkpoint",
 ]
 
 

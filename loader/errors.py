@@ -6,6 +6,10 @@
     │   ├── CheckpointUnreadable      the operating system refused (permissions, I/O error)
     │   ├── CheckpointTruncated       a file ends before the bytes its header promises
     │   ├── CheckpointChanged         a file was replaced or written while it was being read
+    │   ├── CheckpointCorrupted       a chunk's bytes differ from those that its hash was taken of
+    │   ├── ChunkHashesInvalid        the hashes beside a file are malformed or of another version of it
+    │   ├── ChunkHashesMissing        there is nothing to verify a file against
+    │   ├── CheckpointUnwritable      the operating system refused to write (permissions, no space left)
     │   ├── CheckpointIndexInvalid    the shard index is malformed or names files it may not name
     │   ├── NotSafetensors            the bytes are not a valid safetensors file
     │   ├── UnsupportedDtype          valid, but this torch has no such dtype
@@ -40,12 +44,28 @@ class CheckpointUnreadable(CheckpointError):
     """The operating system refused to read the file."""
 
 
+class CheckpointUnwritable(CheckpointError):
+    """The operating system refused to write beside or for a checkpoint."""
+
+
 class CheckpointTruncated(CheckpointError):
     """A file ends before the bytes its header promises."""
 
 
 class CheckpointChanged(CheckpointError):
     """A file was replaced or written while it was being read."""
+
+
+class CheckpointCorrupted(CheckpointError):
+    """A chunk's bytes differ from those that its hash was taken of."""
+
+
+class ChunkHashesInvalid(CheckpointError):
+    """The hashes beside a file are malformed or belong to another version of it."""
+
+
+class ChunkHashesMissing(CheckpointError):
+    """There is nothing to verify a file against."""
 
 
 class CheckpointIndexInvalid(CheckpointError):

@@ -8,9 +8,6 @@ cd "$(dirname "$0")/.."
 log=$venv/packages.log
 : >"$log"
 
-# The CPU build of torch is on PyTorch's own index, unless this machine's pip finds it by itself.
-readonly TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
-
 pip_install() {
     "$venv/bin/python" -m pip install --disable-pip-version-check --no-input -c constraints.txt "$@" 2>&1 | tee -a "$log" |
         awk '/^ *Downloading .* MB\)/ { split($2, name, "-"); print "      " name[1], $(NF - 1), $NF; fflush() }
@@ -35,8 +32,8 @@ install_torch() {
     if [[ $torch_build == cuda ]]; then
         pip_install "torch==$torch_version"
     else
-        pip_install "torch==$torch_version+cpu" ||
-            pip_install --extra-index-url "$TORCH_CPU_INDEX" --retries 1 "torch==$torch_version+cpu" ||
+        # Where pip doesn't find the CPU build by itself, the user can name an index that has it.
+        pip_install ${SERVERLESS_TRITON_TORCH_INDEX:+--extra-index-url "$SERVERLESS_TRITON_TORCH_INDEX"} "torch==$torch_version+cpu" ||
             { echo "      no CPU build of torch found: installing the CUDA build (about 3 GB)" && pip_install "torch==$torch_version"; }
     fi
 }

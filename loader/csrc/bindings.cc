@@ -10,12 +10,15 @@
 #include <string>
 #include <vector>
 
+#include "chunk_hasher.h"
 #include "errors.h"
 #include "file_image.h"
 #include "index_reader.h"
 #include "memory_file.h"
+#include "read_job.h"
 #include "reader.h"
 #include "safetensors.h"
+#include "xxh3.h"
 
 namespace py = pybind11;
 namespace st = serverless_triton::loader;
@@ -35,6 +38,8 @@ void translate(std::exception_ptr failure) {
         raise_as("NotSafetensors", error);
     } catch (const st::CheckpointTruncated& error) {
         raise_as("CheckpointTruncated", error);
+    } catch (const st::CheckpointCorrupted& error) {
+        raise_as("CheckpointCorrupted", error);
     } catch (const st::CheckpointNotFound& error) {
         raise_as("CheckpointNotFound", error);
     } catch (const st::CheckpointUnreadable& error) {
@@ -68,23 +73,68 @@ st::HeaderIndex parse_index(const py::buffer& memory, std::size_t offset, std::u
     return st::parse_header(bytes.subspan(offset), file_bytes, file_name);
 }
 
+// Hashes as hexadecimal text, the way Python reads and writes them.
+using HexDigests = std::vector<std::string>;
+
+std::vector<st::Digest> digests_of(const HexDigests& texts) {
+    std::vector<st::Digest> digests;
+    for (const std::string& text : texts) {
+        const auto digest = st::from_hex(text);
+        if (!digest)
+            throw py::value_error("a hash is 32 lower-case hexadecimal digits");
+        digests.push_back(*digest);
+    }
+    return digests;
+}
+
+std::vector<std::vector<st::Digest>> digests_of(const std::vector<HexDigests>& files) {
+    std::vector<std::vector<st::Digest>> digests;
+    for (const HexDigests& texts : files)
+        digests.push_back(digests_of(texts));
+    return digests;
+}
+
+std::string xxh3_128(const py::buffer& data) {
+    const py::buffer_info info = data.request();
+    const py::gil_scoped_release release;
+    return st::to_hex(st::xxh3_128(bytes_of(info)));
+}
+
+HexDigests hash_chunks(const st::FileImage& file, unsigned threads, st::ReadJob& job) {
+    const py::gil_scoped_release release;
+    HexDigests texts;
+    for (const st::Digest& digest : st::hash_chunks(file, threads, job))
+        texts.push_back(st::to_hex(digest));
+    return texts;
+}
+
+void verify_chunks(const st::FileImage& file, const HexDigests& expected, unsigned threads, st::ReadJob& job) {
+    const std::vector<st::Digest> digests = digests_of(expected);
+    const py::gil_scoped_release release;
+    st::verify_chunks(file, digests, threads, job);
+}
+
 std::vector<st::Transfer> transfers_of(const std::vector<const st::FileImage*>& files, std::span<std::byte> memory,
-                                       const std::vector<std::uint64_t>& offsets) {
-    if (files.size() != offsets.size())
-        throw py::value_error("one offset is needed for each file");
+                                       const std::vector<std::uint64_t>& offsets,
+                                       const std::vector<std::vector<st::Digest>>& hashes) {
+    if (files.size() != offsets.size() || (!hashes.empty() && files.size() != hashes.size()))
+        throw py::value_error("one offset, and one list of hashes if any, is needed for each file");
     std::vector<st::Transfer> transfers;
     for (std::size_t i = 0; i < files.size(); ++i) {
         if (offsets[i] > memory.size())
             throw py::value_error("offset lies past the end of the memory");
-        transfers.push_back({files[i], memory.subspan(offsets[i])});
+        const std::span<const st::Digest> digests = hashes.empty() ? std::span<const st::Digest>() : hashes[i];
+        transfers.push_back({files[i], memory.subspan(offsets[i]), digests});
     }
     return transfers;
 }
 
 template <typename Memory>
 st::ReadReport read_into(st::Reader& reader, const std::vector<const st::FileImage*>& files, Memory& memory,
-                         const std::vector<std::uint64_t>& offsets, st::ReadJob& job) {
-    const std::vector<st::Transfer> transfers = transfers_of(files, memory.span(), offsets);
+                         const std::vector<std::uint64_t>& offsets, st::ReadJob& job,
+                         const std::vector<HexDigests>& hashes) {
+    const std::vector<std::vector<st::Digest>> digests = digests_of(hashes);
+    const std::vector<st::Transfer> transfers = transfers_of(files, memory.span(), offsets, digests);
     const py::gil_scoped_release release;
     return reader.read(transfers, job);
 }
@@ -123,7 +173,9 @@ void bind_files(py::module_& m) {
         .def_property_readonly("supports_direct", &st::FileImage::supports_direct)
         .def("fileno", &st::FileImage::fd)
         .def("is_unchanged", &st::FileImage::is_unchanged)
-        .def("is_resident", [](const st::FileImage& file) { return file.is_resident(0, file.bytes()); }, ReleaseGil());
+        .def(
+            "is_resident", [](const st::FileImage& file) { return file.is_resident(0, file.bytes()); }, ReleaseGil())
+        .def("is_resident", &st::FileImage::is_resident, py::arg("offset"), py::arg("length"), ReleaseGil());
 }
 
 void bind_memory(py::module_& m) {
@@ -152,11 +204,20 @@ void bind_reader(py::module_& m) {
         .def_readonly("direct_bytes", &st::ReadReport::direct_bytes);
     py::class_<st::Reader>(m, "Reader")
         .def(py::init<unsigned, std::uint64_t, std::uint64_t>(), py::kw_only(), py::arg("threads"),
-             py::arg("chunk_bytes") = st::kDefaultChunkBytes, py::arg("bytes_per_second") = 0)
+             py::arg("chunk_bytes") = st::kChunkBytes, py::arg("bytes_per_second") = 0)
         .def_property_readonly("bytes_per_second", &st::Reader::bytes_per_second)
         .def("read", &read_into<st::MemoryFile>, py::arg("files"), py::arg("memory"), py::arg("offsets"),
-             py::arg("job"))
-        .def("read", &read_into<st::Mapping>, py::arg("files"), py::arg("memory"), py::arg("offsets"), py::arg("job"));
+             py::arg("job"), py::arg("hashes") = std::vector<HexDigests>())
+        .def("read", &read_into<st::Mapping>, py::arg("files"), py::arg("memory"), py::arg("offsets"), py::arg("job"),
+             py::arg("hashes") = std::vector<HexDigests>());
+}
+
+void bind_hashes(py::module_& m) {
+    m.attr("CHUNK_BYTES") = st::kChunkBytes;
+    m.def("xxh3_128", &xxh3_128, py::arg("data"));
+    m.def("hash_chunks", &hash_chunks, py::arg("file"), py::kw_only(), py::arg("threads"), py::arg("job"));
+    m.def("verify_chunks", &verify_chunks, py::arg("file"), py::arg("expected"), py::kw_only(), py::arg("threads"),
+          py::arg("job"));
 }
 
 }  // namespace
@@ -169,5 +230,6 @@ PYBIND11_MODULE(_core, m) {
     bind_files(m);
     bind_memory(m);
     bind_reader(m);
+    bind_hashes(m);
     m.def("die_with_parent", &die_with_parent);
 }

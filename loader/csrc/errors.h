@@ -21,6 +21,11 @@ struct CheckpointTruncated : LoaderError {
     using LoaderError::LoaderError;
 };
 
+// A chunk's bytes are not those that its hash was taken of.
+struct CheckpointCorrupted : LoaderError {
+    using LoaderError::LoaderError;
+};
+
 struct CheckpointNotFound : LoaderError {
     using LoaderError::LoaderError;
 };

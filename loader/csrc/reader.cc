@@ -3,15 +3,15 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
-#include <exception>
-#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "errors.h"
+#include "workers.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -28,6 +28,7 @@ struct Chunk {
     std::uint64_t offset;
     std::uint64_t length;              // bytes of the file
     std::span<std::byte> destination;  // length rounded up to the alignment
+    const Digest* hash;                // null where the bytes are taken as they come
 };
 
 std::uint64_t rounded_up(std::uint64_t bytes) {
@@ -41,13 +42,21 @@ void check_destination(const Transfer& transfer) {
         throw std::invalid_argument("the memory for " + transfer.file->path() + " is too small or unaligned");
 }
 
+void check_hashes(const Transfer& transfer, std::uint64_t chunk_bytes) {
+    if (!transfer.hashes.empty() && transfer.hashes.size() != chunks_in(transfer.file->bytes(), chunk_bytes))
+        throw std::invalid_argument("one hash is needed for each chunk of " + transfer.file->path());
+}
+
 std::vector<Chunk> cut(std::span<const Transfer> transfers, std::uint64_t chunk_bytes) {
     std::vector<Chunk> chunks;
     for (const Transfer& transfer : transfers) {
         check_destination(transfer);
+        check_hashes(transfer, chunk_bytes);
         for (std::uint64_t offset = 0; offset < transfer.file->bytes(); offset += chunk_bytes) {
             const std::uint64_t length = std::min(chunk_bytes, transfer.file->bytes() - offset);
-            chunks.push_back({transfer.file, offset, length, transfer.destination.subspan(offset, rounded_up(length))});
+            const Digest* hash = transfer.hashes.empty() ? nullptr : &transfer.hashes[offset / chunk_bytes];
+            const auto destination = transfer.destination.subspan(offset, rounded_up(length));
+            chunks.push_back({transfer.file, offset, length, destination, hash});
         }
     }
     return chunks;
@@ -65,40 +74,25 @@ void populate(std::span<std::byte> memory) {
 // The threads of one read(): they take chunks in order until none is left, one failed, or the job was cancelled.
 class Pool {
   public:
-    Pool(std::vector<Chunk> chunks, Throttle& throttle, ReadJob& job)
-        : chunks_(std::move(chunks)), throttle_(throttle), job_(job) {}
+    Pool(std::span<const Transfer> transfers, std::uint64_t chunk_bytes, Throttle& throttle, ReadJob& job)
+        : chunks_(cut(transfers, chunk_bytes)), chunk_bytes_(chunk_bytes), throttle_(throttle), job_(job) {}
 
     ReadReport run(unsigned threads) {
-        {
-            std::vector<std::jthread> workers;
-            const auto useful = std::min<std::size_t>(threads, chunks_.size());
-            for (std::size_t i = 1; i < useful; ++i)
-                workers.emplace_back([this] { work(); });
-            work();
-        }
-        if (failure_)
-            std::rethrow_exception(failure_);
+        share_tasks(threads, chunks_.size(), [this](const auto& next) {
+            for (std::size_t i = next(); i < chunks_.size(); i = next())
+                take(chunks_[i]);
+        });
         return {disk_bytes_, page_cache_bytes_, direct_bytes_};
     }
 
   private:
-    void work() noexcept {
-        try {
-            for (std::size_t i = next_++; i < chunks_.size() && !stopped_; i = next_++)
-                take(chunks_[i]);
-        } catch (...) {
-            const std::lock_guard lock(failure_mutex_);
-            if (!failure_)
-                failure_ = std::current_exception();
-            stopped_ = true;
-        }
-    }
-
     void take(const Chunk& chunk) {
-        stop_if_cancelled();
+        job_.stop_if_cancelled();
         populate(chunk.destination);
         const auto began_at = Throttle::Clock::now();
-        fetch(chunk);
+        const Source source = fetch(chunk);
+        if (chunk.hash != nullptr)
+            verify(chunk, source);
         pay(chunk.length, began_at);
     }
 
@@ -113,39 +107,37 @@ class Pool {
         }
     }
 
-    void fetch(const Chunk& chunk) {
+    Source fetch(const Chunk& chunk) {
         const bool cached = !throttle_.is_limited() && chunk.file->is_resident(chunk.offset, chunk.length);
         (cached ? page_cache_bytes_ : disk_bytes_) += chunk.length;
         if (!cached && chunk.file->supports_direct() &&
             chunk.file->read_direct(chunk.offset, chunk.destination, chunk.length)) {
             direct_bytes_ += chunk.length;
-            return;
+            return Source::kSsd;
         }
         chunk.file->read(chunk.offset, chunk.destination.first(chunk.length));
+        return cached ? Source::kPageCache : Source::kSsd;
+    }
+
+    void verify(const Chunk& chunk, Source source) const {
+        const std::uint64_t index = chunk.offset / chunk_bytes_;
+        check_chunk(*chunk.file, index, chunk.offset, chunk.destination.first(chunk.length), *chunk.hash, source);
     }
 
     void wait_until(Throttle::Clock::time_point complete_at) {
         for (auto now = Throttle::Clock::now(); now < complete_at; now = Throttle::Clock::now()) {
-            stop_if_cancelled();
+            job_.stop_if_cancelled();
             std::this_thread::sleep_for(std::min<Throttle::Clock::duration>(complete_at - now, kCancelPoll));
         }
     }
 
-    void stop_if_cancelled() const {
-        if (job_.is_cancelled())
-            throw ReadCancelled("the load was cancelled; load it again if it is still wanted");
-    }
-
     const std::vector<Chunk> chunks_;
+    const std::uint64_t chunk_bytes_;
     Throttle& throttle_;
     ReadJob& job_;
-    std::atomic<std::size_t> next_{0};
-    std::atomic<bool> stopped_{false};
     std::atomic<std::uint64_t> disk_bytes_{0};
     std::atomic<std::uint64_t> page_cache_bytes_{0};
     std::atomic<std::uint64_t> direct_bytes_{0};
-    std::mutex failure_mutex_;
-    std::exception_ptr failure_;
 };
 
 }  // namespace
@@ -160,7 +152,7 @@ Reader::Reader(unsigned threads, std::uint64_t chunk_bytes, std::uint64_t bytes_
 }
 
 ReadReport Reader::read(std::span<const Transfer> transfers, ReadJob& job) {
-    return Pool(cut(transfers, chunk_bytes_), throttle_, job).run(threads_);
+    return Pool(transfers, chunk_bytes_, throttle_, job).run(threads_);
 }
 
 }  // namespace serverless_triton::loader

@@ -5,35 +5,23 @@
 // cache, which all nodes of a machine share.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <span>
 
+#include "chunk_hasher.h"
 #include "file_image.h"
+#include "read_job.h"
 #include "throttle.h"
 
 namespace serverless_triton::loader {
 
-inline constexpr std::uint64_t kDefaultChunkBytes = 8 * 1024 * 1024;
-
 // One file and where it goes: page-aligned memory of at least the file's size rounded up to kAlignmentBytes. What lies
-// between the file's end and that size is undefined afterwards.
+// between the file's end and that size is undefined afterwards. With `hashes`, one a chunk, the bytes are verified;
+// none means that they are taken as they come.
 struct Transfer {
     const FileImage* file = nullptr;
     std::span<std::byte> destination;
-};
-
-// The handle of one read() call: any thread may cancel it or look at its progress while another is inside read().
-class ReadJob {
-  public:
-    void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
-    [[nodiscard]] bool is_cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
-    [[nodiscard]] std::uint64_t bytes_done() const { return bytes_done_.load(std::memory_order_relaxed); }
-    void add_done(std::uint64_t bytes) { bytes_done_.fetch_add(bytes, std::memory_order_relaxed); }
-
-  private:
-    std::atomic<bool> cancelled_{false};
-    std::atomic<std::uint64_t> bytes_done_{0};
+    std::span<const Digest> hashes = {};
 };
 
 // Where the bytes of one read() came from.
@@ -49,9 +37,10 @@ class Reader {
     // `bytes_per_second` 0 means unthrottled.
     Reader(unsigned threads, std::uint64_t chunk_bytes, std::uint64_t bytes_per_second);
 
-    // Blocks until every byte is in place, and starts and ends its own threads. Any number of threads may call it at
-    // once; they share the throttle. Throws the first failure of any chunk once all threads have stopped:
-    // CheckpointTruncated, CheckpointUnreadable, OutOfMemory, ReadCancelled.
+    // Blocks until every byte is in place, and verified where there are hashes; starts and ends its own threads. Any
+    // number of threads may call it at once; they share the throttle. Throws the first failure of any chunk once all
+    // threads have stopped: CheckpointTruncated, CheckpointUnreadable, CheckpointCorrupted, OutOfMemory, ReadCancelled;
+    // std::invalid_argument where memory or hashes do not fit the file.
     [[nodiscard]] ReadReport read(std::span<const Transfer> transfers, ReadJob& job);
 
     [[nodiscard]] std::uint64_t bytes_per_second() const { return throttle_.bytes_per_second(); }

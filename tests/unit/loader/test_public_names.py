@@ -9,13 +9,18 @@ PUBLIC_NAMES = {
     "Attachment",
     "Checkpoint",
     "CheckpointChanged",
+    "CheckpointCorrupted",
     "CheckpointError",
     "CheckpointIndexInvalid",
     "CheckpointNotFound",
     "CheckpointTruncated",
     "CheckpointUnreadable",
+    "CheckpointUnwritable",
+    "ChunkHashesInvalid",
+    "ChunkHashesMissing",
     "ImageLeased",
     "ImageStatus",
+    "IntegrityReport",
     "LoadReceipt",
     "LoaderError",
     "NotSafetensors",
@@ -29,7 +34,9 @@ PUBLIC_NAMES = {
     "StoreUnavailable",
     "UnsafeCheckpoint",
     "UnsupportedDtype",
+    "hash_checkpoint",
     "load_file",
+    "verify_checkpoint",
 }
 
 

@@ -84,8 +84,8 @@ async def test_a_replica_that_is_shown_no_more_is_lost() -> None:
 
 async def test_a_state_from_before_a_start_ended_says_nothing_about_it() -> None:
     w = world("s0", models=(A,))
-    news = watch(w)
     place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    news = watch(w)
     w.loop.cluster.replicas[place.replica].shown_from_version = 5
     hear(news, state(4))
     assert not place.lost.done()
