@@ -12,11 +12,12 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,9 +55,14 @@ class Run:
         return f"st-{self.id}-"
 
     @classmethod
-    def create(cls, parent: Path | None = None) -> Run:
-        """Its directory is 0700; sockets in it need a short path."""
-        return cls(id=secrets.token_hex(4), directory=Path(tempfile.mkdtemp(prefix="st-", dir=parent)))
+    @contextlib.contextmanager
+    def create(cls) -> Iterator[Run]:
+        """Its directory is 0700 and goes with the context; sockets in it need a short path."""
+        run = cls(id=secrets.token_hex(4), directory=Path(tempfile.mkdtemp(prefix="st-")))
+        try:
+            yield run
+        finally:
+            shutil.rmtree(run.directory, ignore_errors=True)
 
 
 class Supervisor:

@@ -44,13 +44,24 @@ class ClusterConfig:
 
 def load_cluster_config(path: Path | None, overrides: dict[str, Any]) -> ClusterConfig:
     """From a YAML file, if there is one, and what the command line says above it. Raises ConfigError."""
-    raw = (yaml.safe_load(path.read_text()) or {}) if path else {}
+    raw = _read(path) if path else {}
     for name, value in overrides.items():
         if isinstance(value, dict):
             value = {**raw.get(name, {}), **value}
         raw[name] = value
-    raw["model_repository"] = Path(raw["model_repository"]).resolve()
+    if "model_repository" in raw:
+        raw["model_repository"] = Path(raw["model_repository"]).resolve()
     return parse_dataclass(ClusterConfig, raw, "configuration")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must be a mapping of names to values, not {type(raw).__name__}")
+    return raw
 
 
 def run_cluster(config: ClusterConfig, logs: Path, report: Callable[[str], None]) -> None:
@@ -60,12 +71,12 @@ def run_cluster(config: ClusterConfig, logs: Path, report: Callable[[str], None]
     """
     _require_free(config.gateway)
     installation = find_triton(report=report)
-    run = Run.create()
-    backends = assemble_backend_directory(installation, run.directory / "backends")
     nodes = _nodes(config)
-    specs = [spec for node in nodes for spec in node_processes(node, run, installation, backends)]
-    specs.append(_scheduler(config, nodes, run))
-    supervise(run, specs, logs)
+    with Run.create() as run:
+        backends = assemble_backend_directory(installation, run.directory / "backends")
+        specs = [spec for node in nodes for spec in node_processes(node, run, installation, backends)]
+        specs.append(_scheduler(config, nodes, run))
+        supervise(run, specs, logs)
 
 
 def _require_free(gateway: GatewaySettings) -> None:

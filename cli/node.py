@@ -34,6 +34,6 @@ def command(model_repository: Path, logs: Path, **options: Any) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     config = NodeConfig(model_repository=model_repository.resolve(), **options)
     installation = find_triton(report=lambda message: click.echo(message, err=True))
-    run = Run.create()
-    backends = assemble_backend_directory(installation, run.directory / "backends")
-    supervise(run, node_processes(config, run, installation, backends), logs)
+    with Run.create() as run:
+        backends = assemble_backend_directory(installation, run.directory / "backends")
+        supervise(run, node_processes(config, run, installation, backends), logs)

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +51,33 @@ class StockTriton:
         self._log = logs / f"stock{'' if auto_complete else '-no-auto-complete'}.log"
 
     def __enter__(self) -> StockTriton:
-        self._run = Run.create()
-        http_port, grpc_port = free_ports(2)
-        repository = self._make_repository()
+        with ExitStack() as stack:
+            self._run = stack.enter_context(Run.create())
+            http_port, grpc_port = free_ports(2)
+            stack.callback(remove_shared_memory, self._run.shm_prefix)
+            self._start(self._command(http_port, grpc_port))
+            stack.callback(self._end)
+            self._client = triton_grpc.InferenceServerClient(f"127.0.0.1:{grpc_port}")
+            stack.callback(self._client.close)
+            self._until(self._client.is_server_ready, READY_TIMEOUT_S, "the server is ready")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _end(self) -> None:
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=UNLOAD_TIMEOUT_S)
+        self._process.kill()
+        self._process.wait()
+
+    def _command(self, http_port: int, grpc_port: int) -> list[str]:
         backends = assemble_backend_directory(self._installation, self._run.directory / "backends")
-        command = [
+        return [
             str(self._installation.server),
-            f"--model-repository={repository}",
+            f"--model-repository={self._make_repository()}",
             f"--backend-directory={backends.path}",
             "--model-control-mode=explicit",
             *([] if self._auto_complete else ["--disable-auto-complete-config"]),
@@ -68,24 +88,6 @@ class StockTriton:
             "--allow-metrics=false",
             f"--backend-config=python,shm-region-prefix-name={self._run.shm_prefix}",
         ]
-        self._start(command)
-        self._client = triton_grpc.InferenceServerClient(f"127.0.0.1:{grpc_port}")
-        try:
-            self._until(self._client.is_server_ready, READY_TIMEOUT_S, "the server is ready")
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
-        self._process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=UNLOAD_TIMEOUT_S)
-        self._process.kill()
-        self._process.wait()
-        remove_shared_memory(self._run.shm_prefix)
-        shutil.rmtree(self._run.directory, ignore_errors=True)
 
     def cold_start_s(self, prompt: str) -> float:
         """Seconds from asking for the load until the first token is there; the model is not running before."""

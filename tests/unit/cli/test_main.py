@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serverless_triton.cli.cluster import ClusterConfig, run_cluster
+from serverless_triton.cli.cluster import ClusterConfig, load_cluster_config, run_cluster
 from serverless_triton.scheduler.config import ConfigError
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
 
@@ -62,3 +62,19 @@ def test_a_port_that_is_taken_is_said_before_anything_starts():
         config = ClusterConfig(model_repository=Path("/models"), gateway=GatewaySettings(http_port=port))
         with pytest.raises(ConfigError, match=rf"gateway\.http_port: 127\.0\.0\.1:{port}: .*choose another"):
             run_cluster(config, Path("/nowhere"), print)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("servers: 2", r"configuration\.model_repository: is missing"),
+        ("- a", "must be a mapping"),
+        ("a: [", "cluster.yaml"),
+        ("model_repository: /m\nservres: 2", r"configuration\.servres: is unknown"),
+    ],
+)
+def test_a_cluster_file_that_is_wrong_is_named_with_its_path(text: str, words: str, tmp_path: Path):
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load_cluster_config(file, {})
