@@ -1,7 +1,8 @@
 """An engine worker: forked idle, given one model, serves one stub, leaves.
 
 The main thread owns the engine and takes its steps; a thread per socket only turns messages into commands. A worker is
-used once: whatever ends its stub's connection ends it, and the memory it held goes with the process.
+used once: whatever ends its stub's connection ends it, and the memory it held goes with the process. The stub's socket
+itself is `worker_stub.py`'s, loading `worker_load.py`'s.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import os
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,6 @@ from serverless_triton.backend.channel import Channel, ChannelClosed
 from serverless_triton.backend.engines.protocol import (
     Engine,
     EngineError,
-    EngineEvent,
-    FailureEvent,
     GenerationRequest,
     InvalidRequest,
 )
@@ -38,57 +37,47 @@ from serverless_triton.backend.messages import (
     ProtocolError,
     Retire,
     Serve,
-    Span,
     Tokens,
     WorkerHello,
 )
+from serverless_triton.backend.worker_load import LoadedEngine, load_engine
+from serverless_triton.backend.worker_stub import HEARTBEAT_S, StubLink, message_of
 from serverless_triton.loader.errors import CheckpointError, LoaderError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from serverless_triton.loader.client import Attachment, Store
+    from serverless_triton.loader.client import Store
 
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
 RECONNECT_S = 0.1
-STORE_TIMEOUT_S = 600.0
-
-HEARTBEAT_S = 5.0
+STUCK_S = 60.0  # an engine that takes longer over a step has hung; nobody should take it for alive
 
 Command = Callable[[], None]
-
-
-class SpanRecorder:
-    """The stretches of one load, on this host's monotonic clock."""
-
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-
-    @contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.spans.append((name, start, time.monotonic()))
 
 
 class Worker:
     """The life of one worker process."""
 
-    def __init__(self, engines: EngineRegistry, agent_socket: Path, store_socket: Path) -> None:
+    def __init__(
+        self,
+        engines: EngineRegistry,
+        agent_socket: Path,
+        store_socket: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._engines = engines
         self._agent_socket = agent_socket
         self._store_socket = store_socket
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._hello: WorkerHello | None = WorkerHello()  # None while loading: nothing that another agent could adopt
         self._engine: Engine | None = None
-        self._store: Store | None = None
-        self._stub: Channel | None = None
+        self._store: Store | None = None  # its connection is the lease
+        self._model = ""
+        self._stub: StubLink | None = None
         self._stopping = False
-        self._positions: dict[int, tuple[int, float]] = {}  # request → next position, when its stub last heard of it
+        self._clock = clock
+        self._turned_s = clock()  # when the main thread last came round
 
     def run(self) -> None:
         """Until retired or the stub's connection ends."""
@@ -102,37 +91,37 @@ class Worker:
 
     def _obey(self) -> None:
         """Run what has been asked; wait for it only when there is nothing to compute."""
+        self._turned_s = self._clock()
         idle = self._engine is None or not self._engine.has_work
         try:
-            self._commands.get(block=idle)()
+            command = self._commands.get(block=idle)
             while True:
-                self._commands.get_nowait()()
+                self._turned_s = self._clock()
+                command()
+                command = self._commands.get_nowait()
         except queue.Empty:
             pass  # everything asked so far is done
 
     def _step(self, engine: Engine) -> None:
-        for event in engine.step():
-            message = _message(event)
-            self._note_position(message)
-            self._send_to_stub(message)
+        try:
+            events = engine.step()
+        except Exception as error:  # noqa: BLE001 - whatever a model, a kernel or a tokenizer raises
+            self._give_up(error)
+            return
+        for event in events:
+            self._tell_stub(message_of(event))
 
-    def _note_position(self, message: Tokens | Failed) -> None:
-        if isinstance(message, Failed) or message.finish_reason is not None:
-            self._positions.pop(message.request, None)
-        else:
-            next_position = message.first_position + len(message.output_ids)
-            self._positions[message.request] = (next_position, time.monotonic())
+    def _give_up(self, error: Exception) -> None:
+        """The engine's state is unknown. INTERNAL, so that nobody repeats elsewhere what may have caused it."""
+        logger.error("engine_failed model=%s error=%s at=%s", self._model, type(error).__name__, _place(error))
+        self._stop()
+        if self._stub is not None:
+            with suppress(ChannelClosed):  # nobody is left to tell
+                self._stub.fail_all("INTERNAL", self._blame(error))
 
-    def _heartbeat(self) -> None:
-        """For requests that are queued or in a long prefill: an empty message says that this process still runs."""
-        while True:
-            time.sleep(HEARTBEAT_S)
-            now_s = time.monotonic()
-            for request, (position, heard_s) in list(self._positions.items()):
-                if now_s - heard_s >= HEARTBEAT_S:
-                    self._send_to_stub(
-                        Tokens(request=request, first_position=position, output_ids=[], text="", num_input_tokens=0)
-                    )
+    def _blame(self, error: Exception) -> str:
+        """The exception's own words may hold the prompt; its type doesn't."""
+        return f"the engine of model '{self._model}' failed: {type(error).__name__}"
 
     # The agent's socket
 
@@ -141,6 +130,8 @@ class Worker:
             try:
                 message, descriptors = self._agent.receive()
             except (ChannelClosed, ProtocolError, OSError):
+                if self._stopping:
+                    return
                 self._reconnect()
                 continue
             self._commands.put(self._command_of_agent(message, descriptors))
@@ -149,7 +140,7 @@ class Worker:
         if isinstance(message, Load):
             return lambda: self._load(message)
         if isinstance(message, Serve) and descriptors:
-            return lambda: self._serve(Channel.adopt(descriptors[0]))
+            return lambda: self._serve(StubLink(Channel.adopt(descriptors[0]), self._clock))
         if isinstance(message, Retire):
             return self._stop
         return lambda: logger.error("unexpected_message type=%s", type(message).__name__)
@@ -179,110 +170,98 @@ class Worker:
 
     def _load(self, message: Load) -> None:
         self._hello = None
-        recorder = SpanRecorder()
+        self._model = message.model
         try:
             spec = ModelSpec.parse(message.parameters)
-            attachment = self._build(spec, recorder)
+            self._become(message, load_engine(self._engines, self._store_socket, spec))
         except (ValueError, EngineError, CheckpointError) as error:
             self._refuse(message, "INVALID_ARGUMENT", error)
         except (LoaderError, OSError, MemoryError) as error:
             self._refuse(message, "UNAVAILABLE", error)
-        else:
-            self._hello = WorkerHello(replica=message.replica, model=message.model, parameters=message.parameters)
-            receipt = attachment.receipt
-            self._tell_agent(
-                Loaded(replica=message.replica, tier=receipt.tier, bytes=receipt.bytes, spans=recorder.spans)
-            )
+        except Exception as error:
+            logger.exception("load_failed model=%s", message.model)
+            checkpoint = message.parameters.get("checkpoint")
+            self._refuse(message, "INTERNAL", f"{checkpoint}: {type(error).__name__}: {error}")
 
-    def _refuse(self, message: Load, code: str, error: Exception) -> None:
-        self._tell_agent(Failed(code=code, message=f"failed to load '{message.model}': {error}"))
+    def _become(self, message: Load, loaded: LoadedEngine) -> None:
+        self._engine, self._store = loaded.engine, loaded.store
+        self._hello = WorkerHello(replica=message.replica, model=message.model, parameters=message.parameters)
+        self._tell_agent(Loaded(replica=message.replica, tier=loaded.tier, bytes=loaded.bytes, spans=loaded.spans))
+
+    def _refuse(self, message: Load, code: str, reason: object) -> None:
+        self._tell_agent(Failed(code=code, message=f"failed to load '{message.model}': {reason}"))
         self._stop()
 
-    def _build(self, spec: ModelSpec, recorder: SpanRecorder) -> Attachment:
-        """The store fetches the weights while this thread prepares what needs none."""
-        import torch
+    # The stub
 
-        torch.set_num_threads(spec.threads)
-        builder = self._engines.builder(spec.engine)
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            weights: Future[Attachment] = pool.submit(self._attach, spec, recorder)
-            with recorder.span("worker.skeleton"):
-                builder.learn(spec.checkpoint, spec.dtype)
-            attachment = weights.result()
-        with recorder.span("worker.engine"):
-            self._engine = builder.build(
-                spec.checkpoint,
-                attachment.tensors,
-                dtype=spec.dtype,
-                max_sequence_tokens=spec.max_sequence_tokens,
-                max_streams=spec.max_streams,
-            )
-        return attachment
-
-    def _attach(self, spec: ModelSpec, recorder: SpanRecorder) -> Attachment:
-        from serverless_triton.loader.client import Store
-
-        with recorder.span("store.load"):
-            self._store = Store(self._store_socket, timeout_s=STORE_TIMEOUT_S)  # its connection is the lease
-            return self._store.attach(Path(spec.checkpoint))
-
-    # The stub's socket
-
-    def _serve(self, stub: Channel) -> None:
+    def _serve(self, stub: StubLink) -> None:
         self._stub = stub
-        threading.Thread(target=self._heartbeat, daemon=True).start()
+        threading.Thread(target=self._keep_known, args=(stub,), daemon=True).start()
         threading.Thread(target=self._listen_to_stub, args=(stub,), daemon=True).start()
 
-    def _listen_to_stub(self, stub: Channel) -> None:
-        try:
+    def _listen_to_stub(self, stub: StubLink) -> None:
+        stub.listen(lambda message: self._commands.put(self._command_of_stub(message)))
+        self._commands.put(self._stop)
+
+    def _command_of_stub(self, message: Generate | Cancel) -> Command:
+        if isinstance(message, Cancel):
+            return lambda: self._cancel(message)
+        return lambda: self._submit(message)
+
+    def _keep_known(self, stub: StubLink) -> None:
+        with suppress(ChannelClosed):  # `_listen_to_stub` notices too
             while True:
-                message, _ = stub.receive()
-                if isinstance(message, Generate):
-                    self._commands.put(lambda m=message: self._submit(m))  # type: ignore[misc]
-                elif isinstance(message, Cancel):
-                    self._commands.put(lambda m=message: self._cancel(m))  # type: ignore[misc]
-        except (ChannelClosed, ProtocolError, OSError):
-            self._commands.put(self._stop)
+                time.sleep(HEARTBEAT_S)
+                self._beat(stub)
+
+    def _beat(self, stub: StubLink) -> None:
+        """Raises ChannelClosed."""
+        if self._clock() - self._turned_s < STUCK_S:
+            stub.beat()
 
     def _submit(self, message: Generate) -> None:
         if self._engine is None:
-            self._send_to_stub(Failed(request=message.request, code="UNAVAILABLE", message="the engine is not loaded"))
+            self._fail(message, "UNAVAILABLE", "the engine is not loaded")
             return
-        request = GenerationRequest(
-            request=message.request,
-            text=message.text,
-            input_ids=message.input_ids,
-            resume_token_ids=message.resume_token_ids,
-            sampling_parameters=message.sampling_parameters,
-        )
         try:
-            self._engine.submit(request)
-            self._positions[message.request] = (len(message.resume_token_ids), time.monotonic())
+            self._engine.submit(_request(message))
         except InvalidRequest as error:
-            self._send_to_stub(Failed(request=message.request, code="INVALID_ARGUMENT", message=str(error)))
+            self._fail(message, "INVALID_ARGUMENT", str(error))
+        except Exception as error:  # noqa: BLE001 - as in `_step`, but only this request is touched
+            logger.error("submit_failed model=%s error=%s at=%s", self._model, type(error).__name__, _place(error))
+            self._fail(message, "INTERNAL", self._blame(error))
 
     def _cancel(self, message: Cancel) -> None:
-        if self._engine is not None:
+        if self._engine is None:
+            return
+        try:
             self._engine.cancel(message.request)
+        except Exception as error:  # noqa: BLE001 - as in `_step`
+            self._give_up(error)
 
-    def _send_to_stub(self, message: Message) -> None:
+    def _fail(self, message: Generate, code: str, reason: str) -> None:
+        self._tell_stub(Failed(request=message.request, code=code, message=reason))
+
+    def _tell_stub(self, message: Tokens | Failed) -> None:
         if self._stub is None:
             return
         try:
-            self._stub.send(message)
+            self._stub.say(message)
         except ChannelClosed:
             self._stop()
 
 
-def _message(event: EngineEvent) -> Tokens | Failed:
-    if isinstance(event, FailureEvent):
-        return Failed(request=event.request, code=event.code, message=event.message)
-    return Tokens(
-        request=event.request,
-        first_position=event.first_position,
-        output_ids=list(event.output_ids),
-        text=event.text,
-        num_input_tokens=event.num_input_tokens,
-        prompt_ids=None if event.prompt_ids is None else list(event.prompt_ids),
-        finish_reason=event.finish_reason,
+def _request(message: Generate) -> GenerationRequest:
+    return GenerationRequest(
+        request=message.request,
+        text=message.text,
+        input_ids=message.input_ids,
+        resume_token_ids=message.resume_token_ids,
+        sampling_parameters=message.sampling_parameters,
     )
+
+
+def _place(error: Exception) -> str:
+    """Where it was raised, as file:line; a log says that instead of words that may hold a prompt."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown"

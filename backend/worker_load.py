@@ -1,0 +1,82 @@
+"""A worker's load: the weights from the store, the engine around them, and where the time went."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serverless_triton.backend.engines.protocol import Engine
+from serverless_triton.backend.engines.registry import EngineRegistry
+from serverless_triton.backend.messages import ModelSpec, Span
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from serverless_triton.loader.client import Attachment, Store
+
+STORE_TIMEOUT_S = 600.0
+
+
+class SpanRecorder:
+    """The stretches of one load, on this host's monotonic clock."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spans.append((name, start, time.monotonic()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedEngine:
+    """A warm engine, and the store's connection that is its weights' lease."""
+
+    engine: Engine
+    store: Store
+    tier: str
+    bytes: int
+    spans: list[Span]
+
+
+def load_engine(engines: EngineRegistry, store_socket: Path, spec: ModelSpec) -> LoadedEngine:
+    """The store fetches the weights while this thread prepares what needs none.
+
+    Raises EngineError, the loader's errors, and whatever a checkpoint provokes in the engine.
+    """
+    import torch
+
+    torch.set_num_threads(spec.threads)
+    recorder = SpanRecorder()
+    builder = engines.builder(spec.engine)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        weights: Future[tuple[Store, Attachment]] = pool.submit(_attach, store_socket, spec, recorder)
+        with recorder.span("worker.skeleton"):
+            builder.learn(spec.checkpoint, spec.dtype)
+        store, attachment = weights.result()
+    with recorder.span("worker.engine"):
+        engine = builder.build(
+            spec.checkpoint,
+            attachment.tensors,
+            dtype=spec.dtype,
+            max_sequence_tokens=spec.max_sequence_tokens,
+            max_streams=spec.max_streams,
+        )
+    receipt = attachment.receipt
+    return LoadedEngine(engine=engine, store=store, tier=receipt.tier, bytes=receipt.bytes, spans=recorder.spans)
+
+
+def _attach(store_socket: Path, spec: ModelSpec, recorder: SpanRecorder) -> tuple[Store, Attachment]:
+    from serverless_triton.loader.client import Store
+
+    with recorder.span("store.load"):
+        store = Store(store_socket, timeout_s=STORE_TIMEOUT_S)
+        return store, store.attach(Path(spec.checkpoint))

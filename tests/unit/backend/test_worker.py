@@ -1,0 +1,328 @@
+"""One worker, its agent and stub played by hand over socketpairs; the engine does what the test says."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serverless_triton.backend.channel import Channel, ChannelClosed
+from serverless_triton.backend.engines.fake import FakeEngine
+from serverless_triton.backend.engines.protocol import GenerationRequest
+from serverless_triton.backend.messages import (
+    Cancel,
+    Failed,
+    Generate,
+    Load,
+    Loaded,
+    Retire,
+    Serve,
+    Tokens,
+    WorkerHello,
+)
+from serverless_triton.backend.worker import STUCK_S, Worker
+from serverless_triton.backend.worker_stub import HEARTBEAT_S, StubLink
+
+WAIT_S = 10.0
+PARAMETERS = {"checkpoint": "/models/a", "checkpoint_bytes": "10", "kv_cache_bytes": "60", "engine": "fake"}
+SECRET = "a prompt that no log may show"
+
+
+class HandEngine(FakeEngine):
+    """A fake engine that waits for the test's word before each step, and raises what it says."""
+
+    def __init__(self) -> None:
+        super().__init__(max_sequence_tokens=64, max_streams=2, pause=self._wait)
+        self.steps: queue.Queue[Exception | None] = queue.Queue()
+        self.stepping = threading.Event()
+        self.refusal: Exception | None = None
+
+    def _wait(self) -> None:
+        self.stepping.set()
+        outcome = self.steps.get(timeout=WAIT_S)
+        if outcome is not None:
+            raise outcome
+
+    def submit(self, request: GenerationRequest) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        super().submit(request)
+
+
+class HandBuilder:
+    """Implements protocol.EngineBuilder and stands in for the registry."""
+
+    def __init__(self) -> None:
+        self.engine = HandEngine()
+        self.failure: Exception | None = None
+
+    def builder(self, name: str) -> HandBuilder:
+        return self
+
+    def learn(self, checkpoint: str, dtype: str) -> None:
+        pass
+
+    def build(self, *_: Any, **__: Any) -> HandEngine:
+        if self.failure is not None:
+            raise self.failure
+        return self.engine
+
+
+class HandStore:
+    def __init__(self, socket: Path, timeout_s: float) -> None:
+        pass
+
+    def attach(self, checkpoint: Path) -> Any:
+        return SimpleNamespace(tensors={}, receipt=SimpleNamespace(tier="dram", bytes=10))
+
+
+class Bench:
+    """The worker under test in a thread of its own, and the far ends of its two sockets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ours, theirs = socket.socketpair()
+        self.agent = Channel(theirs)
+        self.stub: Channel | None = None
+        self.served: list[Channel] = []
+        adopt = Channel.adopt
+        monkeypatch.setattr(
+            Channel, "adopt", classmethod(lambda cls, fd: self.served.append(adopt(fd)) or self.served[-1])
+        )
+        monkeypatch.setattr(Channel, "connect", classmethod(lambda cls, path, timeout_s: cls(ours)))
+        self.builder = HandBuilder()
+        self.now_s = 0.0
+        self.worker = Worker(self.builder, Path("agent"), Path("store"), lambda: self.now_s)  # type: ignore[arg-type]
+        self.thread = threading.Thread(target=self.worker.run)
+        self.thread.start()
+        assert self.agent.receive()[0] == WorkerHello()
+
+    @property
+    def engine(self) -> HandEngine:
+        return self.builder.engine
+
+    def load(self) -> Loaded | Failed:
+        self.agent.send(Load(replica="r1", model="m", parameters=PARAMETERS))
+        answer, _ = self.agent.receive()
+        assert isinstance(answer, (Loaded, Failed))
+        return answer
+
+    def serve(self) -> Channel:
+        assert isinstance(self.load(), Loaded)
+        ours, theirs = socket.socketpair()
+        self.agent.send(Serve(replica="r1"), [theirs.fileno()])
+        theirs.close()
+        self.stub = Channel(ours)
+        self.stub.set_timeout(WAIT_S)
+        return self.stub
+
+    def ended(self) -> bool:
+        self.thread.join(WAIT_S)
+        return not self.thread.is_alive()
+
+    def close(self) -> None:
+        """In a worker process this is the process's end."""
+        assert self.ended()
+        for channel in (self.agent, self.worker._agent, *self.served, *([self.stub] if self.stub else [])):
+            channel.close()
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(set_num_threads=lambda count: None))
+    monkeypatch.setattr("serverless_triton.loader.client.Store", HandStore)
+    bench = Bench(monkeypatch)
+    yield bench
+    for _ in range(100):
+        bench.engine.steps.put(None)
+    bench.agent.send(Retire())
+    bench.close()
+
+
+def prompt(request: int, max_tokens: int = 2) -> Generate:
+    return Generate(request=request, text=SECRET, sampling_parameters={"max_tokens": max_tokens, "ignore_eos": True})
+
+
+def heard(stub: Channel) -> Tokens | Failed:
+    message, _ = stub.receive()
+    assert isinstance(message, (Tokens, Failed))
+    return message
+
+
+def test_a_loaded_worker_generates_for_its_stub(bench: Bench):
+    stub = bench.serve()
+    for _ in range(2):
+        bench.engine.steps.put(None)
+    stub.send(prompt(1))
+    first, last = heard(stub), heard(stub)
+    assert isinstance(first, Tokens)
+    assert isinstance(last, Tokens)
+    assert (first.first_position, last.first_position, last.finish_reason) == (0, 1, "length")
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("no kernel"), ZeroDivisionError(), AttributeError("config.heads")])
+def test_whatever_a_checkpoint_provokes_is_reported_as_a_failed_load(bench: Bench, failure: Exception):
+    bench.builder.failure = failure
+    answer = bench.load()
+    assert isinstance(answer, Failed)
+    assert answer.code == "INTERNAL"
+    assert answer.message == f"failed to load 'm': /models/a: {type(failure).__name__}: {failure}"
+    assert bench.ended()
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"), [(ValueError("heads is 0"), "INVALID_ARGUMENT"), (MemoryError("no memory"), "UNAVAILABLE")]
+)
+def test_a_refused_load_says_whose_fault_it_is(bench: Bench, failure: Exception, code: str):
+    bench.builder.failure = failure
+    answer = bench.load()
+    assert isinstance(answer, Failed)
+    assert (answer.code, answer.message) == (code, f"failed to load 'm': {failure}")
+    assert bench.ended()
+
+
+def test_an_engine_that_fails_in_a_step_fails_all_in_flight_for_good_and_its_worker_stops(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+):
+    stub = bench.serve()
+    stub.send(prompt(1))
+    assert bench.engine.stepping.wait(WAIT_S)
+    stub.send(prompt(2))
+    bench.engine.steps.put(None)
+    assert isinstance(heard(stub), Tokens)
+    with caplog.at_level(logging.ERROR):
+        bench.engine.steps.put(RuntimeError(SECRET))
+        failures = []
+        while len(failures) < 2:
+            message = heard(stub)
+            failures += [message] if isinstance(message, Failed) else []
+        assert bench.ended()
+    reason = "the engine of model 'm' failed: RuntimeError"
+    assert failures == [Failed(request=number, code="INTERNAL", message=reason) for number in (1, 2)]
+    assert "engine_failed model=m error=RuntimeError at=test_worker.py:" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_a_request_that_the_engine_trips_over_fails_alone(bench: Bench, caplog: pytest.LogCaptureFixture):
+    stub = bench.serve()
+    bench.engine.refusal = KeyError(SECRET)
+    stub.send(prompt(1))
+    assert heard(stub) == Failed(request=1, code="INTERNAL", message="the engine of model 'm' failed: KeyError")
+    bench.engine.refusal = None
+    bench.engine.steps.put(None)
+    stub.send(prompt(2, max_tokens=1))
+    message = heard(stub)
+    assert isinstance(message, Tokens)
+    assert (message.request, message.finish_reason) == (2, "length")
+    assert "submit_failed model=m error=KeyError" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_a_request_that_no_engine_could_serve_is_the_clients_fault(bench: Bench):
+    stub = bench.serve()
+    stub.send(prompt(1, max_tokens=-1))
+    message = heard(stub)
+    assert isinstance(message, Failed)
+    assert message.code == "INVALID_ARGUMENT"
+
+
+def test_a_worker_without_its_stub_stops(bench: Bench):
+    bench.serve().close()
+    assert bench.ended()
+
+
+def test_a_cancelled_request_ends(bench: Bench):
+    stub = bench.serve()
+    stub.send(prompt(1, max_tokens=50))
+    assert bench.engine.stepping.wait(WAIT_S)
+    stub.send(Cancel(request=1))
+    for _ in range(50):
+        bench.engine.steps.put(None)
+    while True:
+        message = heard(stub)
+        assert isinstance(message, Tokens)
+        if message.finish_reason is not None:
+            break
+    assert message.finish_reason == "cancelled"
+
+
+class Link:
+    """A stub link with its clock in the test's hand; `flush` returns once it has heard everything sent to it."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self.stub, self.now_s = Channel(ours), 0.0
+        self.stub.set_timeout(WAIT_S)
+        self.link = StubLink(Channel(theirs), lambda: self.now_s)
+        self.heard: queue.Queue[Generate | Cancel] = queue.Queue()
+        self.thread = threading.Thread(target=self.link.listen, args=(self.heard.put,))
+        self.thread.start()
+
+    def send(self, message: Generate) -> None:
+        self.stub.send(message)
+        assert self.heard.get(timeout=WAIT_S) == message
+
+    def quiet(self) -> bool:
+        """Whether nothing lies in the stub's socket: the next message is one sent only now."""
+        self.link.say(Failed(request=99, code="INTERNAL", message=""))
+        return heard(self.stub) == Failed(request=99, code="INTERNAL", message="")
+
+
+@pytest.fixture
+def link() -> Iterator[Link]:
+    link = Link()
+    yield link
+    link.stub.close()
+    link.thread.join(WAIT_S)
+    link.link._channel.close()
+
+
+def test_a_request_that_no_step_has_taken_up_yet_is_heard_of(link: Link):
+    link.send(Generate(request=1, text="x", resume_token_ids=[5, 6]))
+    link.now_s = HEARTBEAT_S - 1
+    link.link.beat()
+    assert link.quiet()
+    link.now_s = HEARTBEAT_S
+    link.link.beat()
+    assert heard(link.stub) == Tokens(request=1, first_position=2, output_ids=[], text="", num_input_tokens=0)
+
+
+def test_a_request_that_was_just_heard_of_or_has_ended_needs_no_heartbeat(link: Link):
+    for number in (1, 2):
+        link.send(Generate(request=number, text="x"))
+    link.now_s = HEARTBEAT_S
+    link.link.say(Tokens(request=1, first_position=0, output_ids=[7], text="a", num_input_tokens=1))
+    link.link.say(Failed(request=2, code="INTERNAL", message=""))
+    assert [heard(link.stub).request for _ in range(2)] == [1, 2]
+    link.link.beat()
+    assert link.quiet()
+    link.now_s += HEARTBEAT_S
+    link.link.beat()
+    assert heard(link.stub) == Tokens(request=1, first_position=1, output_ids=[], text="", num_input_tokens=0)
+
+
+def test_a_worker_whose_engine_hangs_gives_no_sign_of_life(bench: Bench, link: Link):
+    stub = bench.serve()
+    stub.send(prompt(1))
+    assert bench.engine.stepping.wait(WAIT_S)
+    link.send(prompt(2))
+    bench.now_s = link.now_s = STUCK_S - 1
+    bench.worker._beat(link.link)
+    assert heard(link.stub).request == 2
+    bench.now_s = link.now_s = STUCK_S
+    bench.worker._beat(link.link)
+    assert link.quiet()
+
+
+def test_a_link_whose_stub_is_gone_says_so(link: Link):
+    link.stub.close()
+    link.thread.join(WAIT_S)
+    with pytest.raises(ChannelClosed):
+        link.link.say(Failed(request=1, code="INTERNAL", message=""))
