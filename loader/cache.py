@@ -28,7 +28,11 @@ class ImageState(Enum):
 
 @dataclass(slots=True, kw_only=True)
 class Image:
-    """One version of one checkpoint. `leases` counts attachments by client; `charged` says whether it holds budget."""
+    """One version of one checkpoint.
+
+    `leases` counts attachments by client; `charged` says whether it holds budget, `verified` whether every byte was
+    compared with its hash when it was read.
+    """
 
     id: int
     checkpoint: Checkpoint
@@ -36,6 +40,7 @@ class Image:
     state: ImageState = ImageState.LOADING
     leases: Counter[int] = field(default_factory=Counter)
     charged: bool = False
+    verified: bool = False
     last_used: int = 0
 
     @property
@@ -119,10 +124,11 @@ class ImageCache:
         assert image.bytes <= self.free_bytes
         image.charged = True
 
-    def ready(self, image: Image) -> None:
+    def ready(self, image: Image, *, verified: bool) -> None:
         assert image.state is ImageState.LOADING
         assert image.charged
         image.state = ImageState.READY
+        image.verified = verified
         self._touch(image)
 
     def lease(self, image: Image, client: int) -> None:

@@ -1,6 +1,7 @@
 """The store daemon as a process: configuration, the socket's place in the file system, signals.
 
     python -m serverless_triton.loader.daemon --socket PATH --dram-bytes N [--threads 4] [--ssd-bytes-per-second N]
+        [--no-verify]
 
 One per node. It imports neither torch nor numpy, and outlives the workers that use its images.
 """
@@ -31,6 +32,7 @@ MAX_SOCKET_PATH_BYTES = 107
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreConfig:
     """`dram_bytes`: budget of all images together. `ssd_bytes_per_second`: limit of all reads together, 0 for none.
+    `verify`: compare what is read with the hashes beside it, where there are some.
 
     Raises ValueError for values that cannot work.
     """
@@ -39,6 +41,7 @@ class StoreConfig:
     dram_bytes: int
     threads: int = 4
     ssd_bytes_per_second: int = 0
+    verify: bool = True
     die_with_parent: bool = False
 
     def __post_init__(self) -> None:
@@ -63,6 +66,7 @@ def serve(config: StoreConfig) -> None:
             dram_bytes=config.dram_bytes,
             threads=config.threads,
             bytes_per_second=config.ssd_bytes_per_second,
+            verify=config.verify,
         )
         stack.enter_context(_stopped_by_signals(server))
         server.run()
@@ -121,6 +125,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> StoreConfig:
     parser.add_argument("--dram-bytes", type=int, required=True, help="budget of all images together")
     parser.add_argument("--threads", type=int, default=4, help="reading threads of a load")
     parser.add_argument("--ssd-bytes-per-second", type=int, default=0, help="limit of all reads together; 0: none")
+    parser.add_argument("--no-verify", action="store_true", help="leave the hashes beside checkpoints alone")
     parser.add_argument("--die-with-parent", action="store_true", help="get SIGTERM when the parent process exits")
     options = parser.parse_args(arguments)
     try:
@@ -129,6 +134,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> StoreConfig:
             dram_bytes=options.dram_bytes,
             threads=options.threads,
             ssd_bytes_per_second=options.ssd_bytes_per_second,
+            verify=not options.no_verify,
             die_with_parent=options.die_with_parent,
         )
     except ValueError as error:

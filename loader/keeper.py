@@ -6,7 +6,7 @@ One thread calls it, so it has no locks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from .cache import Image, ImageCache, ImageState, is_evictable
@@ -38,10 +38,11 @@ class Effects(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadResult:
-    """Where a finished load took its bytes from."""
+    """Where a finished load took its bytes from, and whether all of them were compared with their hashes."""
 
     tier: Tier
     direct_io: bool
+    verified: bool
 
 
 class Keeper:
@@ -61,7 +62,7 @@ class Keeper:
         """Leases the image at once, or once its load is complete. Raises StoreFull."""
         image = self._image_of(checkpoint)
         if image.state is ImageState.READY:
-            self._hand_over(image, client, request_id, self._receipt(image, LoadResult(tier="dram", direct_io=False)))
+            self._hand_over(image, client, request_id, self._receipt(image, "dram"))
             return
         waiter = Waiter(client=client, request_id=request_id, asked_at_s=now_s)
         self._queue.of(image).waiters.append(waiter)
@@ -134,11 +135,16 @@ class Keeper:
         """The bytes are in place: everybody who waited gets a lease."""
         load = self._queue.finish()
         assert load.started_at_s is not None
-        self._cache.ready(load.image)
+        self._cache.ready(load.image, verified=result.verified)
         self._meter.record(result.tier, load.image.checkpoint.total_bytes, now_s - load.started_at_s)
         for waiter in load.waiters:
             began_s = max(waiter.asked_at_s, load.started_at_s)
-            receipt = self._receipt(load.image, result, queue_s=began_s - waiter.asked_at_s, read_s=now_s - began_s)
+            receipt = replace(
+                self._receipt(load.image, result.tier),
+                queue_s=began_s - waiter.asked_at_s,
+                read_s=now_s - began_s,
+                direct_io=result.direct_io,
+            )
             self._hand_over(load.image, waiter.client, waiter.request_id, receipt)
         self._start_next(now_s)
 
@@ -225,14 +231,15 @@ class Keeper:
         )
         self._effects.reply(client, reply, image.id)
 
-    def _receipt(self, image: Image, result: LoadResult, queue_s: float = 0.0, read_s: float = 0.0) -> LoadReceipt:
+    def _receipt(self, image: Image, tier: Tier) -> LoadReceipt:
         return LoadReceipt(
-            tier=result.tier,
+            tier=tier,
             bytes=image.checkpoint.total_bytes,
-            queue_s=queue_s,
-            read_s=read_s,
+            queue_s=0.0,
+            read_s=0.0,
             attach_s=0.0,
-            direct_io=result.direct_io,
+            direct_io=False,
+            verified=image.verified,
             throttle_bytes_per_second=self._throttle,
         )
 

@@ -1,11 +1,16 @@
-"""Brings one checkpoint from its files into a sealed memory file. Blocking; used by the store's loader thread."""
+"""Brings one checkpoint from its files into a sealed memory file, verified where hashes lie beside them.
+
+Blocking; used by the store's loader thread.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from . import _core
 from .checkpoint import Checkpoint, CheckpointFile
+from .chunk_hashes import ChunkHashes, read_hashes
 from .errors import CheckpointChanged
 from .indices import check_indices
 from .keeper import LoadResult
@@ -21,20 +26,28 @@ class LoadedImage:
     result: LoadResult
 
 
-def load_image(checkpoint: Checkpoint, layout: Layout, reader: _core.Reader, job: _core.ReadJob) -> LoadedImage:
+def load_image(
+    checkpoint: Checkpoint, layout: Layout, reader: _core.Reader, job: _core.ReadJob, *, verify: bool
+) -> LoadedImage:
     """Checks every header first, then reads all files at once, then seals.
 
-    Raises CheckpointError, StoreFull where memory runs out, StoreCancelled after job.cancel(); nothing is left behind.
+    Raises CheckpointError (CheckpointCorrupted and ChunkHashesInvalid only if told to verify), StoreFull where memory
+    runs out, StoreCancelled after job.cancel(); nothing is left behind.
     """
+    hashes = [read_hashes(checkpoint, file) if verify else None for file in checkpoint.files]
     files = [_open(file) for file in checkpoint.files]
     check_indices(files)
     memory = _core.MemoryFile(layout.bytes)
-    report = reader.read(files, memory, [extent.offset for extent in layout.extents], job)
+    report = reader.read(files, memory, [extent.offset for extent in layout.extents], job, _digests(hashes))
     for file in files:
         if not file.is_unchanged():
             raise _changed(file.path)
     memory.seal()
-    return LoadedImage(memory=memory, result=_result(report))
+    return LoadedImage(memory=memory, result=_result(report, verified=None not in hashes))
+
+
+def _digests(hashes: Iterable[ChunkHashes | None]) -> list[tuple[str, ...]]:
+    return [known.digests if known else () for known in hashes]
 
 
 def _open(file: CheckpointFile) -> _core.FileImage:
@@ -48,6 +61,7 @@ def _changed(path: str) -> CheckpointChanged:
     return CheckpointChanged(f"{path} changed while it was being loaded; load it again once it is complete")
 
 
-def _result(report: _core.ReadReport) -> LoadResult:
+def _result(report: _core.ReadReport, *, verified: bool) -> LoadResult:
     tier: Tier = "page_cache" if report.page_cache_bytes > report.disk_bytes else "ssd"
-    return LoadResult(tier=tier, direct_io=0 < report.disk_bytes == report.direct_bytes)
+    direct_io = 0 < report.disk_bytes == report.direct_bytes
+    return LoadResult(tier=tier, direct_io=direct_io, verified=verified)

@@ -24,8 +24,9 @@ class LoadReceipt:
 
     `tier` is where most bytes were when this client asked. `queue_s` until the load began and `read_s` from there (or
     from asking, where it had begun) until it was complete, by the store's monotonic clock; `attach_s` mapping and
-    making tensors, by the client's. `direct_io` says that every byte from the SSD went past the page cache.
-    `throttle_bytes_per_second` is the store's configured limit, 0 for none.
+    making tensors, by the client's. `direct_io` says that every byte from the SSD went past the page cache, `verified`
+    that every byte was compared with its hash when the store read it. `throttle_bytes_per_second` is the store's
+    configured limit, 0 for none.
     """
 
     tier: Tier
@@ -34,6 +35,7 @@ class LoadReceipt:
     read_s: float
     attach_s: float
     direct_io: bool
+    verified: bool
     throttle_bytes_per_second: int
 
 

@@ -80,8 +80,11 @@ class Connection:
 class StoreServer:
     """Serves one listening socket until stop(). Only stop() may be called from other threads or signal handlers."""
 
-    def __init__(self, listener: socket.socket, *, dram_bytes: int, threads: int, bytes_per_second: int) -> None:
+    def __init__(
+        self, listener: socket.socket, *, dram_bytes: int, threads: int, bytes_per_second: int, verify: bool
+    ) -> None:
         self._listener = listener
+        self._verify = verify
         self._keeper = Keeper(ImageCache(dram_bytes), self, bytes_per_second)
         self._reader = _core.Reader(threads=threads, bytes_per_second=bytes_per_second)
         self._connections: dict[int, Connection] = {}
@@ -271,7 +274,7 @@ class StoreServer:
 
     def _outcome_of(self, image: Image, job: _core.ReadJob) -> Callable[[], None]:
         try:
-            loaded = load_image(image.checkpoint, image.layout, self._reader, job)
+            loaded = load_image(image.checkpoint, image.layout, self._reader, job, verify=self._verify)
         except LoaderError as error:
             return partial(self._on_failed, image, error)
         except Exception as error:
@@ -283,8 +286,9 @@ class StoreServer:
     def _on_loaded(self, image: Image, loaded: LoadedImage) -> None:
         self._memories[image.id] = loaded.memory
         self._jobs.pop(image.id)
-        log.info("load finished path=%s tier=%s", image.checkpoint.path, loaded.result.tier)
-        self._keeper.load_finished(loaded.result, time.monotonic())
+        result = loaded.result
+        log.info("load finished path=%s tier=%s verified=%s", image.checkpoint.path, result.tier, result.verified)
+        self._keeper.load_finished(result, time.monotonic())
 
     def _on_failed(self, image: Image, error: LoaderError) -> None:
         self._jobs.pop(image.id)

@@ -16,7 +16,7 @@ def checkpoint(path: str, pages: int = 1, mtime_ns: int = 0) -> Checkpoint:
 def ready(cache: ImageCache, path: str, pages: int = 1) -> Image:
     image = cache.admit(checkpoint(path, pages))
     cache.charge(image)
-    cache.ready(image)
+    cache.ready(image, verified=False)
     return image
 
 
@@ -34,7 +34,7 @@ def test_budget_is_taken_from_the_start_of_the_load_until_memory_is_back() -> No
     assert cache.used_bytes == 0
     cache.charge(image)
     assert cache.used_bytes == 3 * PAGES
-    cache.ready(image)
+    cache.ready(image, verified=False)
     cache.begin_eviction(image)
     assert cache.used_bytes == 3 * PAGES
     cache.forget(image)

@@ -11,7 +11,7 @@ from serverless_triton.loader.keeper import Keeper, LoadResult
 from serverless_triton.loader.layout import ALIGNMENT_BYTES
 from serverless_triton.loader.messages import Attached, Evicted, Failed, Prefetching, Reply, Status, StoreStatus
 
-FROM_SSD = LoadResult(tier="ssd", direct_io=True)
+FROM_SSD = LoadResult(tier="ssd", direct_io=True, verified=True)
 MEGABYTES = 1 << 20
 
 
@@ -93,7 +93,7 @@ def test_a_ready_image_is_attached_at_once_from_dram(keeper: Keeper, effects: Re
 
     reply = effects.to(1)[0]
     assert isinstance(reply, Attached)
-    assert (reply.receipt.tier, reply.receipt.read_s) == ("dram", 0)
+    assert (reply.receipt.tier, reply.receipt.read_s, reply.receipt.verified) == ("dram", 0, True)
     assert len(effects.started) == 1
 
 

@@ -25,7 +25,14 @@ from serverless_triton.loader.messages import (
 )
 
 RECEIPT = LoadReceipt(
-    tier="ssd", bytes=5, queue_s=0.5, read_s=1.0, attach_s=0.0, direct_io=True, throttle_bytes_per_second=0
+    tier="ssd",
+    bytes=5,
+    queue_s=0.5,
+    read_s=1.0,
+    attach_s=0.0,
+    direct_io=True,
+    verified=True,
+    throttle_bytes_per_second=0,
 )
 IMAGE = ImageStatus(path="/a é", bytes=4096, state="loading", leases=2, read_bytes=3)
 STATUS = StoreStatus(

@@ -9,7 +9,11 @@ from serverless_triton.loader.daemon import StoreConfig, parse_arguments
 def test_the_command_line_is_the_configuration() -> None:
     config = parse_arguments(["--socket", "/s", "--dram-bytes", "5", "--ssd-bytes-per-second", "7"])
 
-    assert config == StoreConfig(socket_path=Path("/s"), dram_bytes=5, threads=4, ssd_bytes_per_second=7)
+    assert config == StoreConfig(socket_path=Path("/s"), dram_bytes=5, threads=4, ssd_bytes_per_second=7, verify=True)
+
+
+def test_verification_is_on_unless_turned_off() -> None:
+    assert not parse_arguments(["--socket", "/s", "--dram-bytes", "5", "--no-verify"]).verify
 
 
 @pytest.mark.parametrize(
