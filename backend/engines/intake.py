@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from serverless_triton.backend.engines.detokenizer import Tokenizer
 from serverless_triton.backend.engines.generation import Generation
 from serverless_triton.backend.engines.protocol import GenerationRequest, InvalidRequest
-from serverless_triton.backend.engines.sampling_parameters import SamplingParameters
+from serverless_triton.backend.engines.sampling_parameters import SamplingParameters, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,8 @@ class Intake:
             eos_ids=self.eos_ids,
             room_tokens=self._room(prompt_ids),
         )
+        if parameters.min_tokens and len(generation.stop_ids) >= self.vocabulary:
+            raise InvalidRequest("every token is a stop token, and none may come before min_tokens; name fewer of them")
         generation.replay(request.resume_token_ids)
         return generation
 
@@ -45,7 +47,7 @@ class Intake:
         if request.input_ids is not None:
             ids, what = request.input_ids, "input_ids"
         elif self.tokenizer is not None:
-            ids, what = self.tokenizer.encode(request.text or ""), "the tokenized text_input"
+            ids, what = self.tokenizer.encode(_unicode(request.text or "")), "the tokenized text_input"
         else:
             raise InvalidRequest("this model has no tokenizer; send input_ids instead of text_input")
         if not ids:
@@ -56,7 +58,7 @@ class Intake:
     def _check_ids(self, what: str, ids: Sequence[int]) -> None:
         wrong = [token for token in ids if type(token) is not int or not 0 <= token < self.vocabulary]
         if wrong:
-            raise InvalidRequest(f"{what} holds {wrong[0]!r:.40}; token ids here are 0 to {self.vocabulary - 1}")
+            raise InvalidRequest(f"{what} holds {shown(wrong[0])}; token ids here are 0 to {self.vocabulary - 1}")
 
     def _room(self, prompt_ids: Sequence[int]) -> int:
         room_tokens = self.max_sequence_tokens - len(prompt_ids)
@@ -67,3 +69,11 @@ class Intake:
                 "or raise the model's max_sequence_tokens"
             )
         return room_tokens
+
+
+def _unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair
+        raise InvalidRequest(f"text_input is not Unicode text at character {error.start}") from error
+    return text

@@ -50,7 +50,7 @@ class TorchEngine:
         self._model = None
 
     def _advance(self, running: Sequence[Admitted]) -> list[EngineEvent]:
-        logits = self._logits(running)
+        logits = _without_early_stops(running, self._logits(running))
         finite = logits.amax(dim=-1).isfinite().tolist()  # the maximum of a row with a NaN in it is NaN
         return [
             _next_token(admitted.generation, row) if ok else _failure(admitted.generation)
@@ -73,10 +73,20 @@ class TorchEngine:
         return self._model.logits(ids, positions, spans)
 
 
+def _without_early_stops(running: Sequence[Admitted], logits: torch.Tensor) -> torch.Tensor:
+    """No token of the stop ids before `min_tokens`."""
+    early = [len(a.generation.ids) < a.generation.parameters.min_tokens for a in running]
+    if not any(early):
+        return logits
+    logits = logits.clone()  # what the model returned was made in inference mode, which forbids a change here
+    for row, admitted in enumerate(running):
+        if early[row]:
+            logits[row, sorted(admitted.generation.stop_ids)] = -torch.inf
+    return logits
+
+
 def _next_token(generation: Generation, logits: torch.Tensor) -> EngineEvent:
     position = len(generation.ids)
-    if position < generation.parameters.min_tokens and generation.stop_ids:
-        logits = logits.index_fill(0, torch.tensor(sorted(generation.stop_ids), device=logits.device), -torch.inf)
     text = generation.accept(draw(logits, generation.parameters, position))
     return generation.event(position, text)
 
@@ -85,6 +95,6 @@ def _failure(generation: Generation) -> EngineEvent:
     return FailureEvent(
         request=generation.request,
         code="INTERNAL",
-        message=f"the model computed logits that are not finite at position {len(generation.ids)}; "
-        "its weights or its dtype are unfit for this prompt",
+        message=f"the model computed logits that are not finite at position {len(generation.ids)}, or finite ones only "
+        "for stop tokens before min_tokens; its weights or its dtype are unfit for this prompt",
     )

@@ -19,7 +19,7 @@ _Floats = npt.NDArray[np.float64]
 
 
 def draw(logits: torch.Tensor, parameters: SamplingParameters, position: int) -> int:
-    """The token at generated position `position`, from float32 `logits` [vocabulary]."""
+    """The token at generated position `position`, from float32 `logits` [vocabulary], the largest of them finite."""
     if parameters.greedy:
         return int(logits.argmax())
     assert parameters.seed is not None

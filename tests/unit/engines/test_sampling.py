@@ -30,6 +30,17 @@ def test_a_vanishing_temperature_is_greedy() -> None:
     assert shares(SamplingParameters(temperature=1e-6, seed=1), 50)[0] == 1.0
 
 
+@pytest.mark.parametrize("temperature", [1e-2, 1.0, 100.0])
+@pytest.mark.parametrize("top_p", [5e-324, 0.5, 1.0])
+@pytest.mark.parametrize("rest", [-np.inf, -3e38, 3e38])
+def test_extreme_temperatures_and_logits_leave_a_token_to_draw(temperature: float, top_p: float, rest: float) -> None:
+    logits = torch.full((50,), rest, dtype=torch.float32)
+    logits[17] = 3.2e38
+    drawn = draw(logits, SamplingParameters(temperature=temperature, top_p=top_p, top_k=49, seed=3), 0)
+    assert 0 <= drawn < 50
+    assert rest > 0 or drawn == 17
+
+
 def test_top_k_leaves_the_k_best() -> None:
     assert set(np.flatnonzero(shares(SamplingParameters(temperature=3.0, top_k=3, seed=1)))) == {0, 1, 4}
 

@@ -62,6 +62,11 @@ def test_an_unknown_key_is_named_with_the_known_ones() -> None:
         ("temperature", True),
         ("temperature", math.nan),
         ("temperature", math.inf),
+        ("temperature", 10**400),
+        ("temperature", [[1.0]]),
+        ("top_p", -(10**400)),
+        ("top_p", math.nan),
+        ("top_k", 10**400),
         ("top_k", -2),
         ("top_k", 1.5),
         ("top_p", 0),
@@ -80,12 +85,37 @@ def test_an_unknown_key_is_named_with_the_known_ones() -> None:
         ("stop_token_ids", [1, "2"]),
         ("stop_token_ids", [-1]),
         ("stop_token_ids", [True]),
+        ("stop_token_ids", [2**31]),
+        ("stop_token_ids", list(range(1025))),
+        ("stop", ["x"] * 65),
+        ("stop", "x" * 1025),
+        ("stop", {"x": 1}),
         ("ignore_eos", 1),
     ],
 )
 def test_a_wrong_type_or_range_is_named_with_what_would_be_right(name: str, value: Any) -> None:
     with pytest.raises(InvalidRequest, match=rf"'{name}' is .*; use "):
         SamplingParameters.parse({name: value})
+
+
+def test_values_of_any_depth_or_length_are_refused_without_being_printed() -> None:
+    for name in ("temperature", "top_k", "seed"):
+        with pytest.raises(InvalidRequest, match=f"'{name}' is a whole number of more than 64 bits; use "):
+            SamplingParameters.parse({name: 10**5000})  # which Python refuses to print
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    for name in ("temperature", "stop", "stop_token_ids", "seed"):
+        with pytest.raises(InvalidRequest, match=f"'{name}' is a list of 1; use "):
+            SamplingParameters.parse({name: deep})
+    with pytest.raises(InvalidRequest) as caught:
+        SamplingParameters.parse({"x" * 10_000: 1})
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(("given", "used"), [(0, 0.0), (5e-324, 0.01), (1e-310, 0.01), (0.02, 0.02), (100, 100.0)])
+def test_a_temperature_that_is_almost_zero_counts_as_a_hundredth(given: float, used: float) -> None:
+    assert SamplingParameters.parse({"temperature": given}).temperature == used
 
 
 def test_min_tokens_cannot_exceed_max_tokens() -> None:

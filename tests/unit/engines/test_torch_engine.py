@@ -119,12 +119,11 @@ def test_text_goes_in_and_comes_out(llama: Any, drive: Callable[..., Any]) -> No
     assert answer.text == tokenizer.decode(answer.ids)
 
 
-def test_a_sampled_request_tells_its_seed_once(llama: Any, drive: Callable[..., Any]) -> None:
-    first = drive(llama.build(), [ask(0, [4], temperature=1.0)])[0]
-    again = drive(llama.build(), [ask(0, [4], temperature=1.0, seed=first.first.seed)])[0]
-    assert again.ids == first.ids
-    assert first.last.seed is None
-    assert drive(llama.build(), [ask(0, [4])])[0].first.seed is None
+def test_a_seed_decides_what_is_drawn_and_without_one_requests_differ(llama: Any, drive: Callable[..., Any]) -> None:
+    seeded = drive(llama.build(), [ask(i, [4], temperature=1.0, seed=5, ignore_eos=True) for i in range(2)])
+    assert seeded[0].ids == seeded[1].ids
+    free = drive(llama.build(), [ask(i, [4], temperature=1.0, ignore_eos=True) for i in range(2)])
+    assert free[0].ids != free[1].ids
 
 
 def test_more_requests_than_slots_wait_their_turn(llama: Any) -> None:
@@ -171,6 +170,23 @@ def test_logits_that_are_not_finite_fail_that_request_only(checkpoint: Any, driv
     assert drive(engine, [ask(3, PROMPTS[0][:2])])[3].ids == answers[1].ids
 
 
+def test_a_model_that_can_only_stop_fails_where_it_may_not_yet(checkpoint: Any, drive: Callable[..., Any]) -> None:
+    only_stops = checkpoint("llama-untied").build()
+    logits = torch.full((260,), -torch.inf).index_fill(0, torch.tensor([7, 8]), 0.0)
+    only_stops._model._model.lm_head.forward = lambda hidden: logits.expand(*hidden.shape[:-1], -1)
+    stops = {"stop_token_ids": [7, 8], "seed": 1}
+    answers = drive(
+        only_stops,
+        [
+            ask(1, [1], min_tokens=1, **stops),
+            ask(2, [1], min_tokens=1, temperature=1e-310, top_p=0.5, **stops),
+            ask(3, [1], temperature=1.0, **stops),
+        ],
+    )
+    assert [answers[i].last.code for i in (1, 2)] == ["INTERNAL", "INTERNAL"]
+    assert answers[3].last.finish_reason == "stop"
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
@@ -184,6 +200,9 @@ def test_logits_that_are_not_finite_fail_that_request_only(checkpoint: Any, driv
         (ask(1, [1], stop_token_ids=[260]), "'stop_token_ids' holds 260"),
         (ask(1, [1] * 96), r"96 tokens.*may have 96; shorten the prompt to at most 95"),
         (ask(1, [1], tempature=1), "'tempature' is unknown"),
+        (ask(1, [1], min_tokens=1, stop_token_ids=list(range(260))), "every token is a stop token"),
+        (ask(1, [1, 10**5000]), "input_ids holds a whole number of more than 64 bits"),
+        (GenerationRequest(request=1, text="a\ud800"), "text_input is not Unicode text at character 1"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(llama: Any, request_: GenerationRequest, message: str) -> None:
