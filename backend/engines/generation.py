@@ -66,7 +66,6 @@ class Generation:
             text=text,
             num_input_tokens=len(self.prompt_ids),
             prompt_ids=self.prompt_ids if first else None,
-            seed=self.parameters.seed if first else None,
             finish_reason=self.finish_reason,
         )
 

@@ -52,9 +52,6 @@ class TokenEvent:
     text: str
     num_input_tokens: int
     prompt_ids: tuple[int, ...] | None = None  # on a request's first event only
-    seed: int | None = (
-        None  # likewise, where tokens are sampled: given again, a resumed stream goes on as this one would
-    )
     finish_reason: str | None = None  # "stop", "length", "cancelled"; the event that has one is the request's last
 
 
