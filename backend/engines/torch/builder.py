@@ -119,7 +119,11 @@ def _rehearse(skeleton: Skeleton, dtype: torch.dtype) -> None:
     """A pass over weights of zero, so that forked workers inherit what a first pass sets up."""
     shape = KVShape.of_config(skeleton.config)
     kv_memory = KVMemory(shape, dtype=dtype, device=torch.device("cpu"), max_sequence_tokens=16, max_streams=1)
-    skeleton.window_tokens = CausalLM(skeleton.attach_zeros(dtype), kv_memory).rehearse()
+    try:
+        zeros = skeleton.attach_zeros(dtype)
+    except MemoryError as error:
+        raise ModelNotSupported(f"config.json describes tensors that no memory here can hold: {error}") from error
+    skeleton.window_tokens = CausalLM(zeros, kv_memory).rehearse()
     skeleton.detach()
     skeleton.rehearsed = True
 

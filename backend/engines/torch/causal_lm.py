@@ -45,7 +45,7 @@ class CausalLM:
             self._forward([0] * len(positions), positions, batch)
         except LayersDone:
             return batch.window_tokens
-        except (RuntimeError, TypeError, IndexError, AttributeError, ValueError) as error:
+        except (RuntimeError, TypeError, LookupError, AttributeError, ValueError, ArithmeticError) as error:
             raise ModelNotSupported(f"{name} does not run in the torch engine: {error}") from error
         if batch.attended != layers:
             ran = f"{batch.attended} of its {layers} layers"

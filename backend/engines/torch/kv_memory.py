@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from serverless_triton.backend.engines.protocol import ModelNotSupported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,15 +28,12 @@ class KVShape:
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         )
 
-    def bytes(self, *, itemsize: int, max_sequence_tokens: int, max_streams: int) -> int:
-        """The size of a pool, keys and values together."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize * max_sequence_tokens * max_streams
-
 
 class KVMemory:
     """`max_streams` slots of `max_sequence_tokens` each.
 
-    Pages are touched when tokens arrive, so an idle pool costs address space only.
+    Pages are touched when tokens arrive, so an idle pool costs address space only. Raises ModelNotSupported where the
+    device has no room for them.
     """
 
     def __init__(
@@ -41,5 +41,11 @@ class KVMemory:
     ) -> None:
         sizes = (shape.layers, 2, max_streams, shape.kv_heads, max_sequence_tokens, shape.head_dim)
         self.max_sequence_tokens = max_sequence_tokens
-        self.pool = torch.empty(sizes, dtype=dtype, device=device)  # nobody reads a position that was not written
+        try:
+            self.pool = torch.empty(sizes, dtype=dtype, device=device)  # nobody reads a position that was not written
+        except (RuntimeError, TypeError) as error:  # no memory; a size beyond 64 bits
+            raise ModelNotSupported(
+                f"{device} has no memory for the KV cache of {math.prod(sizes) * dtype.itemsize} bytes; lower "
+                f"max_streams, now {max_streams}, or max_sequence_tokens, now {max_sequence_tokens}"
+            ) from error
         self.layers = [(layer[0], layer[1]) for layer in self.pool]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,20 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from serverless_triton.backend.engines.protocol import ModelNotSupported
+from serverless_triton.backend.engines.sampling_parameters import shown
 from serverless_triton.backend.engines.torch.attention import IMPLEMENTATION
 
 CONFIG_FILES = ("config.json", "generation_config.json")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MOST_NAMES = 5
+_MOST_LAYERS = 1000  # building more would take minutes and the machine's memory before any tensor is missed
+_MOST = 2**31 - 1
+# The figures that sizes are made of, as config.json spells them; a model that lacks one, or has it null, has a default.
+_FIGURES = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), _MOST_LAYERS),
+    **dict.fromkeys(("vocab_size", "hidden_size", "n_embd", "d_model", "intermediate_size", "head_dim"), _MOST),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads", "max_position_embeddings"), _MOST),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +55,13 @@ class Skeleton:
 
     def __init__(self, checkpoint: Path) -> None:
         self.config: Any = _read_config(checkpoint)
-        self.eos_ids = _eos_ids(checkpoint)
         self.rehearsed = False
         self.window_tokens: int | None = None
         self._model = _build(checkpoint, self.config)
         self._places = _places(self._model)
-        _restore_computed_buffers(self._model, checkpoint)
+        with _refusing(f"{checkpoint}/config.json cannot be used"):
+            _restore_computed_buffers(self._model, checkpoint)
+        self.eos_ids = frozenset(token for token in _eos_ids(checkpoint) if token < self.config.vocab_size)
 
     def dtype(self, name: str, tensors: Mapping[str, torch.Tensor]) -> torch.dtype:
         """The dtype to run in; `auto` is the config's, and where it has none, the first tensor's."""
@@ -130,40 +141,64 @@ class Skeleton:
 def _read_config(checkpoint: Path) -> Any:
     if not (checkpoint / "config.json").is_file():
         raise ModelNotSupported(f"{checkpoint} has no config.json; the torch engine serves Hugging Face checkpoints")
-    try:
+    _check_figures(checkpoint / "config.json", _read_json(checkpoint / "config.json"))
+    with _refusing(f"{checkpoint}/config.json cannot be used"):
         config: Any = AutoConfig.from_pretrained(str(checkpoint), local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise ModelNotSupported(f"{checkpoint}/config.json cannot be used: {error}") from error
     if getattr(config, "quantization_config", None) is not None:
         raise ModelNotSupported(f"{checkpoint} is quantized; the torch engine runs float32, bfloat16 and float16")
     return config
 
 
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """For transformers' code, which raises whatever a config that it did not foresee leads to, assertions included."""
+    try:
+        yield
+    except (ModelNotSupported, MemoryError):
+        raise
+    except Exception as error:
+        raise ModelNotSupported(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def _check_figures(path: Path, values: Mapping[str, Any]) -> None:
+    for name, most in _FIGURES.items():
+        value = values.get(name)
+        if value is None or isinstance(value, list):  # some architectures give one a layer
+            continue
+        if type(value) is not int or not 1 <= value <= most:
+            raise ModelNotSupported(f"{path}: {name} is {shown(value)}; use a whole number from 1 to {most}")
+
+
 def _eos_ids(checkpoint: Path) -> frozenset[int]:
-    """generation_config.json speaks before config.json; either may name one token or several."""
+    """generation_config.json speaks before config.json; either may name one token or several. -1 stands for none."""
     for name in CONFIG_FILES[::-1]:
         eos = _read_json(checkpoint / name).get("eos_token_id")
+        ids = eos if isinstance(eos, list) else [eos]
+        if any(type(token) is not int for token in ids if eos is not None):
+            raise ModelNotSupported(
+                f"{checkpoint / name}: eos_token_id is {shown(eos)}; use a token id or a list of them"
+            )
         if eos is not None:
-            return frozenset(eos if isinstance(eos, list) else [eos])
+            return frozenset(token for token in ids if token >= 0)
     return frozenset()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """Empty where there is no such file."""
     try:
-        values: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-    except ValueError as error:
+        values: Any = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
         raise ModelNotSupported(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ModelNotSupported(f"{path} holds {shown(values)}; it must be a JSON object")
     return values
 
 
 def _build(checkpoint: Path, config: Any) -> Any:
-    try:
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(
-                config, attn_implementation=IMPLEMENTATION, trust_remote_code=False
-            )
-    except (ValueError, ImportError, NotImplementedError) as error:
-        raise ModelNotSupported(f"{checkpoint} cannot be served by the torch engine: {error}") from error
+    with _refusing(f"{checkpoint}/config.json cannot be served by the torch engine"), torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(
+            config, attn_implementation=IMPLEMENTATION, trust_remote_code=False
+        )
     stateful = getattr(model, "_is_stateful", False) or any(isinstance(m, torch.nn.Conv1d) for m in model.modules())
     if stateful:  # its state is not in the KV memory, and neighbours in a flattened batch would flow into each other
         raise ModelNotSupported(f"{type(model).__name__} keeps state that is not keys and values; use another engine")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from safetensors.torch import save_file
 from serverless_triton.backend.engines.protocol import GenerationRequest, ModelNotSupported
 from serverless_triton.backend.engines.torch.builder import Learned, TorchEngineBuilder
 from serverless_triton.backend.engines.torch.kv_memory import KVMemory, KVShape
+from serverless_triton.backend.model_repository import kv_bytes_per_token
 
 WORKER_TREE = """
 import os, signal, sys, torch
@@ -108,9 +111,16 @@ def test_what_is_learned_follows_the_contents_of_the_files(tmp_path: Path) -> No
     assert learned.get(paths[0]) == 6
 
 
-def test_the_pool_has_the_size_that_was_promised(llama: Any) -> None:
-    shape = KVShape.of_config(llama.reference.config)
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "opt"])
+def test_the_pool_has_the_size_that_the_repository_promises(checkpoint: Callable[[str], Any], name: str) -> None:
+    model = checkpoint(name)
+    shape = KVShape.of_config(model.reference.config)
     memory = KVMemory(shape, dtype=torch.bfloat16, device=torch.device("cpu"), max_sequence_tokens=48, max_streams=3)
-    promised = shape.bytes(itemsize=2, max_sequence_tokens=48, max_streams=3)
-    assert promised == 2 * 3 * 2 * 8 * 2 * 48 * 3
-    assert memory.pool.nbytes == promised
+    config = json.loads((model.path / "config.json").read_text())
+    assert memory.pool.nbytes == kv_bytes_per_token(config, "bfloat16") * 48 * 3
+
+
+@pytest.mark.parametrize("max_streams", [2**40, 2**60])
+def test_a_pool_that_no_memory_holds_is_refused_with_what_to_lower(llama: Any, max_streams: int) -> None:
+    with pytest.raises(ModelNotSupported, match=rf"no memory for the KV cache of \d+ bytes; lower.*{max_streams}"):
+        llama.build(max_streams=max_streams)

@@ -118,7 +118,9 @@ def test_a_long_list_of_names_is_shortened(llama: Any) -> None:
     ("config", "message"),
     [
         (None, "has no config.json"),
-        ("{", "cannot be used"),
+        ("{", r"config\.json is not JSON"),
+        ("[]", r"config\.json holds a list of 0; it must be a JSON object"),
+        ("[" * 100_000, r"config\.json is not JSON"),
         ({"model_type": "no-such-model"}, "cannot be used"),
         ({"model_type": "vit"}, "cannot be served"),
         ({"model_type": "mamba", "num_hidden_layers": 1, "hidden_size": 8}, "keeps state"),
@@ -131,6 +133,70 @@ def test_checkpoints_of_other_kinds_are_refused(tmp_path: Path, config: Any, mes
         (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
     with pytest.raises(ModelNotSupported, match=message):
         Skeleton(tmp_path)
+
+
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+
+
+def tiny(path: Path, **changes: Any) -> Path:
+    (path / "config.json").write_text(json.dumps({**TINY, **changes}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": "abc"}, "hidden_size is 'abc'; use a whole number from 1"),
+        ({"hidden_size": 10**30}, "hidden_size is a whole number of more than 64 bits"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0; use a whole number from 1"),
+        ({"num_attention_heads": True}, "num_attention_heads is True"),
+        ({"intermediate_size": -5}, "intermediate_size is -5; use a whole number from 1"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; use a whole number from 1 to 1000"),
+        ({"hidden_size": 17}, "cannot be used: .*hidden size"),
+        ({"rope_theta": "x"}, "cannot be .*TypeError"),
+        ({"rope_scaling": {"rope_type": "nope"}}, "cannot be .*KeyError"),
+        ({"hidden_act": "nope"}, "cannot be .*KeyError"),
+        ({"dtype": "nope"}, "cannot be .*AttributeError"),
+        ({"pad_token_id": 99_999}, "cannot be .*AssertionError"),
+        ({"eos_token_id": "x"}, "cannot be used|eos_token_id is 'x'"),
+    ],
+)
+def test_configs_that_make_no_sense_are_refused_with_the_file(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelNotSupported, match=rf"(?s){tmp_path}/config\.json.*{message}"):
+        Skeleton(tiny(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", "{", '{"eos_token_id": "x"}', '{"eos_token_id": [1, null]}'])
+def test_a_generation_config_that_makes_no_sense_is_refused_with_the_file(tmp_path: Path, text: str) -> None:
+    (tiny(tmp_path) / "generation_config.json").write_text(text)
+    with pytest.raises(ModelNotSupported, match=rf"{tmp_path}/generation_config\.json"):
+        Skeleton(tmp_path)
+
+
+def test_ends_of_sequence_are_those_that_the_model_can_say(tmp_path: Path) -> None:
+    (tiny(tmp_path) / "generation_config.json").write_text('{"eos_token_id": [-1, 3, 63, 64]}')
+    assert Skeleton(tmp_path).eos_ids == {3, 63}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"intermediate_size": 2**31 - 1, "hidden_size": 2**30}, {"num_key_value_heads": 3}]
+)
+def test_learning_refuses_what_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    with pytest.raises(ModelNotSupported):
+        TorchEngineBuilder().learn(str(tiny(tmp_path, **changes)), "float32")
 
 
 @pytest.mark.parametrize("threads", [1, 2])  # with one, learning rehearses all layers and building the first only
