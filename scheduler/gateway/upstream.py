@@ -32,8 +32,9 @@ class UpstreamError(SchedulerError):
         # NOT_FOUND and "no available versions": the model was unloaded there after the stream had been assigned.
         if self.code in ("UNAVAILABLE", "CANCELLED", "NOT_FOUND"):
             return True
-        # What gRPC's core says of a connection that went away in the middle of a call.
-        return self.code in ("UNKNOWN", "INTERNAL") and any(
+        # What gRPC's core says of a connection that went away in the middle of a call. An INTERNAL never breaks it,
+        # whatever its words: the request itself may be at fault, and would take one replica after the other with it.
+        return self.code == "UNKNOWN" and any(
             words in str(self) for words in ("Stream removed", "RST_STREAM", "GOAWAY", "Socket closed")
         )
 

@@ -149,12 +149,24 @@ async def test_missing_tokens_make_the_replica_untrustworthy(relay, upstream, st
     assert ids_of(await task) == [1, 2]
 
 
-@pytest.mark.parametrize("code", ["INVALID_ARGUMENT", "INTERNAL", "RESOURCE_EXHAUSTED", "UNKNOWN"])
-async def test_what_is_the_clients_fault_or_a_bug_goes_to_the_client(relay, upstream, admission, streamed, code):
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("INVALID_ARGUMENT", "no"),
+        ("INTERNAL", "no"),
+        ("INTERNAL", "Received RST_STREAM with error code 2"),
+        ("INTERNAL", "Socket closed"),
+        ("RESOURCE_EXHAUSTED", "no"),
+        ("UNKNOWN", "no"),
+    ],
+)
+async def test_what_is_the_clients_fault_or_a_bug_goes_to_the_client(relay, upstream, admission, streamed, code, words):
     stream = relay.open(streamed)
     task = asyncio.ensure_future(collect(stream))
-    (await upstream.call(0)).fail(code, f"[request id: {stream.id}] no")
-    with pytest.raises(UpstreamError, match=r"\[request id: c1\] no") as caught:
+    call = await upstream.call(0)
+    call.tokens(0, 1)
+    call.fail(code, f"[request id: {stream.id}] {words}")
+    with pytest.raises(UpstreamError, match=rf"\[request id: c1\] {words}") as caught:
         await task
     assert caught.value.code == code
     assert len(upstream.calls) == 1
@@ -234,7 +246,8 @@ async def test_nothing_is_read_ahead_of_the_client(relay, upstream, streamed):
             call.tokens(position, position)
         await first
         await asyncio.sleep(0)
-        assert len(relay.journal.get(stream.id).output_ids) == 1
+        (journal,) = relay.journal
+        assert len(journal.output_ids) == 1
 
 
 async def test_slow_client_is_no_silence(relay, upstream, streamed):
