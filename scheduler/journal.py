@@ -91,9 +91,6 @@ class Journal:
     def close(self, stream: StreamId) -> None:
         self._streams.pop(stream, None)
 
-    def get(self, stream: StreamId) -> StreamJournal | None:
-        return self._streams.get(stream)
-
     def __iter__(self) -> Iterator[StreamJournal]:
         return iter(tuple(self._streams.values()))
 
