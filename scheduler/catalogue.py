@@ -23,6 +23,7 @@ PRIVATE_INPUTS = frozenset({"resume_token_ids"})
 PRIVATE_OUTPUTS = frozenset({"attempt", "first_position"})
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_VERSION = re.compile(r"0{0,64}[0-9]{1,19}")  # bounded before int() sees it, which refuses thousands of digits
 _DATATYPE_NAMES = {"STRING": "BYTES"}
 
 
@@ -53,7 +54,7 @@ class ModelEntry:
         """The version a request for `asked` ("" is the latest) goes to. Raises UnknownModel, InvalidRequest."""
         if not asked:
             return self.versions[-1]
-        if not (asked.isascii() and asked.isdigit() and 0 < int(asked) < 2**63):
+        if not (_VERSION.fullmatch(asked) and 0 < int(asked) < 2**63):
             raise InvalidRequest(
                 f"failed to get model version from specified version string '{asked[:64]}' (details: stol), "
                 "version should be an integral value > 0"

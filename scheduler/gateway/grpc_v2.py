@@ -166,6 +166,11 @@ class ClientStream:
                     await self._write(pb.ModelStreamInferResponse(infer_response=response))
         except SchedulerError as error:
             await self._refuse(error, failed)
+        except _CLIENT_GONE:
+            raise
+        except Exception:  # a bug of ours that one request found must not end the other requests of this stream
+            log.exception("client_request_failed model=%s", failed.model_name)
+            await self._refuse(SchedulerError("internal error"), failed)
 
     async def _refuse(self, error: SchedulerError, failed: pb.ModelInferResponse) -> None:
         if self._ends_on_error:
@@ -182,10 +187,9 @@ class ClientStream:
         self._tasks.discard(task)
         self._slots.release()
         error = None if task.cancelled() else task.exception()
-        if error is None or isinstance(error, _CLIENT_GONE):
-            return
-        log.error("client_stream_failed", exc_info=error)
-        self._fail(SchedulerError("internal error"))
+        if error is not None and not isinstance(error, _CLIENT_GONE):
+            log.error("client_stream_failed", exc_info=error)
+            self._fail(SchedulerError("internal error"))
 
     def _fail(self, error: SchedulerError) -> None:
         self._failure = self._failure or error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from serverless_triton.scheduler.gateway.json_form import (
 from serverless_triton.scheduler.gateway.tensors import ELEMENT_BYTES, Tensor, add_input, read_outputs
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+_LENGTH = re.compile(r"[0-9]{1,18}")  # bounded before int() sees it, which refuses thousands of digits
 _ONE_SOURCE = (
     "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
     "'shared_memory_region' in 'parameters'. But {} set"
@@ -58,7 +60,7 @@ def read_infer_body(body: bytes, header_length: str | None, model: str, version:
 def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     if header_length is None:
         return body, b""
-    length = int(header_length) if header_length.isascii() and header_length.isdigit() else -1
+    length = int(header_length) if _LENGTH.fullmatch(header_length) else -1
     if not 0 < length <= len(body):
         raise InvalidRequest(f"inference header size should be in range (0, {len(body)}), got: {header_length[:20]}")
     return body[:length], body[length:]

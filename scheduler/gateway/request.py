@@ -29,7 +29,9 @@ from serverless_triton.scheduler.gateway.tensors import (
 from serverless_triton.scheduler.journal import ResumePoint
 
 _SEED_BITS = 53  # exact in JSON whoever reads it
+_MOST_LEVELS = 16  # of lists and objects in each other; more could not be written back as JSON
 EMPTY_FINAL = "triton_enable_empty_final_response"
+_TOO_DEEP = f"input 'sampling_parameters' is nested too deeply; use at most {_MOST_LEVELS} levels"
 _PRIVATE_PARAMETERS = frozenset({*PRIVATE_INPUTS, "attempt", "token_state"})
 # Triton's own, which never reach a model: parameter → the kinds it takes.
 _TRITON_PARAMETERS = {
@@ -174,14 +176,26 @@ def _sampling(inputs: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> di
             said = parse_json_object(texts[0].decode(), "input 'sampling_parameters'")
         except UnicodeDecodeError as error:
             raise InvalidRequest(f"input 'sampling_parameters' is not UTF-8 at byte {error.start}") from error
+        except RecursionError as error:
+            raise InvalidRequest(_TOO_DEEP) from error
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
+        _check_depth(said)
     merged = {**{name: value for name, value in parameters.items() if name not in _TRITON_PARAMETERS}, **said}
     if merged.get("temperature") and merged.get("seed") is None:
         merged["seed"] = secrets.randbits(
             _SEED_BITS
         )  # the stream's own, so that a resumed one goes on drawing the same
     return merged
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(_MOST_LEVELS + 1):
+        containers = [item for item in level if isinstance(item, (dict, list))]
+        level = [inner for item in containers for inner in (item.values() if isinstance(item, dict) else item)]
+    if level:
+        raise InvalidRequest(_TOO_DEEP)
 
 
 def _outputs(request: pb.ModelInferRequest, entry: ModelEntry, inputs: Mapping[str, Tensor]) -> frozenset[str]:

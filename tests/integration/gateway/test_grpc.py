@@ -15,7 +15,9 @@ from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from serverless_triton.scheduler.errors import LoadFailed, NoCapacity
-from serverless_triton.scheduler.gateway.fake_upstream import FakeEngine
+from serverless_triton.scheduler.gateway.fake_upstream import FakeEngine, token_response
+from serverless_triton.scheduler.gateway.tensors import read_request_tensors, string_tensor
+from serverless_triton.scheduler.gateway.upstream import UpstreamError
 from tests.unit.gateway.samples import flag, infer_request
 
 
@@ -155,6 +157,59 @@ async def test_error_on_a_shared_stream_leaves_the_others_alone(stub):
     assert [m.error_message for m in bad] == ["Request for unknown model: 'nope' is not found"]
     assert bad[0].infer_response.id == "bad"
     assert len([m for m in messages if m.infer_response.id == "good"]) == 4
+
+
+async def test_bad_requests_on_a_shared_stream_are_invalid_and_leave_the_others_alone(stub):
+    deep = b'{"stop": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+    bad = {"deep": infer_request(string_tensor("sampling_parameters", deep), client_id="deep")}
+    bad["version"] = infer_request(client_id="version")
+    bad["version"].model_version = "9" * 5000
+
+    async def requests():
+        for request in bad.values():
+            yield request
+        yield infer_request(flag("stream"), client_id="good")
+
+    messages = [message async for message in stub.ModelStreamInfer(requests())]
+    errors = {m.infer_response.id: m.error_message for m in messages if m.error_message}
+    assert errors.keys() == bad.keys()
+    assert "internal" not in " ".join(errors.values())
+    assert len([m for m in messages if m.infer_response.id == "good"]) == 4
+    for request in bad.values():
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ModelInfer(request)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_bug_that_one_request_finds_is_that_requests_alone(stub, upstream, caplog):
+    answer = FakeEngine()
+
+    def broken_for_one(call):
+        if b"bug" in read_request_tensors(call.request)["text_input"].raw:
+            raise ZeroDivisionError
+        return answer(call)
+
+    upstream.script(broken_for_one)
+
+    async def requests():
+        yield infer_request(flag("stream"), text=b"bug", client_id="bad")
+        yield infer_request(flag("stream"), client_id="good")
+
+    messages = [message async for message in stub.ModelStreamInfer(requests())]
+    assert [m.infer_response.id for m in messages if m.error_message == "internal error"] == ["bad"]
+    assert len([m for m in messages if m.infer_response.id == "good"]) == 4
+    assert "client_request_failed model=m" in caplog.text
+
+
+async def test_an_upstream_internal_error_is_heard_once(stub, upstream):
+    def fail(call):
+        yield token_response(attempt=call.attempt, first_position=0, output_ids=[1], text="x", prompt_ids=[7])
+        yield UpstreamError("INTERNAL", "Received RST_STREAM with error code 2")
+
+    upstream.script(fail)
+    messages = [m async for m in stub.ModelStreamInfer(iter([infer_request(flag("stream"))]))]
+    assert [m.error_message for m in messages] == ["", "Received RST_STREAM with error code 2"]
+    assert len(upstream.calls) == 1
 
 
 async def test_error_ends_the_stream_of_a_client_that_asked_for_it(stub):

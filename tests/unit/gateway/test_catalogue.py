@@ -126,6 +126,10 @@ def test_all_versions_by_policy(repository):
     [
         ("7", UnknownModel, "Request for unknown model: 'm' version 7 is not found"),
         ("x", InvalidRequest, "failed to get model version from specified version string 'x'"),
+        ("9" * 5000, InvalidRequest, "failed to get model version from specified version string '9999"),
+        ("0" * 5000, InvalidRequest, "failed to get model version from specified version string '0000"),
+        (str(2**63), InvalidRequest, "failed to get model version from specified version string '9223"),
+        ("٣", InvalidRequest, "failed to get model version"),
         ("-1", InvalidRequest, "integral value > 0"),
         ("9" * 40, InvalidRequest, "integral value > 0"),
     ],

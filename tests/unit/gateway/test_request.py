@@ -60,6 +60,19 @@ def test_sampling_parameters_that_are_no_json_object(parse, text):
         parse(infer_request(string_tensor("sampling_parameters", text)))
 
 
+@pytest.mark.parametrize("levels", [17, 500, 100_000])
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_sampling_parameters_nested_without_end(parse, levels, opening, closing):
+    text = b'{"stop": ' + opening * (levels - 1) + b"1" + closing * (levels - 1) + b"}"
+    with pytest.raises(InvalidRequest, match="'sampling_parameters' is nested too deeply; use at most 16 levels"):
+        parse(infer_request(string_tensor("sampling_parameters", text)))
+
+
+def test_sampling_parameters_may_be_nested(parse):
+    text = b'{"guide": ' + b"[" * 15 + b"1" + b"]" * 15 + b"}"
+    assert "guide" in parse(infer_request(string_tensor("sampling_parameters", text))).sampling_parameters
+
+
 @pytest.mark.parametrize("name", ["attempt", "token_state", "resume_token_ids"])
 def test_token_state_is_the_gateways(parse, name):
     request = infer_request()
