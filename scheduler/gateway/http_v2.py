@@ -6,6 +6,7 @@ Routes, statuses and bodies; the answers are `service.py`'s.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
@@ -23,7 +24,7 @@ from serverless_triton.scheduler.gateway.json_form import members, message_to_js
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.relay import RelayedStream
 from serverless_triton.scheduler.gateway.service import InferenceService, Unsupported
-from serverless_triton.scheduler.receipts import ReceiptBook, to_json
+from serverless_triton.scheduler.receipts import Receipt, ReceiptBook, to_json
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -39,6 +40,8 @@ _STATUSES = {
     "CANCELLED": HTTPStatus.BAD_REQUEST,
     "ALREADY_EXISTS": HTTPStatus.BAD_REQUEST,
 }
+_LIMIT = re.compile(r"[0-9]{1,9}")
+_SHOWN_OF_STREAM_ID = 8  # as in logs: the whole id is a capability
 _MODEL = "/v2/models/{model}"
 _REFUSED = (
     ("/v2/trace/setting", "trace settings"),
@@ -158,8 +161,8 @@ class HttpFrontend:
 
     async def _newest_receipts(self, request: web.Request) -> web.StreamResponse:
         limit = request.query.get("limit", "100")
-        count = int(limit) if limit.isascii() and limit.isdigit() else 100
-        return _json({"receipts": [to_json(receipt) for receipt in self._receipts.newest(count)]})
+        count = int(limit) if _LIMIT.fullmatch(limit) else 100
+        return _json({"receipts": [_listed(receipt) for receipt in self._receipts.newest(count)]})
 
     async def _stream_receipts(self, request: web.Request) -> web.StreamResponse:
         receipts = self._receipts.of(StreamId(request.match_info["stream"]))
@@ -218,6 +221,10 @@ def _model(request: web.Request) -> tuple[str, str]:
 async def _options(request: web.Request) -> dict[str, Any]:
     body = await request.read()
     return members(parse_json(body), "request") if body else {}
+
+
+def _listed(receipt: Receipt) -> dict[str, Any]:
+    return {**to_json(receipt), "stream": receipt.stream[:_SHOWN_OF_STREAM_ID]}
 
 
 async def _whole(stream: RelayedStream) -> pb.ModelInferResponse:

@@ -232,6 +232,19 @@ async def test_body_over_the_limit_is_refused(http):
         assert "error" in await answer.json()
 
 
+@pytest.mark.parametrize("digits", ["9" * 5000, "0" * 5000])
+async def test_numbers_of_thousands_of_digits_are_bad_requests(http, digits):
+    headers = {"Inference-Header-Content-Length": digits}
+    for post in (
+        http.post(f"/v2/models/m/versions/{digits}/generate", json={"text_input": "hi"}),
+        http.post("/v2/models/m/infer", data=b"{}", headers=headers),
+        http.post("/v2/models/m/infer", data=f'{{"inputs": [{{"shape": [{digits}]}}]}}'),
+    ):
+        async with post as answer:
+            assert answer.status == 400
+            assert "error" in await answer.json()
+
+
 async def test_receipts_and_status(http, upstream):
     upstream.script(FakeEngine(deaths=[2]))
     async with http.post("/v2/models/m/generate", json={"text_input": "hi"}) as answer:
@@ -240,7 +253,14 @@ async def test_receipts_and_status(http, upstream):
         receipts = (await answer.json())["receipts"]
     assert [receipt["kind"] for receipt in receipts] == ["warm", "resumed"]
     async with http.get("/v2/cluster/receipts?limit=1") as answer:
-        assert [receipt["kind"] for receipt in (await answer.json())["receipts"]] == ["resumed"]
+        listed = (await answer.json())["receipts"]
+    assert [receipt["kind"] for receipt in listed] == ["resumed"]
+    assert [receipt["stream"] for receipt in receipts] == [stream, stream]
+    assert [receipt["stream"] for receipt in listed] == [stream[:8]]  # the whole id is a capability
+    async with http.get(f"/v2/cluster/receipts/{stream[:8]}") as answer:
+        assert answer.status == 404
+    async with http.get("/v2/cluster/receipts?limit=" + "9" * 5000) as answer:
+        assert len((await answer.json())["receipts"]) == 2
     async with http.get("/v2/cluster/receipts/nope") as answer:
         assert answer.status == 404
     async with http.get("/v2/cluster/status") as answer:
