@@ -40,32 +40,42 @@ class Gateway:
         self.metrics = metrics or GatewayMetrics()
         self.journal = Journal()
         self.receipts = ReceiptBook()
+        self._statistics = Statistics()
         self._upstream = upstream or GrpcUpstream(max_message_bytes=settings.max_message_bytes)
-        statistics = Statistics()
-        self._relay = Relay(
+        self._open = False
+        self._relay = self._make_relay(admission, settings, clock)
+        service = self._make_service(catalogue, admission, settings)
+        self._make_servers(service, settings, cluster_status)
+
+    def _make_relay(self, admission: Admission, settings: GatewaySettings, clock: Callable[[], float]) -> Relay:
+        return Relay(
             admission=admission,
             upstream=self._upstream,
             journal=self.journal,
             receipts=self.receipts,
             metrics=self.metrics,
-            statistics=statistics,
+            statistics=self._statistics,
             limits=settings.relay,
             clock=clock,
         )
-        self._open = False
-        service = InferenceService(
+
+    def _make_service(self, catalogue: Catalogue, admission: Admission, settings: GatewaySettings) -> InferenceService:
+        return InferenceService(
             catalogue=catalogue,
             admission=admission,
             relay=self._relay,
-            statistics=statistics,
+            statistics=self._statistics,
             admin_timeout_s=settings.admin_timeout_s,
             is_ready=lambda: self._open,
         )
+
+    def _make_servers(
+        self, service: InferenceService, settings: GatewaySettings, cluster_status: Callable[[], dict[str, Any]]
+    ) -> None:
+        """One server a port; none listens before `start`."""
         self._grpc = GrpcServer(GrpcFrontend(service, self.metrics, settings), settings)
-        http = HttpFrontend(service, self.metrics, self.receipts, cluster_status)
-        self._http_site = HttpSite(
-            http.app(settings.max_message_bytes), settings.host, settings.http_port, drain_s=settings.drain_timeout_s
-        )
+        http = HttpFrontend(service, self.metrics, self.receipts, cluster_status).app(settings.max_message_bytes)
+        self._http_site = HttpSite(http, settings.host, settings.http_port, drain_s=settings.drain_timeout_s)
         self._metrics_site = HttpSite(metrics_app(self.metrics.registry), settings.host, settings.metrics_port)
 
     @property
