@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         CheckpointChanged,
         CheckpointCorrupted,
         CheckpointError,
+        CheckpointExists,
         CheckpointIndexInvalid,
         CheckpointNotFound,
         CheckpointTruncated,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     )
     from .integrity import IntegrityReport, hash_checkpoint, verify_checkpoint
     from .messages import ImageStatus, LoadReceipt, StoreStatus
+    from .repack import RepackReport, repack_checkpoint
     from .standalone import load_file
 
 _HOMES = {
@@ -49,6 +51,8 @@ _HOMES = {
     "IntegrityReport": "integrity",
     "hash_checkpoint": "integrity",
     "verify_checkpoint": "integrity",
+    "RepackReport": "repack",
+    "repack_checkpoint": "repack",
 }
 
 __all__ = [
@@ -57,6 +61,7 @@ __all__ = [
     "CheckpointChanged",
     "CheckpointCorrupted",
     "CheckpointError",
+    "CheckpointExists",
     "CheckpointIndexInvalid",
     "CheckpointNotFound",
     "CheckpointTruncated",
@@ -70,6 +75,7 @@ __all__ = [
     "LoadReceipt",
     "LoaderError",
     "NotSafetensors",
+    "RepackReport",
     "Store",
     "StoreCancelled",
     "StoreError",
@@ -82,6 +88,7 @@ __all__ = [
     "UnsupportedDtype",
     "hash_checkpoint",
     "load_file",
+    "repack_checkpoint",
     "verify_checkpoint",
 ]
 

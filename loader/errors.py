@@ -10,6 +10,7 @@
     │   ├── ChunkHashesInvalid        the hashes beside a file are malformed or of another version of it
     │   ├── ChunkHashesMissing        there is nothing to verify a file against
     │   ├── CheckpointUnwritable      the operating system refused to write (permissions, no space left)
+    │   ├── CheckpointExists          something is already where a checkpoint should be written
     │   ├── CheckpointIndexInvalid    the shard index is malformed or names files it may not name
     │   ├── NotSafetensors            the bytes are not a valid safetensors file
     │   ├── UnsupportedDtype          valid, but this torch has no such dtype
@@ -46,6 +47,10 @@ class CheckpointUnreadable(CheckpointError):
 
 class CheckpointUnwritable(CheckpointError):
     """The operating system refused to write beside or for a checkpoint."""
+
+
+class CheckpointExists(CheckpointError):
+    """Something is already where a checkpoint should be written, or somebody is writing there."""
 
 
 class CheckpointTruncated(CheckpointError):

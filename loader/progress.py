@@ -29,5 +29,5 @@ def watched(work: Callable[[_core.ReadJob], Result], total_bytes: int, progress:
             job.cancel()
             raise
         result = future.result()
-    progress(job.bytes_done, total_bytes)
+    progress(total_bytes, total_bytes)
     return result

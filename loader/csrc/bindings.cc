@@ -196,6 +196,8 @@ void bind_reader(py::module_& m) {
     py::class_<st::ReadJob>(m, "ReadJob")
         .def(py::init<>())
         .def("cancel", &st::ReadJob::cancel)
+        .def("stop_if_cancelled", &st::ReadJob::stop_if_cancelled)
+        .def("add_done", &st::ReadJob::add_done, py::arg("size_bytes"))
         .def_property_readonly("is_cancelled", &st::ReadJob::is_cancelled)
         .def_property_readonly("bytes_done", &st::ReadJob::bytes_done);
     py::class_<st::ReadReport>(m, "ReadReport")

@@ -11,6 +11,7 @@ PUBLIC_NAMES = {
     "CheckpointChanged",
     "CheckpointCorrupted",
     "CheckpointError",
+    "CheckpointExists",
     "CheckpointIndexInvalid",
     "CheckpointNotFound",
     "CheckpointTruncated",
@@ -24,6 +25,7 @@ PUBLIC_NAMES = {
     "LoadReceipt",
     "LoaderError",
     "NotSafetensors",
+    "RepackReport",
     "Store",
     "StoreCancelled",
     "StoreError",
@@ -36,6 +38,7 @@ PUBLIC_NAMES = {
     "UnsupportedDtype",
     "hash_checkpoint",
     "load_file",
+    "repack_checkpoint",
     "verify_checkpoint",
 }
 
