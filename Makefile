@@ -1,4 +1,4 @@
-# Every target sets up what it needs in $(VENV); nothing outside this folder changes but the cache (README.md, "Where things are").
+# Every target sets up what it needs in $(VENV); nothing outside this folder changes but the cache (docs/operations.md, "Installing").
 VENV ?= .venv
 PYTHON_IN_VENV := $(VENV)/bin/python
 PYTEST_FLAGS ?=

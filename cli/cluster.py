@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,8 +18,11 @@ import yaml
 from serverless_triton.backend.node import NodeConfig, node_processes
 from serverless_triton.backend.supervisor import ProcessSpec, Run, Supervisor
 from serverless_triton.backend.triton_install import assemble_backend_directory, find_triton
+from serverless_triton.cli.readiness import announce_readiness
 from serverless_triton.scheduler.config import ConfigError, ControlConfig, parse_dataclass
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,10 @@ def run_cluster(config: ClusterConfig, logs: Path, report: Callable[[str], None]
 
     Raises ConfigError for a port that is taken, TritonNotFound, StubUnusable, PackageUnavailable.
     """
+    if not config.model_repository.is_dir():
+        raise ConfigError(
+            f"model_repository: {config.model_repository} is no directory; `serverless-triton add` makes one"
+        )
     _require_free(config.gateway)
     installation = find_triton(report=report)
     nodes = _nodes(config)
@@ -76,7 +84,8 @@ def run_cluster(config: ClusterConfig, logs: Path, report: Callable[[str], None]
         backends = assemble_backend_directory(installation, run.directory / "backends")
         specs = [spec for node in nodes for spec in node_processes(node, run, installation, backends)]
         specs.append(_scheduler(config, nodes, run))
-        supervise(run, specs, logs)
+        address = f"{config.gateway.host}:{config.gateway.http_port}"
+        supervise(run, specs, logs, announce_readiness(address, config.servers, config.model_repository, report))
 
 
 def _require_free(gateway: GatewaySettings) -> None:
@@ -134,13 +143,23 @@ def free_ports(count: int) -> list[int]:
         return [int(candidate.getsockname()[1]) for candidate in sockets]
 
 
-def supervise(run: Run, specs: Sequence[ProcessSpec], logs: Path) -> None:
+def supervise(
+    run: Run, specs: Sequence[ProcessSpec], logs: Path, beside: Coroutine[None, None, None] | None = None
+) -> None:
     """Keeps the processes running until SIGINT, SIGTERM or SIGHUP; then all of them have ended."""
-    asyncio.run(_until_signal(Supervisor(run, specs, logs)))
+    asyncio.run(_until_signal(Supervisor(run, specs, logs), beside))
 
 
-async def _until_signal(supervisor: Supervisor) -> None:
+async def _until_signal(supervisor: Supervisor, beside: Coroutine[None, None, None] | None) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, supervisor.stop)
+        loop.add_signal_handler(number, _stop, supervisor)
+    announcing = loop.create_task(beside) if beside is not None else None
     await supervisor.run()
+    if announcing is not None:
+        announcing.cancel()
+
+
+def _stop(supervisor: Supervisor) -> None:
+    logger.info("stopping")
+    supervisor.stop()

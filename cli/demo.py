@@ -55,7 +55,7 @@ class Demo:
     def ask(self, model: str, question: str, *, expect: tuple[str, ...]) -> None:
         """Over gRPC, printing tokens as they arrive; `expect` are the kinds of start that are right here."""
         say(f"\n  {model} (gRPC): {question}\n    ", newline=False)
-        heard = self._listen(model, question, TOKENS, on_token=lambda _: None)
+        heard = self._listen(model, question, on_token=lambda _: None, max_tokens=TOKENS)
         self._note(heard, expect)
 
     def ask_over_http(self, model: str, question: str, *, expect: tuple[str, ...]) -> None:
@@ -77,15 +77,16 @@ class Demo:
                 self.cluster.kill(self.cluster.pid(f"{server}.triton"))
                 click.secho(f" ⟨{server} killed⟩ ", fg="red", bold=True, nl=False)
 
-        heard = self._listen(model, question, LONG_TOKENS, on_token=kill_once)
+        # Without an end of its own, so that its length tells whether every token came.
+        heard = self._listen(model, question, on_token=kill_once, max_tokens=LONG_TOKENS, ignore_eos=True)
         if len(heard.output_ids) != LONG_TOKENS:
             raise DemoFailed(f"the stream has {len(heard.output_ids)} tokens instead of {LONG_TOKENS}")
         self._note(heard, ("warm", "cold", "resumed"))
         if self.receipts[-1].kind != "resumed":
             raise DemoFailed("the stream was not resumed on another server")
 
-    def _listen(self, model: str, question: str, tokens: int, *, on_token: Callable[[int], None]) -> Heard:
-        stream = self.cluster.stream(model, _chat(question), max_tokens=tokens, ignore_eos=True)
+    def _listen(self, model: str, question: str, *, on_token: Callable[[int], None], **sampling: Any) -> Heard:
+        stream = self.cluster.stream(model, _chat(question), **sampling)
         printed = 0
         try:
             while stream.next():
@@ -224,7 +225,7 @@ def _measure_stock(installation: Any, checkpoint: Path, logs: Path) -> dict[str,
     for name, auto_complete in (("Triton's defaults", True), ("without auto-complete", False)):
         with StockTriton(installation, checkpoint, logs, auto_complete=auto_complete) as stock:
             prompt = _chat("What is the capital of France?")
-            with step(f"  {name}: {STOCK_STARTS} cold starts", 12):
+            with step(f"  {name}: one start to warm the page cache, then {STOCK_STARTS} that count", 25):
                 stock.cold_start_s(prompt)  # the files come into the page cache
                 measured[name] = [stock.cold_start_s(prompt) for _ in range(STOCK_STARTS)]
     return measured

@@ -20,6 +20,9 @@ def main(arguments: Sequence[str]) -> int:
     """Options are those of each benchmark. 0 only if all of them ran to their end, or all claims hold."""
     if arguments[:1] == ["claims"]:
         return claims_report.main(arguments[1:])
+    if {"-h", "--help"} & set(arguments):
+        print(f"{__doc__}\n\nOptions, for every benchmark alike: see `python -m {BENCHMARKS[0][1]} --help`.")
+        return 0
     failed = [module for benchmark, module in BENCHMARKS if harness.main(benchmark, module, arguments)]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

@@ -21,11 +21,11 @@ def describe(verdict: Verdict) -> str:
     """Two lines for a terminal."""
     claim = verdict.claim
     value = "–" if verdict.value is None else f"{verdict.value:.2f}"
-    mark = "holds " if verdict.holds else "FAILS "
+    mark = "no run" if verdict.value is None else "holds " if verdict.holds else "FAILS "
     commits = ", ".join(commit[:10] for commit in verdict.commits)
     runs = f"n = {len(verdict.values)} ({', '.join(f'{v:.2f}' for v in verdict.values)}) at {commits}; "
     return (
-        f"{mark}{claim.id}: {value}, goal {claim.comparison} {claim.goal:g} ({claim.issue})\n"
+        f"{mark}{claim.id}: {value}, goal {claim.comparison} {claim.goal:g}\n"
         f"      {runs if verdict.values else ''}{verdict.hardware_class}"
     )
 

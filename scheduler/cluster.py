@@ -13,7 +13,7 @@ from serverless_triton.scheduler.view import ClusterView, ModelView, Phase, Repl
 # Before a store has measured its own: a slow SSD, DRAM as copied by one core.
 ASSUMED_SSD_BYTES_PER_SECOND = 1e9
 ASSUMED_DRAM_BYTES_PER_SECOND = 20e9
-ASSUMED_FIXED_START_S = 0.25
+ASSUMED_FIXED_START_S = {"dram": 0.25, "ssd": 0.1}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class ServerState:
     device_memory_bytes: int = 0
     dram_bytes: int = 0
     ssd_bytes_per_second: float = ASSUMED_SSD_BYTES_PER_SECOND
-    fixed_start_s: float = ASSUMED_FIXED_START_S
+    fixed_start_s: dict[str, float] = field(default_factory=ASSUMED_FIXED_START_S.copy)
     in_dram: frozenset[str] = frozenset()
     worker_pids: Mapping[ReplicaId, int] = field(default_factory=dict)
     stub_pids: Mapping[ReplicaId, int] = field(default_factory=dict)
@@ -123,7 +123,7 @@ def _server_view(server: ServerState, queued_bytes: int) -> ServerView:
         dram_bytes=server.dram_bytes,
         ssd_bytes_per_second=server.ssd_bytes_per_second,
         dram_bytes_per_second=ASSUMED_DRAM_BYTES_PER_SECOND,
-        fixed_start_s=server.fixed_start_s,
+        fixed_start_s=dict(server.fixed_start_s),
         queued_bytes=queued_bytes,
         in_dram=server.in_dram,
     )

@@ -16,7 +16,8 @@ from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
 
 T = TypeVar("T")
-_SCALARS = (int, float, str, Path)
+_KIND_NAMES = {int: "a whole number", float: "a number", str: "a string", Path: "a path"}
+_SCALARS = tuple(_KIND_NAMES)
 
 
 class ConfigError(SchedulerError, ValueError):
@@ -106,7 +107,7 @@ def _field(value: Any, hint: Any, path: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ConfigError(f"{path}: is {value!r}; give a {kind.__name__}")
+        raise ConfigError(f"{path}: is {value!r}; give {_KIND_NAMES[kind]}")
     if isinstance(value, (int, float)) and value < 0:
         raise ConfigError(f"{path}: is {value!r}; give a number from 0")
     return value

@@ -30,7 +30,7 @@ from serverless_triton.scheduler.admission import (
 )
 from serverless_triton.scheduler.cluster import Cluster, ReplicaState
 from serverless_triton.scheduler.effects import EffectFailed, Effects, EngineOrder, EngineStarted
-from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, NoCapacity
+from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge, NoCapacity
 from serverless_triton.scheduler.estimator import learn_fixed_cost
 from serverless_triton.scheduler.metrics import ControlMetrics
 from serverless_triton.scheduler.policy import Candidate, Decision, Refuse, Start, StartRequest, Use, choose
@@ -167,7 +167,7 @@ class ControlLoop:
         elif isinstance(action, Start):
             self._join(waiting, self._begin_start(waiting.order, action.candidate))
         elif isinstance(action, Refuse):
-            self._room.give_error(waiting, NoCapacity(action.reason))
+            self._room.give_error(waiting, ModelTooLarge(action.reason))
 
     def _join(self, waiting: Waiting, replica: ReplicaState) -> None:
         replica.streams.add(waiting.stream)
@@ -261,7 +261,9 @@ class ControlLoop:
         replica.shown_from_version, replica.idle_since_s = engine.version, self.clock()
         server = self.cluster.servers[replica.server]
         actual_s = self.clock() - record.spans[0].end_s
-        server.fixed_start_s = learn_fixed_cost(server.fixed_start_s, candidate.estimate, actual_s)
+        if engine.tier == candidate.estimate.tier:  # bytes that came from elsewhere say nothing about this estimate
+            known_s = server.fixed_start_s[engine.tier]
+            server.fixed_start_s[engine.tier] = learn_fixed_cost(known_s, candidate.estimate, actual_s)
         self.metrics.started(replica.model.name, engine.tier, actual_s)
         logger.info("replica_ready model=%s server=%s replica=%s s=%.3f", *_names(replica), actual_s)
         self.cluster.changed()

@@ -6,7 +6,8 @@ SchedulerError
 ├── InvalidRequest     tensors, parameters or JSON that the model does not take
 │   └── Unsupported    something of Triton's that this gateway does not do (gateway/service.py)
 ├── LoadFailed         a server tried to start the model and could not; carries the cause
-├── NoCapacity         nothing could be freed for it, or too many wait already
+├── ModelTooLarge      no server has what it needs, whatever else runs
+├── NoCapacity         too many wait for it already
 ├── AdmissionTimeout   it did not start within the request's time
 ├── StreamLost         a stream broke and could not be continued anywhere
 ├── UpstreamError      how a call to a server ended; most are resumed, some reach the client (gateway/upstream.py)
@@ -40,6 +41,10 @@ class LoadFailed(SchedulerError):
     def __init__(self, message: str, code: str = "UNAVAILABLE") -> None:
         super().__init__(message)
         self.code = code
+
+
+class ModelTooLarge(SchedulerError):
+    code = "INVALID_ARGUMENT"
 
 
 class NoCapacity(SchedulerError):

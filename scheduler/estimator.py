@@ -1,5 +1,7 @@
 """How long a model would take to start on a server (pure).
 
+The fixed cost is kept by tier: from DRAM all of Triton's own load shows, from SSD most of it hides behind the reading.
+
 The estimate is ServerlessLLM's (OSDI '24, section 6.1), with our fixed cost beside it: queue + bytes over bandwidth +
 fixed.
 """
@@ -31,12 +33,12 @@ def estimate_start(server: ServerView, model: ModelView) -> StartEstimate:
     """From DRAM where the checkpoint is there already, else from SSD behind what that queue holds."""
     if model.checkpoint in server.in_dram:
         transfer_s = model.checkpoint_bytes / server.dram_bytes_per_second
-        return StartEstimate(tier="dram", queue_s=0.0, transfer_s=transfer_s, fixed_s=server.fixed_start_s)
+        return StartEstimate(tier="dram", queue_s=0.0, transfer_s=transfer_s, fixed_s=server.fixed_start_s["dram"])
     return StartEstimate(
         tier="ssd",
         queue_s=server.queued_bytes / server.ssd_bytes_per_second,
         transfer_s=model.checkpoint_bytes / server.ssd_bytes_per_second,
-        fixed_s=server.fixed_start_s,
+        fixed_s=server.fixed_start_s["ssd"],
     )
 
 

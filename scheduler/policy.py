@@ -157,5 +157,6 @@ def _fits(server: ServerView, replicas: Iterable[ReplicaView], model: ModelView)
 def _without_candidate(model: ModelView, rejected: Mapping[str, int]) -> Wait | Refuse:
     if rejected and set(rejected) == {"too large"}:
         need = f"{model.device_bytes} bytes of device memory and {model.checkpoint_bytes} of DRAM"
-        return Refuse(reason=f"model '{model.name}' needs {need}; no server has that much")
+        advice = "lower its max_streams or max_sequence_tokens, or give servers more"
+        return Refuse(reason=f"model '{model.name}' needs {need}; no server has that much: {advice}")
     return Wait(reason="no server is up" if not rejected else "every server is busy")

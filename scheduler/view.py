@@ -38,7 +38,7 @@ class ServerView:
     dram_bytes: int
     ssd_bytes_per_second: float
     dram_bytes_per_second: float
-    fixed_start_s: float  # what a start costs beside moving bytes
+    fixed_start_s: Mapping[str, float]  # by tier: what a start costs beside moving bytes
     queued_bytes: int  # on the node's sequential load queue, from its SSD
     in_dram: frozenset[str]  # checkpoints
 

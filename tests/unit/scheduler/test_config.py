@@ -33,7 +33,7 @@ def test_nested_values_are_read():
         ({"servers": [SERVER, SERVER]}, "servers: names must differ"),
         ({"servers": [{"name": "s0"}]}, r"servers\[0\].triton: is missing"),
         ({"model_repositry": "/x"}, "configuration.model_repositry: is unknown"),
-        ({"gateway": {"http_port": "80"}}, "configuration.gateway.http_port: is '80'; give a int"),
+        ({"gateway": {"http_port": "80"}}, "configuration.gateway.http_port: is '80'; give a whole number"),
         ({"gateway": {"http_port": True}}, "http_port"),
         ({"gateway": {"relay": {"max_death": 1}}}, "configuration.gateway.relay.max_death: is unknown"),
         ({"control": {"load_timeout_s": -1}}, "give a number from 0"),

@@ -11,7 +11,7 @@ from serverless_triton.scheduler.admission import Assignment, ReplicaId, ServerN
 from serverless_triton.scheduler.cluster import ReplicaState
 from serverless_triton.scheduler.control_loop import ControlLimits
 from serverless_triton.scheduler.effects import EffectFailed
-from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, NoCapacity, UnknownModel
+from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge, NoCapacity, UnknownModel
 from serverless_triton.scheduler.view import Phase
 from tests.unit.scheduler.worlds import GB, World, model, world
 
@@ -212,6 +212,20 @@ async def test_an_engine_that_comes_up_after_its_replica_was_lost_is_released() 
     w.effects.resolve("load_model", S0, "a")
     await settle()
     assert calls(w, "release_engine") == [("s0", replica.id)]
+
+
+async def test_the_fixed_cost_is_learned_only_from_starts_whose_bytes_came_from_where_they_were_expected() -> None:
+    w = world("s0", models=(A,))
+    before = dict(w.loop.cluster.servers[S0].fixed_start_s)
+    w.loop.cluster.servers[S0].in_dram = frozenset({A.checkpoint})
+    await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)  # the fake's bytes come from SSD
+    assert w.loop.cluster.servers[S0].fixed_start_s == before
+
+
+async def test_a_model_that_fits_nowhere_is_refused_with_what_would_help() -> None:
+    w = world("s0", models=(model("huge", device_bytes=9 * GB),))
+    with pytest.raises(ModelTooLarge, match="lower its max_streams"):
+        await w.loop.admit(StreamId("x"), "huge", timeout_s=1.0)
 
 
 async def test_finish_twice_is_finish_once() -> None:

@@ -1,0 +1,32 @@
+"""Tells the person who typed `up` when the cluster can answer, and which models it has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+POLL_S = 0.2
+REQUEST_TIMEOUT_S = 2.0
+
+
+async def announce_readiness(address: str, servers: int, repository: Path, report: Callable[[str], None]) -> None:
+    """Waits until every server takes starts, then says so once. `address` is the gateway's HTTP host:port."""
+    timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        while await _servers_ready(session, address) < servers:  # noqa: ASYNC110 - another process becomes ready
+            await asyncio.sleep(POLL_S)
+    models = ", ".join(sorted(file.parent.name for file in repository.glob("*/config.pbtxt"))) or "none yet"
+    report(f"ready: {servers} servers; models: {models}; Ctrl-C ends it")
+
+
+async def _servers_ready(session: aiohttp.ClientSession, address: str) -> int:
+    try:
+        async with session.get(f"http://{address}/v2/cluster/status") as answer:
+            status: dict[str, Any] = await answer.json()
+    except (aiohttp.ClientError, asyncio.TimeoutError, ValueError):
+        return 0  # it does not listen yet
+    return sum(bool(server["takes_starts"]) for server in status["servers"])
