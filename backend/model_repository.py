@@ -149,18 +149,22 @@ def add_model(
 def read_parameters(repository: Path) -> list[dict[str, str]]:
     """The `parameters` of every model of ours in the repository, by name.
 
-    One that can't be read is left out with a warning: its load will fail with the reason.
+    One that can't be read, or whose parameters no load would take, is left out with a warning: its load will fail with
+    the reason.
     """
-    found = []
-    for file in sorted(repository.glob("*/config.pbtxt")):
-        try:
-            parameters = parse_parameters(file.read_text())
-        except (OSError, UnicodeDecodeError, InvalidModelConfig) as error:
-            logger.warning("model_unreadable model=%s error=%s", file.parent.name, error)
-            continue
+    found = (_read_parameters(file) for file in sorted(repository.glob("*/config.pbtxt")))
+    return [parameters for parameters in found if parameters is not None]
+
+
+def _read_parameters(file: Path) -> dict[str, str] | None:
+    try:
+        parameters = parse_parameters(file.read_text())
         if parameters is not None:
-            found.append(parameters)
-    return found
+            ModelSpec.parse(parameters)
+    except (OSError, ValueError, InvalidModelConfig) as error:
+        logger.warning("model_unreadable model=%s error=%s", file.parent.name, error)
+        return None
+    return parameters
 
 
 def _replace_config(folder: Path, text: str) -> None:

@@ -158,6 +158,18 @@ def test_a_model_of_another_backend_or_a_broken_one_is_left_out_when_reading(
     assert "model=broken" in caplog.text
 
 
+@pytest.mark.parametrize("parameters", ["", 'parameters { key: "checkpoint" value { string_value: "/a" } }'])
+def test_a_model_of_ours_without_what_a_load_needs_is_left_out_when_reading(
+    parameters: str, checkpoint: Path, repository: Path, caplog: pytest.LogCaptureFixture
+):
+    add_model(repository, "ours", checkpoint)
+    (repository / "bare").mkdir()
+    (repository / "bare" / "config.pbtxt").write_text(f'backend: "serverless"\n{parameters}')
+
+    assert len(read_parameters(repository)) == 1
+    assert "model=bare error=parameters.checkpoint" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
