@@ -76,7 +76,7 @@ class Zygote:
     def _serve(self, channel: Channel) -> None:
         try:
             message, _ = channel.receive()
-        except (ChannelClosed, ProtocolError):
+        except (ChannelClosed, ProtocolError, OSError):
             self._selector.unregister(channel)
             channel.close()
             return
@@ -97,7 +97,12 @@ class Zygote:
         gc.collect()
         gc.freeze()
         parent = os.getpid()
-        if os.fork() == 0:
+        try:
+            child = os.fork()
+        except OSError as error:  # no memory or process left for it; the agent asks again, and the workers live on
+            logger.error("fork_failed error=%s", error)
+            return
+        if child == 0:
             self._become_worker(parent)
 
     def _become_worker(self, parent: int) -> None:
