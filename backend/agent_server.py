@@ -65,10 +65,13 @@ async def serve(config: AgentConfig) -> None:
 
 
 async def _grpc_server(config: AgentConfig, service: AgentService) -> grpc.aio.Server:
-    server = grpc.aio.server()
+    # Without the option a second server would share the port, and each would get half of the calls.
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     agent_pb2_grpc.add_NodeAgentServicer_to_server(service, server)
-    if server.add_insecure_port(config.grpc_address) == 0:
-        raise OSError(f"the agent's address {config.grpc_address} is taken; choose another")
+    try:
+        server.add_insecure_port(config.grpc_address)
+    except RuntimeError as error:
+        raise OSError(f"the agent's address {config.grpc_address} is taken; choose another") from error
     await server.start()
     return server
 
