@@ -27,17 +27,17 @@ class TierWatcher:
 
     async def run(self) -> None:
         """Until cancelled."""
-        version = 0
         while True:
+            asked = self._agent.version
             status = await asyncio.get_running_loop().run_in_executor(None, self._ask)
             if status is None:
                 await asyncio.sleep(RETRY_S)
                 continue
+            is_quiet = self._agent.version == asked  # else something moved meanwhile, and the answer may not know it
             if status != self.status:
                 self.status = status
                 self._agent.touch()
-            version = max(version, self._agent.version)
-            await self._agent.changed_since(version)
+            await self._agent.changed_since(self._agent.version if is_quiet else asked)
 
     def _ask(self) -> StoreStatus | None:
         try:
