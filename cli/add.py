@@ -33,7 +33,7 @@ def command(
     replace: bool,
     as_json: bool,
 ) -> None:
-    """Put SOURCE, a Hugging Face directory, into a Triton model repository, with one complete config.pbtxt for each name."""
+    """Put SOURCE, a Hugging Face directory, into a Triton model repository: a complete config.pbtxt for each name."""
     limits = EngineLimits(
         engine=engine,
         dtype=dtype,

@@ -54,14 +54,19 @@ def test_add_prints_one_json_object_a_model(tmp_path: Path):
     assert (tmp_path / "r" / "b" / "config.pbtxt").is_file()
 
 
-def test_a_port_that_is_taken_is_said_before_anything_starts():
+def test_a_port_that_is_taken_is_said_before_anything_starts(tmp_path: Path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        config = ClusterConfig(model_repository=Path("/models"), gateway=GatewaySettings(http_port=port))
+        config = ClusterConfig(model_repository=tmp_path, gateway=GatewaySettings(http_port=port))
         with pytest.raises(ConfigError, match=rf"gateway\.http_port: 127\.0\.0\.1:{port}: .*choose another"):
             run_cluster(config, Path("/nowhere"), print)
+
+
+def test_a_model_repository_that_is_not_there_is_said_before_anything_starts(tmp_path: Path):
+    with pytest.raises(ConfigError, match="missing is no directory"):
+        run_cluster(ClusterConfig(model_repository=tmp_path / "missing"), Path("/nowhere"), print)
 
 
 @pytest.mark.parametrize(

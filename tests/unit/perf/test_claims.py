@@ -44,8 +44,7 @@ def test_a_claim_without_recorded_run_does_not_hold():
 
 
 def test_an_upper_bound_holds_below_it():
-    bound = type(CLAIMS[0])(
-    )
+    bound = type(CLAIMS[0])(id="x", benchmark="start", formula=CLAIMS[0].formula, comparison="≤", goal=2.0, says="")
     assert bound.holds(2.0)
     assert not bound.holds(2.1)
 
