@@ -1,6 +1,7 @@
 """The agent's idle workers: forked ahead by the zygote, handed out one by one, each death noticed at once.
 
-A worker belongs to the pool until it is taken; then it is the taker's, and the pool asks the zygote for the next.
+A worker belongs to the pool until it is taken; then it is the taker's, and the pool asks the zygote for the next. A
+fork that was asked for and says no hello in time has failed, and is asked for again.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 
 from serverless_triton.backend.async_channel import AsyncChannel
@@ -23,6 +26,7 @@ logger = logging.getLogger(__name__)
 ZYGOTE_RETRY_S = 0.2
 MAX_LEARNED = 16
 REFILL_DELAY_S = 0.5
+FORK_TIMEOUT_S = 5.0
 
 
 class WorkerLink:
@@ -56,12 +60,13 @@ class WorkerLink:
 class WorkerPool:
     """Keeps `spare` idle workers ready."""
 
-    def __init__(self, zygote_socket: Path, spare: int) -> None:
+    def __init__(self, zygote_socket: Path, spare: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._zygote_socket = zygote_socket
         self._spare = spare
         self._idle: deque[WorkerLink] = deque()
         self._waiting: deque[asyncio.Future[WorkerLink]] = deque()
-        self._forking = 0
+        self._clock = clock
+        self._forks: deque[float] = deque()  # by when each that was asked for must have said hello
         self._zygote: AsyncChannel | None = None
         self._learned: dict[str, Learn] = {}
         self.has_forked = False
@@ -71,14 +76,15 @@ class WorkerPool:
         """Keep a connection to the zygote, also to the next one; until cancelled."""
         while True:
             try:
-                await self._connect()
-                await self._until_zygote_ends()
+                self._zygote = await self._connect()
+                await self._serve(self._zygote)
             except (OSError, ChannelClosed, ProtocolError) as error:
                 logger.debug("zygote_away error=%s", error)
-            self._zygote, self._forking = None, 0
+            finally:
+                self._forget_zygote()
             await asyncio.sleep(ZYGOTE_RETRY_S)
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> AsyncChannel:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.setblocking(False)
         try:
@@ -86,46 +92,64 @@ class WorkerPool:
         except OSError:
             connection.close()
             raise
-        self._zygote = AsyncChannel(connection)
+        return AsyncChannel(connection)
+
+    async def _serve(self, zygote: AsyncChannel) -> None:
         for learn in self._learned.values():
-            await self._zygote.send(learn)
-        await self._refill()
+            await zygote.send(learn)
+        keeping = asyncio.ensure_future(self._keep_full())
+        try:
+            await zygote.receive()  # a zygote never speaks; this returns by its end
+        finally:
+            keeping.cancel()
 
-    async def _until_zygote_ends(self) -> None:
+    def _forget_zygote(self) -> None:
+        self._forks.clear()
         if self._zygote is not None:
-            await self._zygote.receive()  # a zygote never speaks; this returns by its end
+            self._zygote.close()
+            self._zygote = None
 
-    async def _tell_zygote(self, message: Message) -> bool:
-        if self._zygote is None:
-            return False
-        with contextlib.suppress(ChannelClosed):
-            await self._zygote.send(message)
-            return True
-        return False
+    async def _keep_full(self) -> None:
+        while True:
+            await self.refill()
+            await asyncio.sleep(FORK_TIMEOUT_S)
+
+    async def _tell_zygote(self, message: Message) -> None:
+        if self._zygote is not None:
+            with contextlib.suppress(ChannelClosed):  # `run` notices, and tells the next one
+                await self._zygote.send(message)
 
     async def learn(self, models: Iterable[dict[str, str]]) -> None:
         """Have the zygote prepare these models' weight-free parts; idle workers forked without them are replaced."""
-        news = [Learn(parameters=parameters) for parameters in models if parameters["checkpoint"] not in self._learned]
-        for message in news[: MAX_LEARNED - len(self._learned)]:
-            self._learned[message.parameters["checkpoint"]] = message
+        news = {p["checkpoint"]: Learn(parameters=p) for p in models if p["checkpoint"] not in self._learned}
+        added = dict(islice(news.items(), MAX_LEARNED - len(self._learned)))
+        self._learned |= added
+        for message in added.values():
             await self._tell_zygote(message)
-        if news:
+        if added:
             await self._replace_idle()
 
     async def _replace_idle(self) -> None:
         while self._idle:
             await self._retire(self._idle.popleft())
-        await self._refill()
+        await self.refill()
 
-    async def _refill(self) -> None:
-        wanted = self._spare + len(self._waiting) - len(self._idle) - self._forking
-        for _ in range(wanted):
-            if await self._tell_zygote(Fork()):
-                self._forking += 1
+    async def refill(self) -> None:
+        """Ask for the workers that are missing."""
+        if self._zygote is None:
+            return  # all is asked of the next one
+        now_s = self._clock()
+        while self._forks and self._forks[0] <= now_s:
+            self._forks.popleft()
+        missing = self._spare + len(self._waiting) - len(self._idle) - len(self._forks)
+        self._forks.extend([now_s + FORK_TIMEOUT_S] * missing)
+        for _ in range(missing):
+            await self._tell_zygote(Fork())
 
     async def add(self, link: WorkerLink) -> None:
         """A worker said that it is idle."""
-        self._forking = max(0, self._forking - 1)
+        if self._forks:
+            self._forks.popleft()
         self.has_forked = True
         link.ended.add_done_callback(lambda _: self._forget(link))
         while self._waiting:
@@ -143,28 +167,36 @@ class WorkerPool:
             await link.channel.send(Retire())
 
     def _forget(self, link: WorkerLink) -> None:
-        with contextlib.suppress(ValueError):
+        link.channel.close()
+        if link in self._idle:
             self._idle.remove(link)
+            self._refill_soon()
 
     async def take(self, timeout_s: float) -> WorkerLink:
         """An idle worker, the caller's from now on. Raises TimeoutError when none comes in time."""
         if not self._idle:
             return await self._wait(timeout_s)
         link = self._idle.popleft()
+        self._refill_soon()
+        return link
+
+    def _refill_soon(self) -> None:
         if self._later is None or self._later.done():
             self._later = asyncio.ensure_future(self._refill_later())
-        return link
 
     async def _refill_later(self) -> None:
         """A fork beside a start takes its processor; the next start waits milliseconds for one if it comes too soon."""
         await asyncio.sleep(REFILL_DELAY_S)
-        await self._refill()
+        await self.refill()
 
     async def _wait(self, timeout_s: float) -> WorkerLink:
         waiter: asyncio.Future[WorkerLink] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
-        await self._refill()
+        await self.refill()
         try:
             return await asyncio.wait_for(waiter, timeout_s)
         except asyncio.TimeoutError as error:
             raise TimeoutError(f"no engine worker came within {timeout_s:.0f} s; see the zygote's log") from error
+        finally:
+            with contextlib.suppress(ValueError):  # `add` took it out
+                self._waiting.remove(waiter)
