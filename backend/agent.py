@@ -1,7 +1,8 @@
 """The node agent's state machine: replicas, their workers and stubs, the device's ledger.
 
 One asyncio loop owns all of it. A replica is a loaded worker and, once Triton has started it, a stub; it ends when
-either ends, and whoever watches hears of it at once. Workers and stubs outlive an agent: they reconnect and say what
+either ends, and whoever watches hears of it at once; its memory counts as granted until its worker's process has gone.
+Workers and stubs outlive an agent: they reconnect and say what
 they are, and a new agent adopts them. Sockets are `agent_server.py`'s, the scheduler's gRPC is `agent_service.py`'s.
 """
 
@@ -14,8 +15,7 @@ import secrets
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine
 
 from serverless_triton.backend.async_channel import AsyncChannel
 from serverless_triton.backend.channel import ChannelClosed
@@ -31,57 +31,41 @@ from serverless_triton.backend.messages import (
     Serve,
     WorkerHello,
 )
+from serverless_triton.backend.replica import Replica, StartFailed
 from serverless_triton.backend.worker_pool import WorkerLink, WorkerPool
 
 logger = logging.getLogger(__name__)
 
 TAKE_TIMEOUT_S = 60.0
 ADOPTION_GRACE_S = 5.0
+STUB_PATIENCE_S = 150.0  # longer than a scheduler waits for a start: by then nobody will bring the stub
 REMEMBERED_ENDS = 4096
-
-
-class StartFailed(Exception):
-    """A replica could not be started. `code` is a gRPC status name."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class StaleEpoch(Exception):
     """The permit's epoch is older than one this agent has seen: another scheduler leads (decision 7)."""
 
 
-@dataclass(slots=True)
-class Replica:
-    """What the agent knows of one replica. `loaded` resolves when its engine is warm, or to why it is not."""
+CallLater = Callable[[float, Callable[[], None]], object]
 
-    id: str
-    model: str
-    parameters: dict[str, str]
-    device_bytes: int
-    loaded: asyncio.Future[Loaded]
-    worker: WorkerLink | None = None
-    stub: AsyncChannel | None = None
-    stub_came_s: float | None = None  # on this host's monotonic clock
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @property
-    def is_loaded(self) -> bool:
-        return self.loaded.done() and not self.loaded.cancelled() and self.loaded.exception() is None
+def _call_later(delay_s: float, callback: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(delay_s, callback)
 
 
 class NodeAgent:
     """One node's replicas. Every method runs on the agent's loop."""
 
-    def __init__(self, pool: WorkerPool, ledger: DeviceLedger) -> None:
+    def __init__(self, pool: WorkerPool, ledger: DeviceLedger, call_later: CallLater = _call_later) -> None:
         self.pool = pool
         self.ledger = ledger
         self.replicas: dict[str, Replica] = {}
         self.highest_epoch = 0
         self.version = 1
         self._changed = asyncio.Event()
+        self._call_later = call_later
         self._ended: OrderedDict[str, None] = OrderedDict()
+        self._ending: dict[str, asyncio.Task[None]] = {}  # by replica, until its worker's memory is free
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Watching
@@ -114,10 +98,10 @@ class NodeAgent:
         replica = self.replicas.get(replica_id)
         if replica is None:
             self._remember_end(replica_id)
-            return
-        self._end(replica, StartFailed("CANCELLED", f"replica {replica_id} was released"))
-        if replica.worker is not None:
-            await replica.worker.kill()
+        else:
+            self._end(replica, StartFailed("CANCELLED", f"replica {replica_id} was released"))
+        if replica_id in self._ending:
+            await asyncio.shield(self._ending[replica_id])
 
     # A replica's life
 
@@ -126,20 +110,21 @@ class NodeAgent:
             raise StartFailed("CANCELLED", f"replica {replica_id} of '{model}' has ended")
         try:
             spec = ModelSpec.parse(parameters)
-            self.ledger.grant(replica_id, spec.device_bytes)
+            self.ledger.check(spec.device_bytes, self._ending)
         except ValueError as error:
             raise StartFailed("INVALID_ARGUMENT", f"failed to load '{model}': {error}") from error
         except NoRoom as error:
             raise StartFailed("RESOURCE_EXHAUSTED", f"failed to load '{model}': {error}") from error
         replica = self._record(replica_id, model, parameters, spec.device_bytes)
+        with contextlib.suppress(NoRoom):  # `_load` waits for it
+            self.ledger.grant(replica_id, spec.device_bytes)
+        self._expect_both_halves(replica, STUB_PATIENCE_S)
         self._spawn(self._load(replica))
         return replica
 
     def _record(self, replica_id: str, model: str, parameters: dict[str, str], device_bytes: int) -> Replica:
         loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
-        loaded.add_done_callback(
-            lambda f: f.cancelled() or f.exception()
-        )  # heard by whoever waits; silent if nobody does
+        loaded.add_done_callback(lambda f: f.cancelled() or f.exception())  # silent if nobody waits for it
         replica = Replica(replica_id, model, parameters, device_bytes, loaded)
         self.replicas[replica_id] = replica
         self.touch()
@@ -147,9 +132,13 @@ class NodeAgent:
 
     async def _load(self, replica: Replica) -> None:
         try:
+            await self._await_grant(replica)
+            if replica.ended.is_set():
+                return
             worker = await self.pool.take(TAKE_TIMEOUT_S)
-        except TimeoutError as error:
-            self._end(replica, StartFailed("UNAVAILABLE", f"failed to load '{replica.model}': {error}"))
+        except (NoRoom, TimeoutError) as error:
+            code = "RESOURCE_EXHAUSTED" if isinstance(error, NoRoom) else "UNAVAILABLE"
+            self._end(replica, StartFailed(code, f"failed to load '{replica.model}': {error}"))
             return
         if replica.ended.is_set():
             await worker.kill()
@@ -157,6 +146,16 @@ class NodeAgent:
         self._employ(replica, worker)
         with contextlib.suppress(ChannelClosed):  # its end is noticed by `_follow_worker`
             await worker.channel.send(Load(replica=replica.id, model=replica.model, parameters=replica.parameters))
+
+    async def _await_grant(self, replica: Replica) -> None:
+        """Memory of replicas that are ending is as good as free: their workers have been killed. Raises NoRoom."""
+        while not replica.ended.is_set():
+            try:
+                self.ledger.grant(replica.id, replica.device_bytes)
+                return
+            except NoRoom:
+                self.ledger.check(replica.device_bytes, self._ending)
+            await asyncio.wait(self._ending.values(), return_when=asyncio.FIRST_COMPLETED)
 
     def _employ(self, replica: Replica, worker: WorkerLink) -> None:
         replica.worker = worker
@@ -167,7 +166,6 @@ class NodeAgent:
         await asyncio.wait({listening, worker.ended}, return_when=asyncio.FIRST_COMPLETED)
         listening.cancel()
         self._end(replica, StartFailed("UNAVAILABLE", f"the engine worker of '{replica.model}' died"))
-        await worker.kill()
 
     async def _hear_worker(self, replica: Replica, worker: WorkerLink) -> None:
         """Until the worker's socket ends or it reports a failure."""
@@ -183,16 +181,29 @@ class NodeAgent:
                     await self.pool.learn([replica.parameters])
 
     def _end(self, replica: Replica, why: StartFailed) -> None:
-        """Forget the replica, free its grant, tell everyone. Idempotent."""
+        """Forget the replica, tell everyone, kill its worker. Idempotent."""
         if self.replicas.get(replica.id) is not replica:
             return
         del self.replicas[replica.id]
         self._remember_end(replica.id)
-        self.ledger.give_back(replica.id)
+        self._free(replica)
         if not replica.loaded.done():
             replica.loaded.set_exception(why)
         replica.ended.set()
         logger.info("replica_ended replica=%s model=%s reason=%s", replica.id, replica.model, why)
+        self.touch()
+
+    def _free(self, replica: Replica) -> None:
+        """Give the grant back, but not before the worker's process has gone, and its memory with it."""
+        if replica.worker is None:
+            self.ledger.give_back(replica.id)
+        else:
+            self._ending[replica.id] = self._spawn(self._bury(replica.id, replica.worker))
+
+    async def _bury(self, replica_id: str, worker: WorkerLink) -> None:
+        await worker.kill()
+        del self._ending[replica_id]
+        self.ledger.give_back(replica_id)
         self.touch()
 
     def _remember_end(self, replica_id: str) -> None:
@@ -226,15 +237,17 @@ class NodeAgent:
         device_bytes = ModelSpec.parse(parameters).device_bytes
         self.ledger.adopt(replica_id, device_bytes)
         replica = self._record(replica_id, model, parameters, device_bytes)
-        self._spawn(self._expect_both_halves(replica))
+        self._expect_both_halves(replica, ADOPTION_GRACE_S)
         logger.info("replica_adopted replica=%s model=%s", replica_id, model)
         return replica
 
-    async def _expect_both_halves(self, replica: Replica) -> None:
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(replica.ended.wait(), ADOPTION_GRACE_S)
-        if replica.worker is None or replica.stub is None:
-            await self.release(replica.id)
+    def _expect_both_halves(self, replica: Replica, patience_s: float) -> None:
+        def end_a_half() -> None:
+            if replica.missing_half is not None:
+                why = f"the {replica.missing_half} of '{replica.model}' did not come within {patience_s:.0f} s"
+                self._end(replica, StartFailed("UNAVAILABLE", why))
+
+        self._call_later(patience_s, end_a_half)
 
     async def welcome_stub(self, channel: AsyncChannel, request: Acquire) -> None:
         """Give a stub its engine, then keep its socket until it ends; returns then."""
@@ -248,8 +261,6 @@ class NodeAgent:
             await channel.receive()  # a stub says nothing more
         if replica.stub is channel:
             self._end(replica, StartFailed("UNAVAILABLE", f"the stub of '{replica.model}' ended"))
-            if replica.worker is not None:
-                await replica.worker.kill()
 
     async def _attach_stub(self, channel: AsyncChannel, request: Acquire) -> Replica:
         if request.attached and request.replica is not None:
@@ -272,15 +283,18 @@ class NodeAgent:
             raise StartFailed("UNAVAILABLE", f"replica {replica.id} of '{replica.model}' has a stub already")
         ours, theirs = socket.socketpair()
         with ours, theirs:
+            peer = "engine worker"
             try:
                 await replica.worker.channel.send(Serve(replica=replica.id), [ours.fileno()])
+                peer = "stub"
                 await channel.send(Granted(replica=replica.id), [theirs.fileno()])
             except ChannelClosed as error:
-                raise StartFailed("UNAVAILABLE", f"the engine worker of '{replica.model}' died") from error
+                raise StartFailed("UNAVAILABLE", f"the {peer} of '{replica.model}' died") from error
         replica.stub = channel
         self.touch()
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

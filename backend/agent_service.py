@@ -11,7 +11,8 @@ from typing import Any
 import grpc
 
 from serverless_triton.backend import agent_pb2, agent_pb2_grpc
-from serverless_triton.backend.agent import NodeAgent, Replica, StaleEpoch, StartFailed
+from serverless_triton.backend.agent import NodeAgent, StaleEpoch
+from serverless_triton.backend.replica import Replica, StartFailed
 from serverless_triton.backend.tiers import TierWatcher
 
 HEARTBEAT_S = 2.0

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from serverless_triton.backend.agent import NodeAgent, StaleEpoch, StartFailed
+from serverless_triton.backend.agent import STUB_PATIENCE_S, NodeAgent, StaleEpoch
 from serverless_triton.backend.channel import ChannelClosed
 from serverless_triton.backend.ledger import DeviceLedger, NoRoom
 from serverless_triton.backend.messages import Acquire, Failed, Granted, Load, Loaded, Message, Serve, WorkerHello
+from serverless_triton.backend.replica import StartFailed
 
 PARAMETERS = {"checkpoint": "/models/a", "checkpoint_bytes": "10", "kv_cache_bytes": "60"}
 
@@ -23,8 +25,11 @@ class HandChannel:
         self.sent: list[Message] = []
         self.inbox: asyncio.Queue[Message | None] = asyncio.Queue()
         self.peer_pid = os.getpid()
+        self.is_gone = False
 
     async def send(self, message: Message, descriptors: Any = ()) -> None:
+        if self.is_gone:
+            raise ChannelClosed("broken pipe")
         self.sent.append(message)
 
     async def receive(self) -> Message:
@@ -44,10 +49,12 @@ class HandWorker:
         self.channel = HandChannel()
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.pid = 4711
+        self.dies_at_once = True
 
     async def kill(self) -> None:
-        if not self.ended.done():
+        if self.dies_at_once and not self.ended.done():
             self.ended.set_result(None)
+        await asyncio.shield(self.ended)
 
     def load(self, replica: str) -> None:
         self.channel.inbox.put_nowait(Loaded(replica=replica, tier="ssd", bytes=10, spans=[]))
@@ -64,6 +71,21 @@ class HandPool:
 
     async def learn(self, models: list[dict[str, str]]) -> None:
         self.learned += models
+
+
+class HandTimer:
+    """Rings when the test says so."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[float, Callable[[], None]]] = []
+
+    def __call__(self, delay_s: float, callback: Callable[[], None]) -> None:
+        self.calls.append((delay_s, callback))
+
+    def ring(self) -> float:
+        delay_s, callback = self.calls.pop(0)
+        callback()
+        return delay_s
 
 
 def node(budget: int = 100) -> tuple[NodeAgent, HandPool]:
@@ -128,6 +150,140 @@ async def test_a_released_replica_gives_its_memory_back_when_its_worker_is_gone(
     assert worker.ended.done()
     assert agent.ledger.granted_bytes == 0
     await agent.release("r1")
+
+
+async def ending(agent: NodeAgent, pool: HandPool) -> HandWorker:
+    """A replica that has ended, its worker's process not yet."""
+    worker = await started(agent, pool)
+    worker.dies_at_once = False
+    stub, task = await attached(agent)
+    stub.close()
+    await task
+    return worker
+
+
+async def test_a_replicas_end_is_told_at_once_and_its_memory_when_it_is_free():
+    agent, pool = node()
+    worker = await ending(agent, pool)
+    assert agent.replicas == {}
+    assert agent.ledger.granted_bytes == 60
+    version = agent.version
+    worker.ended.set_result(None)
+    await asyncio.wait_for(agent.changed_since(version), 1.0)
+    assert agent.ledger.granted_bytes == 0
+
+
+async def test_a_release_of_a_replica_that_is_ending_returns_when_its_memory_is_free():
+    agent, pool = node()
+    worker = await ending(agent, pool)
+    release = asyncio.ensure_future(agent.release("r1"))
+    await settle()
+    assert not release.done()
+    worker.ended.set_result(None)
+    await asyncio.wait_for(release, 1.0)
+    assert agent.ledger.granted_bytes == 0
+
+
+async def test_a_start_waits_for_memory_that_is_being_freed():
+    agent, pool = node(budget=100)
+    worker = await ending(agent, pool)
+    start = asyncio.ensure_future(agent.start("r2", "m", PARAMETERS))
+    await settle()
+    assert len(pool.workers) == 1
+    worker.ended.set_result(None)
+    await settle()
+    pool.workers[-1].load("r2")
+    await asyncio.wait_for(start, 1.0)
+    assert agent.ledger.granted_bytes == 60
+
+
+async def test_a_start_that_freed_memory_would_not_suffice_for_is_refused_at_once():
+    agent, pool = node(budget=100)
+    worker = await ending(agent, pool)
+    with pytest.raises(StartFailed, match="101 bytes") as caught:
+        await agent.start("r2", "m", PARAMETERS | {"kv_cache_bytes": "101"})
+    assert caught.value.code == "RESOURCE_EXHAUSTED"
+    worker.ended.set_result(None)
+
+
+async def test_of_two_starts_that_wait_for_the_same_memory_one_is_refused():
+    agent, pool = node(budget=100)
+    worker = await ending(agent, pool)
+    starts = [asyncio.ensure_future(agent.start(replica, "m", PARAMETERS)) for replica in ("r2", "r3")]
+    await settle()
+    worker.ended.set_result(None)
+    await settle()
+    with pytest.raises(StartFailed, match="40 of 100 are free"):
+        await starts[1]
+    pool.workers[-1].load("r2")
+    await asyncio.wait_for(starts[0], 1.0)
+    assert list(agent.replicas) == ["r2"]
+
+
+async def test_a_start_that_is_released_while_it_waits_for_memory_takes_none():
+    agent, pool = node(budget=100)
+    worker = await ending(agent, pool)
+    start = asyncio.ensure_future(agent.start("r2", "m", PARAMETERS))
+    await settle()
+    await agent.release("r2")
+    worker.ended.set_result(None)
+    with pytest.raises(StartFailed, match="was released"):
+        await start
+    await settle()
+    assert agent.ledger.granted_bytes == 0
+    assert len(pool.workers) == 1
+
+
+async def test_a_loaded_replica_whose_stub_never_comes_is_released():
+    """The scheduler that asked for it has died."""
+    agent, pool = node()
+    agent._call_later = timer = HandTimer()
+    worker = await started(agent, pool)
+    assert timer.ring() == STUB_PATIENCE_S
+    await settle()
+    assert agent.replicas == {}
+    assert worker.ended.done()
+    assert agent.ledger.granted_bytes == 0
+
+
+async def test_a_replica_whose_stub_has_come_or_waits_for_it_is_kept():
+    agent, pool = node()
+    agent._call_later = timer = HandTimer()
+    start = asyncio.ensure_future(agent.start("r1", "m", PARAMETERS))
+    await settle()
+    await attached(agent)
+    timer.ring()
+    assert list(agent.replicas) == ["r1"]
+    assert timer.calls == []
+    pool.workers[0].load("r1")
+    await start
+
+
+async def test_of_a_replica_to_adopt_both_halves_must_come(monkeypatch: pytest.MonkeyPatch):
+    agent, _ = node()
+    agent._call_later = timer = HandTimer()
+    worker = HandWorker()
+    monkeypatch.setattr("serverless_triton.backend.agent.WorkerLink", lambda channel: worker)
+    await agent.welcome_worker(worker.channel, WorkerHello(replica="r1", model="m", parameters=PARAMETERS))  # type: ignore[arg-type]
+    timer.ring()
+    await settle()
+    assert agent.replicas == {}
+    assert worker.ended.done()
+
+
+async def test_a_stub_that_leaves_while_its_engine_loads_is_not_blamed_on_the_worker(
+    caplog: pytest.LogCaptureFixture,
+):
+    agent, pool = node()
+    worker = await started(agent, pool)
+    stub = HandChannel()
+    stub.is_gone = True
+    with pytest.raises(StartFailed, match="the stub of 'm' died"):
+        await agent._attach_stub(stub, Acquire(model="m", parameters=PARAMETERS, replica="r1"))  # type: ignore[arg-type]
+    worker.channel.is_gone = True
+    stub.is_gone = False
+    with pytest.raises(StartFailed, match="the engine worker of 'm' died"):
+        await agent._attach_stub(stub, Acquire(model="m", parameters=PARAMETERS, replica="r1"))  # type: ignore[arg-type]
 
 
 async def test_a_replica_released_before_it_was_heard_of_never_starts():

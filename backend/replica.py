@@ -1,0 +1,44 @@
+"""What the agent knows of one replica, and why a start of one can fail."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from serverless_triton.backend.async_channel import AsyncChannel
+from serverless_triton.backend.messages import Loaded
+from serverless_triton.backend.worker_pool import WorkerLink
+
+
+class StartFailed(Exception):
+    """A replica could not be started. `code` is a gRPC status name."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(slots=True)
+class Replica:
+    """One replica. `loaded` resolves when its engine is warm, or to why it is not."""
+
+    id: str
+    model: str
+    parameters: dict[str, str]
+    device_bytes: int
+    loaded: asyncio.Future[Loaded]
+    worker: WorkerLink | None = None
+    stub: AsyncChannel | None = None
+    stub_came_s: float | None = None  # on this host's monotonic clock
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_loaded(self) -> bool:
+        return self.loaded.done() and not self.loaded.cancelled() and self.loaded.exception() is None
+
+    @property
+    def missing_half(self) -> str | None:
+        """The half that has not come: nobody can be served by the other alone."""
+        if self.worker is None:
+            return "engine worker"
+        return "stub" if self.stub is None and self.stub_came_s is None else None
