@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import socket
 import sys
@@ -123,6 +124,13 @@ class Bench:
         self.stub.set_timeout(WAIT_S)
         return self.stub
 
+    def ask(self, message: Generate | Cancel) -> None:
+        """Returns when the worker has read it, which the engine's next step will find done."""
+        assert self.stub is not None
+        self.stub.send(message)
+        while self.worker._commands.empty():
+            os.sched_yield()
+
     def ended(self) -> bool:
         self.thread.join(WAIT_S)
         return not self.thread.is_alive()
@@ -194,7 +202,7 @@ def test_an_engine_that_fails_in_a_step_fails_all_in_flight_for_good_and_its_wor
     stub = bench.serve()
     stub.send(prompt(1))
     assert bench.engine.stepping.wait(WAIT_S)
-    stub.send(prompt(2))
+    bench.ask(prompt(2))
     bench.engine.steps.put(None)
     assert isinstance(heard(stub), Tokens)
     with caplog.at_level(logging.ERROR):
@@ -242,7 +250,7 @@ def test_a_cancelled_request_ends(bench: Bench):
     stub = bench.serve()
     stub.send(prompt(1, max_tokens=50))
     assert bench.engine.stepping.wait(WAIT_S)
-    stub.send(Cancel(request=1))
+    bench.ask(Cancel(request=1))
     for _ in range(50):
         bench.engine.steps.put(None)
     while True:
