@@ -140,7 +140,9 @@ class Skeleton:
 
 def _read_config(checkpoint: Path) -> Any:
     if not (checkpoint / "config.json").is_file():
-        raise ModelNotSupported(f"{checkpoint} has no config.json; the torch engine serves Hugging Face checkpoints")
+        raise ModelNotSupported(
+            f"there is no file {checkpoint}/config.json; the torch engine serves Hugging Face checkpoints"
+        )
     _check_figures(checkpoint / "config.json", _read_json(checkpoint / "config.json"))
     with _refusing(f"{checkpoint}/config.json cannot be used"):
         config: Any = AutoConfig.from_pretrained(str(checkpoint), local_files_only=True, trust_remote_code=False)
@@ -173,7 +175,7 @@ def _eos_ids(checkpoint: Path) -> frozenset[int]:
     """generation_config.json speaks before config.json; either may name one token or several. -1 stands for none."""
     for name in CONFIG_FILES[::-1]:
         eos = _read_json(checkpoint / name).get("eos_token_id")
-        ids = eos if isinstance(eos, list) else [eos]
+        ids: list[Any] = eos if isinstance(eos, list) else [eos]
         if any(type(token) is not int for token in ids if eos is not None):
             raise ModelNotSupported(
                 f"{checkpoint / name}: eos_token_id is {shown(eos)}; use a token id or a list of them"
