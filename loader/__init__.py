@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ChunkHashesInvalid,
         ChunkHashesMissing,
         ImageLeased,
+        ImagePinned,
         LoaderError,
         NotSafetensors,
         StoreCancelled,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
         UnsupportedDtype,
     )
     from .integrity import IntegrityReport, hash_checkpoint, verify_checkpoint
-    from .messages import ImageStatus, LoadReceipt, StoreStatus
+    from .messages import Estimate, ImageStatus, LoadReceipt, StoreStatus
     from .repack import RepackReport, repack_checkpoint
     from .standalone import load_file
 
@@ -53,6 +54,7 @@ _HOMES = {
     "verify_checkpoint": "integrity",
     "RepackReport": "repack",
     "repack_checkpoint": "repack",
+    "Estimate": "messages",
 }
 
 __all__ = [
@@ -69,7 +71,9 @@ __all__ = [
     "CheckpointUnwritable",
     "ChunkHashesInvalid",
     "ChunkHashesMissing",
+    "Estimate",
     "ImageLeased",
+    "ImagePinned",
     "ImageStatus",
     "IntegrityReport",
     "LoadReceipt",

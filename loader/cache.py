@@ -1,7 +1,7 @@
 """The images a store holds: states, leases, budget, least recently used. Bookkeeping only: no I/O, no clock, no locks.
 
 An image is LOADING from the first request for it, takes its bytes out of the budget when its load starts, is READY when
-they are in place, and EVICTING until they are given back. Leased images are never evicted.
+they are in place, and EVICTING until they are given back. Leased and pinned images are never evicted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Image:
     """One version of one checkpoint.
 
     `leases` counts attachments by client; `charged` says whether it holds budget, `verified` whether every byte was
-    compared with its hash when it was read.
+    compared with its hash when it was read, `pinned` whether it stays without a lease.
     """
 
     id: int
@@ -41,6 +41,7 @@ class Image:
     leases: Counter[int] = field(default_factory=Counter)
     charged: bool = False
     verified: bool = False
+    pinned: bool = False
     last_used: int = 0
 
     @property
@@ -75,6 +76,11 @@ class ImageCache:
         return sum(image.bytes for image in self._images.values() if image.leases)
 
     @property
+    def kept_bytes(self) -> int:
+        """What cannot be evicted: leased, pinned or both."""
+        return sum(image.bytes for image in self._images.values() if image.leases or image.pinned)
+
+    @property
     def free_bytes(self) -> int:
         return self.dram_bytes - self.used_bytes
 
@@ -93,20 +99,18 @@ class ImageCache:
 
     def admit(self, checkpoint: Checkpoint) -> Image:
         """A new image in LOADING. Raises StoreFull where it could not fit into an empty store."""
-        layout = lay_out(checkpoint.files)
-        if layout.bytes > self.dram_bytes:
-            raise StoreFull(
-                f"{checkpoint.path} needs {layout.bytes} bytes and the store may use {self.dram_bytes} in all; "
-                "raise its DRAM budget"
-            )
-        image = Image(id=next(self._ids), checkpoint=checkpoint, layout=layout, last_used=next(self._uses))
+        image = self._image_of(checkpoint)
         self._images[image.id] = image
         return image
+
+    def check_room(self, checkpoint: Checkpoint) -> None:
+        """Raises StoreFull where a load of this checkpoint would fail for want of room now."""
+        self.victims_for(self._image_of(checkpoint))
 
     def victims_for(self, image: Image) -> list[Image]:
         """Which images must go, least recently used first, so that this one fits; those already going count as gone.
 
-        Raises StoreFull where leased images leave too little.
+        Raises StoreFull where leased and pinned images leave too little.
         """
         missing = image.bytes - self.free_bytes - self._evicting_bytes()
         victims = []
@@ -161,6 +165,15 @@ class ImageCache:
         assert not image.leases
         del self._images[image.id]
 
+    def _image_of(self, checkpoint: Checkpoint) -> Image:
+        layout = lay_out(checkpoint.files)
+        if layout.bytes > self.dram_bytes:
+            raise StoreFull(
+                f"{checkpoint.path} needs {layout.bytes} bytes and the store may use {self.dram_bytes} in all; "
+                "raise its DRAM budget"
+            )
+        return Image(id=next(self._ids), checkpoint=checkpoint, layout=layout, last_used=next(self._uses))
+
     def _evicting_bytes(self) -> int:
         return sum(image.bytes for image in self._images.values() if image.state is ImageState.EVICTING)
 
@@ -169,11 +182,11 @@ class ImageCache:
 
     def _full(self, image: Image) -> StoreFull:
         return StoreFull(
-            f"{image.checkpoint.path} needs {image.bytes} bytes; of {self.dram_bytes} bytes {self.leased_bytes} are "
-            "leased; stop a model that uses this store, or raise its DRAM budget"
+            f"{image.checkpoint.path} needs {image.bytes} bytes; of {self.dram_bytes} bytes {self.kept_bytes} are "
+            "leased or pinned; stop a model that uses this store, unpin one, or raise its DRAM budget"
         )
 
 
 def is_evictable(image: Image) -> bool:
-    """Whether nobody would notice: loaded and without a lease."""
-    return image.state is ImageState.READY and not image.leases
+    """Whether nobody would notice: loaded, without a lease and not pinned."""
+    return image.state is ImageState.READY and not image.leases and not image.pinned

@@ -30,18 +30,26 @@ from .messages import (
     Attach,
     Attached,
     Cancel,
+    Estimate,
+    Estimated,
     Evict,
     Evicted,
     Failed,
+    GetEstimate,
     GetStatus,
     ImageStatus,
     LoadReceipt,
+    Pin,
+    Pinned,
     Prefetch,
     Prefetching,
+    Question,
     Release,
     Reply,
     Status,
     StoreStatus,
+    Unpin,
+    Unpinned,
     decode_reply,
     encode,
 )
@@ -118,10 +126,47 @@ class Store:
             raise self._unexpected(reply)
         return reply.image
 
+    def load(self, path: Path | str, timeout_s: float | None = None) -> LoadReceipt:
+        """Brings a checkpoint into the store and says what it cost, without attaching. Raises what attach() does."""
+        reply, fds = self._ask(Attach(id=next(self._ids), path=str(Path(path).absolute())), timeout_s)
+        link.close_all(fds)
+        if not isinstance(reply, Attached):
+            raise self._unexpected(reply)
+        with self._lock:
+            self._send(encode(Release(image_id=reply.image_id)))
+        return reply.receipt
+
+    def pin(self, path: Path | str, timeout_s: float | None = None) -> ImageStatus:
+        """As prefetch(), and the image then stays without a lease, until unpin(); it outlives this connection.
+
+        What stays is the version that is there now: a checkpoint that is rewritten needs a pin of its own.
+        """
+        reply, _ = self._ask(Pin(id=next(self._ids), path=str(Path(path).absolute())), timeout_s)
+        if not isinstance(reply, Pinned):
+            raise self._unexpected(reply)
+        return reply.image
+
+    def unpin(self, path: Path | str, timeout_s: float | None = None) -> int:
+        """Lets every image of a checkpoint go again when its room is needed; returns how many were pinned."""
+        reply, _ = self._ask(Unpin(id=next(self._ids), path=str(Path(path).absolute())), timeout_s)
+        if not isinstance(reply, Unpinned):
+            raise self._unexpected(reply)
+        return reply.images
+
+    def estimate(self, path: Path | str, timeout_s: float | None = None) -> Estimate:
+        """How long an attach would take now, from which tier, behind which queue; nothing is loaded.
+
+        Raises CheckpointError for what is wrong before reading, StoreFull where the attach would, StoreUnavailable.
+        """
+        reply, _ = self._ask(GetEstimate(id=next(self._ids), path=str(Path(path).absolute())), timeout_s)
+        if not isinstance(reply, Estimated):
+            raise self._unexpected(reply)
+        return reply.estimate
+
     def evict(self, path: Path | str, timeout_s: float | None = None) -> int:
         """Has the store drop every image of a checkpoint; returns how many there were, once their memory is free.
 
-        Raises ImageLeased where somebody uses one, StoreUnavailable.
+        Raises ImageLeased where somebody uses one, ImagePinned, StoreUnavailable.
         """
         reply, _ = self._ask(Evict(id=next(self._ids), path=str(Path(path).absolute())), timeout_s)
         if not isinstance(reply, Evicted):
@@ -143,7 +188,7 @@ class Store:
         with self._lock:
             self._sock.close()
 
-    def _ask(self, request: Attach | Prefetch | Evict | GetStatus, timeout_s: float | None) -> tuple[Reply, list[int]]:
+    def _ask(self, request: Question, timeout_s: float | None) -> tuple[Reply, list[int]]:
         budget_s = self._timeout_s if timeout_s is None else timeout_s
         with self._lock:
             self._send(encode(request))
@@ -156,7 +201,7 @@ class Store:
             raise error_of(reply.error, reply.message)
         return reply, fds
 
-    def _give_up(self, request: Attach | Prefetch | Evict | GetStatus, budget_s: float) -> tuple[Reply, list[int]]:
+    def _give_up(self, request: Question, budget_s: float) -> tuple[Reply, list[int]]:
         """Cancels, and takes the answer that may have been under way."""
         self._send(encode(Cancel(id=request.id)))
         try:

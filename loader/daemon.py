@@ -1,7 +1,7 @@
 """The store daemon as a process: configuration, the socket's place in the file system, signals.
 
     python -m serverless_triton.loader.daemon --socket PATH --dram-bytes N [--threads 4] [--ssd-bytes-per-second N]
-        [--no-verify]
+        [--no-verify] [--metrics-port N]
 
 One per node. It imports neither torch nor numpy, and outlives the workers that use its images.
 """
@@ -25,6 +25,8 @@ from . import _core
 from .errors import StoreError, StoreUnavailable
 from .server import StoreServer
 
+log = logging.getLogger("serverless_triton.store")
+
 # sockaddr_un holds 108 bytes, the last of them a zero.
 MAX_SOCKET_PATH_BYTES = 107
 
@@ -33,6 +35,7 @@ MAX_SOCKET_PATH_BYTES = 107
 class StoreConfig:
     """`dram_bytes`: budget of all images together. `ssd_bytes_per_second`: limit of all reads together, 0 for none.
     `verify`: compare what is read with the hashes beside it, where there are some.
+    `metrics_port`: of the loopback interface, for Prometheus; None for no metrics, 0 for any free port.
 
     Raises ValueError for values that cannot work.
     """
@@ -42,6 +45,7 @@ class StoreConfig:
     threads: int = 4
     ssd_bytes_per_second: int = 0
     verify: bool = True
+    metrics_port: int | None = None
     die_with_parent: bool = False
 
     def __post_init__(self) -> None:
@@ -53,6 +57,8 @@ class StoreConfig:
             raise ValueError(f"threads must be between 1 and 256, not {self.threads}")
         if self.ssd_bytes_per_second < 0:
             raise ValueError(f"ssd_bytes_per_second must be 0 (no limit) or more, not {self.ssd_bytes_per_second}")
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
+            raise ValueError(f"metrics_port must be between 0 and 65535, not {self.metrics_port}")
 
 
 def serve(config: StoreConfig) -> None:
@@ -68,8 +74,20 @@ def serve(config: StoreConfig) -> None:
             bytes_per_second=config.ssd_bytes_per_second,
             verify=config.verify,
         )
+        if config.metrics_port is not None:
+            stack.enter_context(_metrics_of(server, config.metrics_port))
         stack.enter_context(_stopped_by_signals(server))
         server.run()
+
+
+@contextmanager
+def _metrics_of(server: StoreServer, port: int) -> Iterator[None]:
+    # Only a store that is asked for metrics pays for importing the library.
+    from .exporter import metrics_served
+
+    with metrics_served(port, server.snapshot) as bound_port:
+        log.info("metrics at http://127.0.0.1:%d/metrics", bound_port)
+        yield
 
 
 @contextmanager
@@ -126,6 +144,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> StoreConfig:
     parser.add_argument("--threads", type=int, default=4, help="reading threads of a load")
     parser.add_argument("--ssd-bytes-per-second", type=int, default=0, help="limit of all reads together; 0: none")
     parser.add_argument("--no-verify", action="store_true", help="leave the hashes beside checkpoints alone")
+    parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on 127.0.0.1; 0: any free port")
     parser.add_argument("--die-with-parent", action="store_true", help="get SIGTERM when the parent process exits")
     options = parser.parse_args(arguments)
     try:
@@ -135,6 +154,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> StoreConfig:
             threads=options.threads,
             ssd_bytes_per_second=options.ssd_bytes_per_second,
             verify=not options.no_verify,
+            metrics_port=options.metrics_port,
             die_with_parent=options.die_with_parent,
         )
     except ValueError as error:
@@ -147,7 +167,7 @@ def main() -> int:
     try:
         serve(config)
     except StoreError as error:
-        logging.getLogger("serverless_triton.store").error("%s", error)
+        log.error("%s", error)
         return 1
     return 0
 

@@ -17,11 +17,12 @@
     │   └── UnsafeCheckpoint          a pickle checkpoint, which may run code when loaded
     └── StoreError                    the store is at fault or busy; the files may be fine
         ├── StoreUnavailable          no store answers at that socket, or it went away
-        ├── StoreFull                 the DRAM budget is taken by leased images
+        ├── StoreFull                 the DRAM budget is taken by leased and pinned images
         ├── StoreTimeout              no answer in time
         ├── StoreCancelled            the load was cancelled, by close() or by an eviction
         ├── StoreProtocolError        the peer sent what this version does not understand
-        └── ImageLeased               an eviction was refused because somebody uses the image
+        ├── ImageLeased               an eviction was refused because somebody uses the image
+        └── ImagePinned               an eviction was refused because the image is pinned
 
 Every message names the file or socket and says what to do.
 """
@@ -98,7 +99,7 @@ class StoreUnavailable(StoreError):
 
 
 class StoreFull(StoreError):
-    """The DRAM budget is taken by leased images, or the machine has no memory left."""
+    """The DRAM budget is taken by leased and pinned images, or the machine has no memory left."""
 
 
 class StoreTimeout(StoreError):
@@ -115,6 +116,10 @@ class StoreProtocolError(StoreError):
 
 class ImageLeased(StoreError):
     """An eviction was refused because somebody uses the image."""
+
+
+class ImagePinned(StoreError):
+    """An eviction was refused because the image is pinned."""
 
 
 def error_of(name: str, message: str) -> LoaderError:

@@ -11,10 +11,34 @@ from typing import Protocol
 
 from .cache import Image, ImageCache, ImageState, is_evictable
 from .checkpoint import Checkpoint
-from .errors import ImageLeased, LoaderError, StoreCancelled, StoreFull, StoreUnavailable
+from .errors import (
+    CheckpointCorrupted,
+    ImageLeased,
+    ImagePinned,
+    LoaderError,
+    StoreCancelled,
+    StoreFull,
+    StoreUnavailable,
+)
+from .estimator import IN_DRAM, Bandwidths, estimate_read
 from .load_queue import Load, LoadQueue, Waiter
-from .messages import Attached, Evicted, Failed, ImageStatus, LoadReceipt, Prefetching, Reply, Status, StoreStatus, Tier
-from .metrics import BandwidthMeter
+from .messages import (
+    Attached,
+    Estimate,
+    Estimated,
+    Evicted,
+    Failed,
+    ImageStatus,
+    LoadReceipt,
+    Pinned,
+    Prefetching,
+    Reply,
+    Status,
+    StoreStatus,
+    Tier,
+    Unpinned,
+)
+from .metrics import BandwidthMeter, LoadTotals, Outcome, StoreSnapshot
 
 
 class Effects(Protocol):
@@ -33,7 +57,7 @@ class Effects(Protocol):
         """Gives the image's memory back; freed follows, in the order of these calls."""
 
     def read_bytes(self, image: Image) -> int:
-        """How far the image's load has come."""
+        """How far the image's load has come; 0 before it starts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +77,7 @@ class Keeper:
         self._effects = effects
         self._throttle = throttle_bytes_per_second
         self._meter = BandwidthMeter()
+        self._totals = LoadTotals()
         self._queue = LoadQueue()
         self._evictions: dict[int, list[tuple[int, Evicted]]] = {}
 
@@ -62,6 +87,7 @@ class Keeper:
         """Leases the image at once, or once its load is complete. Raises StoreFull."""
         image = self._image_of(checkpoint)
         if image.state is ImageState.READY:
+            self._totals.loaded("dram", 0, 0.0)
             self._hand_over(image, client, request_id, self._receipt(image, "dram"))
             return
         waiter = Waiter(client=client, request_id=request_id, asked_at_s=now_s)
@@ -70,15 +96,29 @@ class Keeper:
 
     def prefetch(self, client: int, request_id: int, checkpoint: Checkpoint, now_s: float) -> None:
         """Queues a load that goes on without anybody waiting. Raises StoreFull."""
-        image = self._image_of(checkpoint)
-        if image.state is ImageState.LOADING:
-            self._queue.of(image).prefetched = True
+        image = self._wanted_image_of(checkpoint)
         self._effects.reply(client, Prefetching(id=request_id, image=self._status_of(image)))
         self._start_next(now_s)
 
+    def pin(self, client: int, request_id: int, checkpoint: Checkpoint, now_s: float) -> None:
+        """As prefetch(), and the image stays until it is unpinned. Raises StoreFull."""
+        image = self._wanted_image_of(checkpoint)
+        image.pinned = True
+        self._effects.reply(client, Pinned(id=request_id, image=self._status_of(image)))
+        self._start_next(now_s)
+
+    def unpin(self, client: int, request_id: int, path: str) -> None:
+        """Lets every version of a checkpoint go again when its room is needed."""
+        images = [image for image in self._cache.at_path(path) if image.pinned]
+        for image in images:
+            image.pinned = False
+        self._effects.reply(client, Unpinned(id=request_id, images=len(images)))
+
     def evict(self, client: int, request_id: int, path: str, now_s: float) -> None:
-        """Drops every version of a checkpoint. Raises ImageLeased, and then drops none."""
+        """Drops every version of a checkpoint. Raises ImageLeased or ImagePinned, and then drops none."""
         images = self._cache.at_path(path)
+        if any(image.pinned for image in images):
+            raise ImagePinned(f"{path} is pinned; unpin it, then evict it again")
         if any(self._is_in_use(image) for image in images):
             raise ImageLeased(f"{path} is in use; stop the models that use it, then evict it again")
         freed = [image for image in images if is_evictable(image)]
@@ -91,18 +131,17 @@ class Keeper:
             self._effects.reply(client, reply)
         self._start_next(now_s)
 
+    def estimate(self, client: int, request_id: int, checkpoint: Checkpoint, tier: Tier) -> None:
+        """Says how long an attach would take; `tier` is where the files are. Raises StoreFull where it would."""
+        self._effects.reply(client, Estimated(id=request_id, estimate=self._estimate(checkpoint, tier)))
+
     def status(self, client: int, request_id: int) -> None:
         """Answers with the store's state at this moment."""
-        status = StoreStatus(
-            images=tuple(self._status_of(image) for image in self._cache.images),
-            dram_bytes=self._cache.dram_bytes,
-            used_bytes=self._cache.used_bytes,
-            leased_bytes=self._cache.leased_bytes,
-            queue_depth=self._queue.depth,
-            throttle_bytes_per_second=self._throttle,
-            bandwidth_bytes_per_second=self._meter.bytes_per_second(),
-        )
-        self._effects.reply(client, Status(id=request_id, status=status))
+        self._effects.reply(client, Status(id=request_id, status=self._status()))
+
+    def snapshot(self) -> StoreSnapshot:
+        """The store's state and all it has counted."""
+        return StoreSnapshot.of(self._status(), self._totals)
 
     def cancel(self, client: int, request_id: int, now_s: float) -> None:
         """Answers the waiting attach with StoreCancelled; one that was answered already keeps its answer."""
@@ -137,6 +176,7 @@ class Keeper:
         assert load.started_at_s is not None
         self._cache.ready(load.image, verified=result.verified)
         self._meter.record(result.tier, load.image.checkpoint.total_bytes, now_s - load.started_at_s)
+        self._totals.loaded(result.tier, load.image.checkpoint.total_bytes, now_s - load.started_at_s)
         for waiter in load.waiters:
             began_s = max(waiter.asked_at_s, load.started_at_s)
             receipt = replace(
@@ -152,6 +192,8 @@ class Keeper:
         """Every waiter learns why; who joined a load after it was cancelled gets a new one."""
         load = self._queue.finish()
         load.image.charged = False
+        outcome: Outcome = "cancelled" if isinstance(error, StoreCancelled) else "failed"
+        self._totals.failed(outcome, corrupted=isinstance(error, CheckpointCorrupted))
         if load.cancelled and load.is_wanted:
             self._queue.requeue(load)
         else:
@@ -177,6 +219,29 @@ class Keeper:
         for stale in filter(is_evictable, self._cache.at_path(checkpoint.path)):
             self._evict(stale)
         return image
+
+    def _wanted_image_of(self, checkpoint: Checkpoint) -> Image:
+        image = self._image_of(checkpoint)
+        if image.state is ImageState.LOADING:
+            self._queue.of(image).prefetched = True
+        return image
+
+    def _estimate(self, checkpoint: Checkpoint, tier: Tier) -> Estimate:
+        image = self._cache.find(checkpoint.files)
+        if image is not None and image.state is ImageState.READY:
+            return IN_DRAM
+        if image is None:
+            self._cache.check_room(checkpoint)
+        ahead = self._queue.ahead_of(image)
+        return estimate_read(
+            tier=tier,
+            unread_bytes=checkpoint.total_bytes - (self._effects.read_bytes(image) if image else 0),
+            bytes_ahead=sum(map(self._unread_bytes, ahead)),
+            bandwidths=Bandwidths(measured=self._meter.bytes_per_second(), throttle_bytes_per_second=self._throttle),
+        )
+
+    def _unread_bytes(self, load: Load) -> int:
+        return load.image.checkpoint.total_bytes - self._effects.read_bytes(load.image)
 
     def _start_next(self, now_s: float) -> None:
         while (load := self._queue.next) is not None:
@@ -243,6 +308,17 @@ class Keeper:
             throttle_bytes_per_second=self._throttle,
         )
 
+    def _status(self) -> StoreStatus:
+        return StoreStatus(
+            images=tuple(self._status_of(image) for image in self._cache.images),
+            dram_bytes=self._cache.dram_bytes,
+            used_bytes=self._cache.used_bytes,
+            leased_bytes=self._cache.leased_bytes,
+            queue_depth=self._queue.depth,
+            throttle_bytes_per_second=self._throttle,
+            bandwidth_bytes_per_second=self._meter.bytes_per_second(),
+        )
+
     def _status_of(self, image: Image) -> ImageStatus:
         is_loading = image.state is ImageState.LOADING
         return ImageStatus(
@@ -251,6 +327,7 @@ class Keeper:
             state=image.state.value,
             leases=image.leases.total(),
             read_bytes=self._effects.read_bytes(image) if is_loading else image.checkpoint.total_bytes,
+            pinned=image.pinned,
         )
 
     def _fail_all(self, load: Load, error: LoaderError) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from .cache import Image
 
@@ -53,6 +54,10 @@ class LoadQueue:
     def next(self) -> Load | None:
         """The load that may start now: none while another runs."""
         return self._queued[0] if self._queued and self.running is None else None
+
+    def ahead_of(self, image: Image | None) -> list[Load]:
+        """The loads before the image's own; all of them for one that is not here."""
+        return list(takewhile(lambda load: load.image is not image, self.loads))
 
     def add(self, image: Image) -> None:
         self._queued.append(Load(image=image))

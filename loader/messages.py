@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from . import codec
 from .layout import Extent
@@ -41,13 +41,17 @@ class LoadReceipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageStatus:
-    """One image in the store; `leases` counts attachments, `read_bytes` is the progress of a load."""
+    """One image in the store; `leases` counts attachments, `read_bytes` is the progress of a load.
+
+    A `pinned` image stays without a lease.
+    """
 
     path: str
     bytes: int
     state: State
     leases: int
     read_bytes: int
+    pinned: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +65,20 @@ class StoreStatus:
     queue_depth: int
     throttle_bytes_per_second: int
     bandwidth_bytes_per_second: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """How long an attach would take now: in the queue, then reading from `tier`; making tensors comes on top.
+
+    `is_measured` is False where a bandwidth is only assumed, because that tier was never read and is not throttled.
+    """
+
+    tier: Tier
+    queue_s: float
+    read_s: float
+    total_s: float
+    is_measured: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +100,30 @@ class Prefetch:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evict:
     """Drop the images of a path; answered once their memory is free."""
+
+    id: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """Load the checkpoint without a lease and keep it until Unpin; answered once it is queued."""
+
+    id: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpin:
+    """Let the images of a path go again when their room is needed."""
+
+    id: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetEstimate:
+    """Ask how long an attach would take now; nothing is loaded."""
 
     id: int
     path: str
@@ -136,6 +178,30 @@ class Evicted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pinned:
+    """The image is pinned, and loading or ready."""
+
+    id: int
+    image: ImageStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpinned:
+    """`images` of them were pinned."""
+
+    id: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimated:
+    """The answer to GetEstimate."""
+
+    id: int
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """The answer to GetStatus."""
 
@@ -152,11 +218,12 @@ class Failed:
     message: str
 
 
-Request = Attach | Prefetch | Evict | GetStatus | Cancel | Release
-Reply = Attached | Prefetching | Evicted | Status | Failed
+Question = Attach | Prefetch | Pin | Unpin | Evict | GetEstimate | GetStatus
+Request = Question | Cancel | Release
+Reply = Attached | Prefetching | Pinned | Unpinned | Evicted | Estimated | Status | Failed
 
-_REQUESTS: dict[str, type] = {kind.__name__: kind for kind in (Attach, Prefetch, Evict, GetStatus, Cancel, Release)}
-_REPLIES: dict[str, type] = {kind.__name__: kind for kind in (Attached, Prefetching, Evicted, Status, Failed)}
+_REQUESTS: dict[str, type] = {kind.__name__: kind for kind in get_args(Request)}
+_REPLIES: dict[str, type] = {kind.__name__: kind for kind in get_args(Reply)}
 
 
 def encode(message: Request | Reply) -> bytes:

@@ -1,6 +1,17 @@
-"""How fast each tier has been lately, for those who predict the next load. Pure; time comes in as durations."""
+"""How fast each tier has been lately, and what all loads added up to. Pure; time comes in as durations."""
 
 from __future__ import annotations
+
+from collections import Counter, defaultdict
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .messages import StoreStatus
+
+Outcome = Literal["loaded", "failed", "cancelled"]
+# The tier of a load that came to nothing.
+NO_TIER = "none"
 
 # Weight of the newest load. Bandwidth shifts with what else uses the disk, so the last handful of loads should rule.
 NEWEST_WEIGHT = 0.3
@@ -25,3 +36,36 @@ class BandwidthMeter:
     def bytes_per_second(self) -> dict[str, float]:
         """The averages by tier; tiers that were never measured are absent."""
         return dict(sorted(self._averages.items()))
+
+
+@dataclass(slots=True, kw_only=True)
+class LoadTotals:
+    """Sums since the store began. A load from "dram" is an attach that needed no reading."""
+
+    loads: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    verification_failures: int = 0
+
+    def loaded(self, tier: str, read_bytes: int, duration_s: float) -> None:
+        """One load ended well; in all its waiters' names, and without any where it was prefetched."""
+        self.loads[tier, "loaded"] += 1
+        self.bytes[tier] += read_bytes
+        self.seconds[tier] += duration_s
+
+    def failed(self, outcome: Outcome, *, corrupted: bool) -> None:
+        """One load came to nothing."""
+        self.loads[NO_TIER, outcome] += 1
+        self.verification_failures += corrupted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSnapshot:
+    """Everything that is counted, at one moment. `totals` is a copy of its own."""
+
+    status: StoreStatus
+    totals: LoadTotals
+
+    @staticmethod
+    def of(status: StoreStatus, totals: LoadTotals) -> StoreSnapshot:
+        return StoreSnapshot(status=status, totals=deepcopy(totals))

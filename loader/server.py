@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from itertools import count
 from queue import SimpleQueue
@@ -29,20 +30,27 @@ from .messages import (
     Cancel,
     Evict,
     Failed,
+    GetEstimate,
     GetStatus,
+    Pin,
     Prefetch,
     Release,
     Reply,
     Request,
+    Tier,
+    Unpin,
     decode_request,
     encode,
 )
+from .metrics import StoreSnapshot
+from .residency import likely_tier
 
 log = logging.getLogger("serverless_triton.store")
 
 MAX_CLIENTS = 1024
 # A client that does not read its replies is cut off rather than buffered for.
 MAX_UNSENT_REPLIES = 256
+SNAPSHOT_TIMEOUT_S = 5.0
 
 
 class Connection:
@@ -78,7 +86,7 @@ class Connection:
 
 
 class StoreServer:
-    """Serves one listening socket until stop(). Only stop() may be called from other threads or signal handlers."""
+    """Serves one listening socket until stop(). Only stop() and snapshot() may be called from other threads."""
 
     def __init__(
         self, listener: socket.socket, *, dram_bytes: int, threads: int, bytes_per_second: int, verify: bool
@@ -117,6 +125,12 @@ class StoreServer:
         """Ends run() soon. Safe in signal handlers and from any thread, any number of times."""
         self._is_stopping = True
         self._wake()
+
+    def snapshot(self) -> StoreSnapshot:
+        """The store's state, taken between two requests. For other threads while run() runs; raises TimeoutError."""
+        answer: Future[StoreSnapshot] = Future()
+        self._post(lambda: answer.set_result(self._keeper.snapshot()))
+        return answer.result(SNAPSHOT_TIMEOUT_S)
 
     # Effects of the keeper
 
@@ -227,14 +241,26 @@ class StoreServer:
             self._keeper.attach(client, request.id, Checkpoint.open(request.path), now_s)
         elif isinstance(request, Prefetch):
             self._keeper.prefetch(client, request.id, Checkpoint.open(request.path), now_s)
+        elif isinstance(request, Pin):
+            self._keeper.pin(client, request.id, Checkpoint.open(request.path), now_s)
+        elif isinstance(request, Unpin):
+            self._keeper.unpin(client, request.id, str(canonical_path(request.path)))
         elif isinstance(request, Evict):
             self._keeper.evict(client, request.id, str(canonical_path(request.path)), now_s)
+        elif isinstance(request, GetEstimate):
+            self._estimate(client, request)
         elif isinstance(request, GetStatus):
             self._keeper.status(client, request.id)
         elif isinstance(request, Cancel):
             self._keeper.cancel(client, request.id, now_s)
         else:
             self._keeper.release(client, request.image_id)
+
+    def _estimate(self, client: int, request: GetEstimate) -> None:
+        checkpoint = Checkpoint.open(request.path)
+        # A throttled reader does not look at the page cache, which all nodes of a machine share.
+        tier: Tier = "ssd" if self._reader.bytes_per_second else likely_tier(checkpoint)
+        self._keeper.estimate(client, request.id, checkpoint, tier)
 
     def _watch(self, connection: Connection) -> None:
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.has_unsent else 0)

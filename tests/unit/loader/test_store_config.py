@@ -23,6 +23,7 @@ def test_verification_is_on_unless_turned_off() -> None:
         {"threads": 0},
         {"threads": 1000},
         {"ssd_bytes_per_second": -1},
+        {"metrics_port": 65536},
         {"socket_path": Path("/" + "x" * 107)},
     ],
 )

@@ -1,0 +1,223 @@
+"""`serverless-triton store`: runs a node's store and speaks to it; repacks, hashes and verifies checkpoints on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from serverless_triton.loader.checkpoint import canonical_path
+from serverless_triton.loader.client import Store
+from serverless_triton.loader.daemon import StoreConfig, serve
+from serverless_triton.loader.integrity import hash_checkpoint, verify_checkpoint
+from serverless_triton.loader.messages import ImageStatus, LoadReceipt
+from serverless_triton.loader.progress import Progress
+from serverless_triton.loader.repack import repack_checkpoint
+
+TICK_S = 0.2
+
+_socket = click.option(
+    "--socket",
+    type=click.Path(path_type=Path),
+    required=True,
+    envvar="SERVERLESS_TRITON_STORE",
+    show_envvar=True,
+    help="The store's unix socket.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_timeout = click.option("--timeout-s", type=click.FloatRange(min=0), default=3600.0, show_default=True)
+_path = click.argument("path", type=click.Path(path_type=Path))
+
+
+@click.group("store", short_help="A node's weights in memory; checkpoints made ready for it.")
+def command() -> None:
+    """Keep checkpoints in memory that all processes of a node share, and make them ready for that."""
+
+
+@command.command("serve")
+@_socket
+@click.option("--dram-bytes", type=click.IntRange(1), required=True, help="Budget of all images together.")
+@click.option("--threads", type=click.IntRange(1, 256), default=4, show_default=True, help="Reading threads of a load.")
+@click.option("--ssd-bytes-per-second", type=click.IntRange(0), default=0, help="Limit of all reads. [default: none]")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Compare with the hashes beside files.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Prometheus, on 127.0.0.1. [default: none]")
+def serve_command(socket: Path, **options: Any) -> None:
+    """Run the store until Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        config = StoreConfig(socket_path=socket, **options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    serve(config)
+
+
+@command.command("load")
+@_path
+@_socket
+@_timeout
+@_json
+def load(path: Path, socket: Path, timeout_s: float, as_json: bool) -> None:
+    """Bring the checkpoint at PATH into memory and wait until it is there."""
+    receipt = _load(path, socket, timeout_s)
+    _print(asdict(receipt), _loaded(path, receipt), as_json)
+
+
+@command.command("prefetch")
+@_path
+@_socket
+@_json
+def prefetch(path: Path, socket: Path, as_json: bool) -> None:
+    """Have the store load PATH, without waiting."""
+    with Store(socket) as store:
+        image = store.prefetch(path)
+    _print(asdict(image), _image_line(image), as_json)
+
+
+@command.command("pin")
+@_path
+@_socket
+@_timeout
+@_json
+def pin(path: Path, socket: Path, timeout_s: float, as_json: bool) -> None:
+    """Load PATH, wait for it and keep it in memory until it is unpinned."""
+    with Store(socket) as store:
+        store.pin(path)
+    receipt = _load(path, socket, timeout_s)
+    _print(asdict(receipt), f"{_loaded(path, receipt)}, pinned", as_json)
+
+
+@command.command("unpin")
+@_path
+@_socket
+@_json
+def unpin(path: Path, socket: Path, as_json: bool) -> None:
+    """Let PATH go again when its room is needed."""
+    with Store(socket) as store:
+        images = store.unpin(path)
+    _print({"unpinned": images}, f"unpinned {images} of {path}", as_json)
+
+
+@command.command("evict")
+@_path
+@_socket
+@_json
+def evict(path: Path, socket: Path, as_json: bool) -> None:
+    """Drop PATH from memory; refused while it is used or pinned."""
+    with Store(socket) as store:
+        images = store.evict(path)
+    _print({"evicted": images}, f"evicted {images} of {path}", as_json)
+
+
+@command.command("estimate")
+@_path
+@_socket
+@_json
+def estimate(path: Path, socket: Path, as_json: bool) -> None:
+    """Say how long a load of PATH would take now."""
+    with Store(socket) as store:
+        answer = store.estimate(path)
+    basis = "" if answer.is_measured else ", by an assumed bandwidth"
+    line = f"{answer.total_s:.3f} s from {answer.tier}, {answer.queue_s:.3f} s of it in the queue{basis}"
+    _print(asdict(answer), line, as_json)
+
+
+@command.command("status")
+@_socket
+@_json
+def status(socket: Path, as_json: bool) -> None:
+    """Show what the store holds and does."""
+    with Store(socket) as store:
+        now = store.status()
+    lines = [f"{_size(now.used_bytes)} of {_size(now.dram_bytes)} used, {now.queue_depth} loads wait or run"]
+    lines += [f"{tier}: {_size(speed)}/s" for tier, speed in now.bandwidth_bytes_per_second.items()]
+    lines += map(_image_line, now.images)
+    _print(asdict(now), "\n".join(lines), as_json)
+
+
+@command.command("repack")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@_json
+def repack(source: Path, target: Path, as_json: bool) -> None:
+    """Write SOURCE into the new directory TARGET: aligned, in layer order, with hashes; plain safetensors."""
+    with _bar("repacking") as progress:
+        report = repack_checkpoint(source, target, progress)
+    line = f"repacked {report.files} files of {_size(report.bytes)} into {target}, {len(report.copied)} more copied"
+    _print(asdict(report), line, as_json)
+
+
+@command.command("hash")
+@_path
+@_json
+def hash_(path: Path, as_json: bool) -> None:
+    """Write the hashes of PATH's files beside them; they should be known to be good."""
+    with _bar("hashing") as progress:
+        report = hash_checkpoint(path, progress)
+    _print(asdict(report), f"hashed {report.files} files of {_size(report.bytes)}", as_json)
+
+
+@command.command("verify")
+@_path
+@_json
+def verify(path: Path, as_json: bool) -> None:
+    """Compare every byte of PATH with the hashes beside its files."""
+    with _bar("verifying") as progress:
+        report = verify_checkpoint(path, progress)
+    _print(asdict(report), f"{report.files} files of {_size(report.bytes)} are as they were hashed", as_json)
+
+
+def _load(path: Path, socket: Path, timeout_s: float) -> LoadReceipt:
+    name = str(canonical_path(path))
+    with Store(socket) as store, Store(socket) as observer, ThreadPoolExecutor(1) as pool, _bar("loading") as progress:
+        future = pool.submit(store.load, path, timeout_s)
+        try:
+            while not wait([future], TICK_S).done:
+                for image in observer.status().images:
+                    if image.path == name:
+                        progress(image.read_bytes, image.bytes)
+        except BaseException:
+            store.close()
+            raise
+        return future.result()
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[Progress]:
+    """A bar on standard error where that is a terminal, nothing elsewhere."""
+    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.length = max(total, 1)
+            bar.update(max(0, done - bar.pos))
+
+        yield show
+
+
+def _print(content: dict[str, Any], line: str, as_json: bool) -> None:
+    click.echo(json.dumps(content) if as_json else line)
+
+
+def _loaded(path: Path, receipt: LoadReceipt) -> str:
+    if receipt.tier == "dram":
+        return f"{path} was in memory: {_size(receipt.bytes)}"
+    verified = "verified" if receipt.verified else "not verified"
+    return f"loaded {path}: {_size(receipt.bytes)} from {receipt.tier} in {receipt.read_s:.3f} s, {verified}"
+
+
+def _image_line(image: ImageStatus) -> str:
+    pinned = ", pinned" if image.pinned else ""
+    return f"{image.path}: {image.state}, {_size(image.read_bytes)}, {image.leases} leases{pinned}"
+
+
+def _size(size_bytes: float) -> str:
+    if size_bytes < 1e9:
+        return f"{size_bytes / 1e6:.1f} MB"
+    return f"{size_bytes / 1e9:.2f} GB"

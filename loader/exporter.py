@@ -1,0 +1,94 @@
+"""The store's metrics for Prometheus, over HTTP on the loopback interface.
+
+Every scrape asks for the state of that moment; nothing is kept here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Metric, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from .errors import StoreUnavailable
+from .messages import ImageStatus
+from .metrics import StoreSnapshot
+
+PREFIX = "serverless_triton_store"
+
+
+class StoreCollector(Collector):
+    """Turns a snapshot of the store into metric families."""
+
+    def __init__(self, snapshot: Callable[[], StoreSnapshot]) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterable[Metric]:
+        snapshot = self._snapshot()
+        yield from _totals(snapshot)
+        yield from _memory(snapshot)
+        yield _by("images", "Images by state.", "state", Counter(i.state for i in snapshot.status.images))
+        speeds = snapshot.status.bandwidth_bytes_per_second
+        yield _by("bandwidth_bytes_per_second", "Moving average of past loads.", "tier", speeds)
+
+
+@contextmanager
+def metrics_served(port: int, snapshot: Callable[[], StoreSnapshot]) -> Iterator[int]:
+    """Serves http://127.0.0.1:port/metrics within the block; 0 picks a free port. Raises StoreUnavailable."""
+    registry = CollectorRegistry()
+    registry.register(StoreCollector(snapshot))
+    try:
+        server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
+    except OSError as error:
+        raise StoreUnavailable(f"cannot serve metrics on port {port}: {error.strerror}; choose another port") from error
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _totals(snapshot: StoreSnapshot) -> Iterable[Metric]:
+    totals = snapshot.totals
+    loads = CounterMetricFamily(f"{PREFIX}_loads", "Answered loads.", labels=("tier", "outcome"))
+    for (tier, outcome), count in sorted(totals.loads.items()):
+        loads.add_metric((tier, outcome), count)
+    yield loads
+    for name, text, by_tier in (
+        ("load_bytes", "Bytes read by finished loads.", totals.bytes),
+        ("load_seconds", "Time that finished loads took to read.", totals.seconds),
+    ):
+        family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=("tier",))
+        for tier, value in sorted(by_tier.items()):
+            family.add_metric((tier,), value)
+        yield family
+    text = "Loads that found bytes unlike their hash."
+    yield CounterMetricFamily(f"{PREFIX}_verification_failures", text, value=totals.verification_failures)
+
+
+def _memory(snapshot: StoreSnapshot) -> Iterable[Metric]:
+    status = snapshot.status
+    for name, text, value in (
+        ("dram_bytes", "Budget of all images together.", status.dram_bytes),
+        ("used_bytes", "Bytes of the budget that images hold.", status.used_bytes),
+        ("leased_bytes", "Bytes of images with a lease.", status.leased_bytes),
+        ("queued_loads", "Loads that wait or run.", status.queue_depth),
+        ("leases", "Attachments of all clients.", _sum(status.images, lambda image: image.leases)),
+        ("pinned_images", "Images that stay without a lease.", _sum(status.images, lambda image: image.pinned)),
+    ):
+        yield GaugeMetricFamily(f"{PREFIX}_{name}", text, value=value)
+
+
+def _sum(images: Iterable[ImageStatus], value_of: Callable[[ImageStatus], int]) -> int:
+    return sum(map(value_of, images))
+
+
+def _by(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=(label,))
+    for value, number in sorted(values.items()):
+        family.add_metric((value,), number)
+    return family
