@@ -26,7 +26,12 @@ from serverless_triton.backend.messages import (
     ProtocolError,
     Tokens,
 )
-from serverless_triton.backend.triton_tensors import read_request, response_arrays
+from serverless_triton.backend.triton_tensors import (
+    failure_array,
+    read_request,
+    response_arrays,
+    wants_token_state,
+)
 
 AGENT_SOCKET_VARIABLE = "SERVERLESS_TRITON_AGENT_SOCKET"
 AGENT_TIMEOUT_S = 600.0
@@ -50,7 +55,8 @@ class InFlight:
     """One request between `execute` and its final response, which Triton wants exactly once and last."""
 
     sender: Any
-    attempt: int
+    attempt: int = 0
+    token_state: bool = False
     ended: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -61,6 +67,14 @@ class InFlight:
                 return
             self.ended = final
             self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
+
+    def fail(self, code: str, message: str) -> None:
+        """The last response of a request that failed."""
+        if self.token_state:
+            tensor = pb_utils.Tensor("failure", failure_array(code, message))
+            self.send(pb_utils.InferenceResponse([tensor]), final=True)
+        else:
+            self.send(pb_utils.InferenceResponse(error=_error(code, message)), final=True)
 
 
 class TritonPythonModel:
@@ -113,13 +127,16 @@ class TritonPythonModel:
         with self._lock:
             self._next += 1
             number = self._next
+        parameters = json.loads(request.parameters() or "{}")
+        flight = InFlight(sender=sender, token_state=wants_token_state(parameters))
         try:
-            message = read_request(number, lambda name: _array(request, name), json.loads(request.parameters() or "{}"))
+            message = read_request(number, lambda name: _array(request, name), parameters)
         except ValueError as error:
-            InFlight(sender=sender, attempt=0).send(_failure("INVALID_ARGUMENT", str(error)), final=True)
+            flight.fail("INVALID_ARGUMENT", str(error))
             return
+        flight.attempt = message.attempt
         with self._lock:
-            self._in_flight[number] = InFlight(sender=sender, attempt=message.attempt)
+            self._in_flight[number] = flight
         try:
             self._worker.send(message)
         except (ChannelClosed, ProtocolError) as error:
@@ -164,7 +181,7 @@ class TritonPythonModel:
     def _fail(self, number: int, code: str, message: str) -> None:
         flight = self._forget(number)
         if flight is not None:
-            flight.send(_failure(code, message), final=True)
+            flight.fail(code, message)
 
     def _forget(self, number: int) -> InFlight | None:
         with self._lock:
@@ -217,10 +234,6 @@ class TritonPythonModel:
 def _array(request: Any, name: str) -> Any:
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()
-
-
-def _failure(code: str, message: str) -> Any:
-    return pb_utils.InferenceResponse(error=_error(code, message))
 
 
 def _log(line: str) -> None:

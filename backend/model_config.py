@@ -38,6 +38,7 @@ _OUTPUTS = {
     "prompt_ids": ("TYPE_INT32", -1),
     "attempt": ("TYPE_INT32", 1),
     "first_position": ("TYPE_INT32", 1),
+    "failure": ("TYPE_STRING", 2),  # code and message, for a gateway
 }
 
 

@@ -40,6 +40,16 @@ def read_request(request: int, tensor: Callable[[str], Array | None], parameters
     )
 
 
+def wants_token_state(parameters: dict[str, Any]) -> bool:
+    """Whether a gateway asks: it takes failures as tensors too, because Triton's own error path can crash the server."""
+    return parameters.get("token_state") is True
+
+
+def failure_array(code: str, message: str) -> Array:
+    """The output `failure`."""
+    return np.array([code.encode(), message.encode()], dtype=np.object_)
+
+
 def _attempt(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"parameter 'attempt' is {value!r}; use a whole number from 0")

@@ -22,6 +22,7 @@ from serverless_triton.scheduler.gateway.tensors import (
     split_strings,
     string_tensor,
 )
+from serverless_triton.scheduler.gateway.upstream import RequestFailed
 from serverless_triton.scheduler.journal import StreamJournal
 
 FINAL = "triton_final_response"
@@ -52,11 +53,15 @@ class TokenUpdate:
 
 
 def read_update(response: pb.ModelInferResponse) -> TokenUpdate | None:
-    """None for the empty final response. Raises MalformedUpdate."""
+    """None for the empty final response. Raises MalformedUpdate, and RequestFailed."""
     if not response.outputs:
         return None
     try:
-        return _read_update(raw_outputs(response))
+        raw = raw_outputs(response)
+        if "failure" in raw:
+            code, message = (part.decode() for part in split_strings(raw["failure"]))
+            raise RequestFailed(code, message)
+        return _read_update(raw)
     except (KeyError, ValueError, struct.error) as error:
         raise MalformedUpdate(f"a response without token state: {type(error).__name__} {error}") from error
 

@@ -26,7 +26,7 @@ from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.request import GenerationRequest
 from serverless_triton.scheduler.gateway.settings import RelayLimits
 from serverless_triton.scheduler.gateway.statistics import Statistics
-from serverless_triton.scheduler.gateway.upstream import Upstream, UpstreamCall, UpstreamError
+from serverless_triton.scheduler.gateway.upstream import RequestFailed, Upstream, UpstreamCall, UpstreamError
 from serverless_triton.scheduler.gateway.watchdog import Watchdog
 from serverless_triton.scheduler.journal import Journal, Verdict
 from serverless_triton.scheduler.receipts import Kind, Receipt, ReceiptBook
@@ -158,16 +158,20 @@ class RelayedStream:
             call = self._relay.upstream.infer(assignment.grpc_address, request)
             limit = self._relay.limits.inactivity_timeout_s
             watchdog = Watchdog(call, assignment, inactivity_s=limit, deadline=deadline)
+            said_all = False
             try:
                 yield call, watchdog
+            except RequestFailed:
+                said_all = True
+                raise
             finally:
                 watchdog.stop()
-                self._leave(call)
+                self._leave(call, said_all or self._journal.finish_reason is not None)
         finally:
             self._relay.admission.finish(assignment)
 
-    def _leave(self, call: UpstreamCall) -> None:
-        if self._journal.finish_reason is not None:
+    def _leave(self, call: UpstreamCall, said_all: bool) -> None:
+        if said_all:
             self._relay.let_end(call)
         else:
             call.sever(UpstreamError("CANCELLED", "the gateway left the call"))

@@ -39,6 +39,10 @@ class UpstreamError(SchedulerError):
         )
 
 
+class RequestFailed(UpstreamError):
+    """The replica itself says that the request failed. Its call ends without anybody cancelling it."""
+
+
 class UpstreamCall(Protocol):
     """One request on its way."""
 
@@ -78,9 +82,9 @@ class GrpcUpstream:
 
     def infer(self, address: str, request: pb.ModelInferRequest) -> UpstreamCall:
         stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel(address))
-        # With this header Triton ends the stream with the status that the backend raised, code and all.
-        call = stub.ModelStreamInfer(_once(request), metadata=(("triton_grpc_error", "true"),))
-        return GrpcCall(call)
+        # Without `triton_grpc_error`: ending a stream by a status, Triton 2.51 at times handles a cancellation that nobody
+        # asked for, and has crashed over it. Our backend's failures come as tensors (`RequestFailed`).
+        return GrpcCall(stub.ModelStreamInfer(_once(request)))
 
     async def close(self) -> None:
         channels = list(self._channels.values())
@@ -120,7 +124,8 @@ class GrpcCall:
         if message is _EOF:
             return None
         if message.error_message:
-            raise UpstreamError("INTERNAL", message.error_message)
+            # Triton's own words: no such model any more, a stub that is not healthy. Another replica may do better.
+            raise UpstreamError("UNAVAILABLE", message.error_message)
         return message.infer_response
 
     def sever(self, error: UpstreamError) -> None:

@@ -64,20 +64,23 @@ async def test_responses_then_the_end(upstream, server):
     call = infer(upstream, server)
     assert (await call.read()).outputs
     assert await call.read() is None
-    assert ("triton_grpc_error", "true") in server.metadata
+    assert "triton_grpc_error" not in dict(server.metadata)
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "code", "words"), [("abort", "INVALID_ARGUMENT", "no"), ("error", "INTERNAL", "boom")]
+    ("behaviour", "code", "words", "breaks"),
+    [("abort", "INVALID_ARGUMENT", "no", False), ("error", "UNAVAILABLE", "boom", True)],
 )
-async def test_errors_keep_code_and_words(upstream, server, behaviour, code, words):
+async def test_errors_keep_their_words_and_tritons_own_are_the_replicas(
+    upstream, server, behaviour, code, words, breaks
+):
     server.behaviour = behaviour
     call = infer(upstream, server)
     await call.read()
     with pytest.raises(UpstreamError, match=words) as caught:
         await call.read()
     assert caught.value.code == code
-    assert not caught.value.breaks_replica
+    assert caught.value.breaks_replica is breaks
 
 
 async def test_a_server_that_stops_mid_stream_breaks_the_replica(upstream, server):

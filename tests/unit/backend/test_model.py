@@ -85,15 +85,16 @@ class Sender:
 
 
 class Request:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, token_state: bool = False) -> None:
         self.sender = Sender()
+        self.token_state = token_state
         self.tensors = {"text_input": Tensor("text_input", np.array([text.encode()], dtype=np.object_))}
 
     def get_response_sender(self) -> Sender:
         return self.sender
 
     def parameters(self) -> str:
-        return json.dumps({"attempt": 3})
+        return json.dumps({"attempt": 3, "token_state": self.token_state})
 
 
 class Logger:
@@ -110,9 +111,9 @@ class Stub:
     def __init__(self, model: Any, agent: Channel, worker: Channel) -> None:
         self.model, self.agent, self.worker = model, agent, worker
 
-    def submit(self, text: str = "a prompt") -> tuple[int, Sender]:
+    def submit(self, text: str = "a prompt", *, token_state: bool = False) -> tuple[int, Sender]:
         """The number that the worker knows the request by, and what its client hears from."""
-        request = Request(text)
+        request = Request(text, token_state)
         self.model.execute([request])
         message, _ = self.worker.receive()
         assert isinstance(message, Generate)
@@ -222,6 +223,14 @@ def test_a_failure_ends_its_request_with_its_code(stub: Stub):
     response, flags = sender.next()
     assert response.error is not None
     assert (response.error.code, response.error.message, flags) == ("INVALID_ARG", "too long", FINAL)
+
+
+def test_a_gateway_gets_failures_as_tensors_because_tritons_error_path_can_crash_the_server(stub: Stub):
+    number, sender = stub.submit(token_state=True)
+    stub.worker.send(Failed(request=number, code="INVALID_ARGUMENT", message="zu lang: 9 €"))
+    response, flags = sender.next()
+    assert (response.error, flags) == (None, FINAL)
+    assert [part.decode() for part in response.tensors["failure"]] == ["INVALID_ARGUMENT", "zu lang: 9 €"]
 
 
 def test_a_request_that_cannot_be_read_is_refused_at_once(stub: Stub):

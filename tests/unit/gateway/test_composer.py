@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from tritonclient.grpc import service_pb2 as pb
 
 from serverless_triton.scheduler.gateway.composer import FINAL, Composer, MalformedUpdate, read_update
 from serverless_triton.scheduler.gateway.fake_upstream import token_response
 from serverless_triton.scheduler.gateway.request import parse_request
-from serverless_triton.scheduler.gateway.tensors import read_outputs
+from serverless_triton.scheduler.gateway.tensors import Tensor, add_output, pack, read_outputs
+from serverless_triton.scheduler.gateway.upstream import RequestFailed
 from serverless_triton.scheduler.journal import Journal
 from tests.unit.gateway.samples import flag, infer_request
 
@@ -87,3 +89,11 @@ def test_a_tensor_of_another_size_is_malformed():
     response.raw_output_contents[2] = b"\0"
     with pytest.raises(MalformedUpdate):
         read_update(response)
+
+
+def test_a_failure_of_the_replica_keeps_its_code_and_words():
+    response = pb.ModelInferResponse()
+    add_output(response, Tensor(name="failure", datatype="BYTES", shape=(2,), raw=pack("BYTES", [b"NOT_FOUND", b"no"])))
+    with pytest.raises(RequestFailed, match="no") as caught:
+        read_update(response)
+    assert caught.value.code == "NOT_FOUND"
