@@ -41,7 +41,7 @@ def read_request(request: int, tensor: Callable[[str], Array | None], parameters
 
 
 def wants_token_state(parameters: dict[str, Any]) -> bool:
-    """Whether a gateway asks: it takes failures as tensors too, because Triton's own error path can crash the server."""
+    """Whether a gateway asks: it takes failures as tensors too, since Triton's own error path can crash the server."""
     return parameters.get("token_state") is True
 
 

@@ -82,8 +82,8 @@ class GrpcUpstream:
 
     def infer(self, address: str, request: pb.ModelInferRequest) -> UpstreamCall:
         stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel(address))
-        # Without `triton_grpc_error`: ending a stream by a status, Triton 2.51 at times handles a cancellation that nobody
-        # asked for, and has crashed over it. Our backend's failures come as tensors (`RequestFailed`).
+        # Without `triton_grpc_error`: ending a stream by a status, Triton 2.51 handles a cancellation that nobody asked
+        # for, and has crashed over it. Our backend's failures come as tensors (`RequestFailed`).
         return GrpcCall(stub.ModelStreamInfer(_once(request)))
 
     async def close(self) -> None:
