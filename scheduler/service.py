@@ -82,6 +82,7 @@ async def serve(config: SchedulerConfig) -> None:
         settings=config.gateway,
         metrics=GatewayMetrics(registry),
         cluster_status=lambda: cluster_status(loop),
+        can_serve=lambda: any(server.takes_starts for server in cluster.servers.values()),
     )
     await _run(config, loop, gateway, effects)
 

@@ -34,8 +34,10 @@ class Gateway:
         upstream: Upstream | None = None,
         metrics: GatewayMetrics | None = None,
         cluster_status: Callable[[], dict[str, Any]] = dict,
+        can_serve: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """It calls itself ready while it listens and `can_serve`."""
         settings = settings or GatewaySettings()
         self.metrics = metrics or GatewayMetrics()
         self.journal = Journal()
@@ -43,6 +45,7 @@ class Gateway:
         self._statistics = Statistics()
         self._upstream = upstream or GrpcUpstream(max_message_bytes=settings.max_message_bytes)
         self._open = False
+        self._can_serve = can_serve
         self._relay = self._make_relay(admission, settings, clock)
         service = self._make_service(catalogue, admission, settings)
         self._make_servers(service, settings, cluster_status)
@@ -66,7 +69,7 @@ class Gateway:
             relay=self._relay,
             statistics=self._statistics,
             admin_timeout_s=settings.admin_timeout_s,
-            is_ready=lambda: self._open,
+            is_ready=lambda: self._open and self._can_serve(),
         )
 
     def _make_servers(
