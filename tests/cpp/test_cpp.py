@@ -1,4 +1,4 @@
-"""Builds the loader's core with the address and undefined-behaviour sanitizers and runs its C++ tests."""
+"""Builds the loader's core with sanitizers and runs its C++ tests, and a bounded round of fuzzing, under them."""
 
 import os
 import shutil
@@ -8,17 +8,37 @@ from pathlib import Path
 import pytest
 
 LOADER = Path(__file__).parents[2] / "loader"
-SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all -O1 -g"
+TESTS_WITH_THREADS = ("chunk_hasher", "reader")
+
+pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
 
 
-@pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
-def test_cpp_tests_pass_under_sanitizers(tmp_path: Path) -> None:
-    configure = ["cmake", "-S", str(LOADER), "-B", str(tmp_path), "-DLOADER_BUILD_EXTENSION=OFF"]
-    options = ["-DLOADER_BUILD_TESTS=ON", "-DLOADER_WARNINGS_AS_ERRORS=ON", f"-DCMAKE_CXX_FLAGS={SANITIZERS}"]
-    run([*configure, *options, "-DCMAKE_BUILD_TYPE=None"])
+def test_cpp_tests_and_fuzz_targets_pass_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
+    configure(tmp_path, "-fsanitize=address,undefined -fno-sanitize-recover=all")
     run(["cmake", "--build", str(tmp_path), "--parallel", "2"])
     # Beside the build, which may lie on a disk where direct reads work; /tmp often is a tmpfs.
     run(["ctest", "--test-dir", str(tmp_path), "--output-on-failure"], TMPDIR=str(tmp_path))
+
+
+def test_what_runs_on_several_threads_passes_under_the_thread_sanitizer(tmp_path: Path) -> None:
+    configure(tmp_path, "-fsanitize=thread")
+    run(["cmake", "--build", str(tmp_path), "--target", *(f"{name}_test" for name in TESTS_WITH_THREADS)])
+    for name in TESTS_WITH_THREADS:
+        command = [*without_address_randomization(), str(tmp_path / "tests" / f"{name}_test")]
+        run(command, TMPDIR=str(tmp_path), TSAN_OPTIONS="halt_on_error=1")
+
+
+def without_address_randomization() -> list[str]:
+    """Older thread sanitizers need it, and a container may forbid it."""
+    prefix = ["setarch", "--addr-no-randomize"]
+    is_allowed = shutil.which("setarch") and subprocess.run([*prefix, "true"], check=False).returncode == 0
+    return prefix if is_allowed else []
+
+
+def configure(build: Path, sanitizers: str) -> None:
+    command = ["cmake", "-S", str(LOADER), "-B", str(build), "-DLOADER_BUILD_EXTENSION=OFF", "-DLOADER_BUILD_TESTS=ON"]
+    flags = f"-DCMAKE_CXX_FLAGS={sanitizers} -O1 -g"
+    run([*command, "-DLOADER_WARNINGS_AS_ERRORS=ON", flags, "-DCMAKE_BUILD_TYPE=None"])
 
 
 def run(command: list[str], **environment: str) -> None:
