@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,17 +21,19 @@ NAMES = ("alpha", "beta", "gamma", "delta")
 
 @pytest.fixture(scope="session")
 def repository(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four models, and two that cannot be loaded. float32: a resumed stream is then equal to an uninterrupted one."""
+    """Four models, and three that cannot be loaded. float32: a resumed stream is then equal to an uninterrupted one."""
     root = tmp_path_factory.mktemp("models")
     for name in NAMES:
         add_model(root, name, demo_model, limits=LIMITS)
-    for name in ("truncated", "vanished"):
+    for name in ("truncated", "vanished", "garbled"):
         checkpoint = shutil.copytree(demo_model, tmp_path_factory.mktemp("checkpoints") / name)
         add_model(root, name, checkpoint, limits=LIMITS)
     weights = Path(tmp_path_factory.getbasetemp())
     truncated = next(weights.glob("checkpoints*/truncated/model.safetensors"))
     with truncated.open("r+b") as file:
         file.truncate(truncated.stat().st_size // 2)
+    garbled = next(weights.glob("checkpoints*/garbled/model.safetensors"))
+    garbled.write_bytes(random.Random(1).randbytes(1_000_000))
     shutil.rmtree(next(weights.glob("checkpoints*/vanished")))
     return root
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import queue
 import re
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -78,9 +81,27 @@ def test_a_warm_model_answers_without_a_start(cluster: LocalCluster) -> None:
 
 
 def test_tokens_arrive_as_they_are_made(cluster: LocalCluster) -> None:
-    heard = cluster.generate("alpha", PROMPT, max_tokens=32, ignore_eos=True)
-    assert len(heard.texts) > 16
-    assert heard.times_s[-1] - heard.times_s[0] > 0.0
+    """No clock: the worker is stopped after the first tokens, so a text that comes at once would be here or never."""
+    cluster.generate("alpha", PROMPT, max_tokens=1)
+    workers = [replica["worker_pid"] for replica in cluster.replicas("alpha")]
+    stream = cluster.stream("alpha", PROMPT, max_tokens=64, ignore_eos=True)
+    stream.read(2)
+    for worker in workers:
+        cluster.kill(worker, signal.SIGSTOP)
+    try:
+        with contextlib.suppress(queue.Empty):
+            while stream.next(timeout_s=1.0):
+                pass
+        before = len(stream.heard.output_ids)
+        assert stream.heard.errors == []
+        assert stream.heard.finish_reason in (None, "None")
+    finally:
+        for worker in workers:
+            cluster.kill(worker, signal.SIGCONT)
+    heard = stream.rest()
+    assert 2 <= before < 64
+    assert len(heard.output_ids) == len(heard.texts) == 64
+    assert len(receipts(cluster, heard.stream_id)) == 1  # it was the same worker all along
 
 
 def test_four_models_take_turns_on_room_for_two(cluster: LocalCluster, expected: str) -> None:
@@ -130,14 +151,25 @@ def cpu_ticks(pid: int, *, during_s: float) -> int:
     return used() - before
 
 
-@pytest.mark.parametrize(("name", "words"), [("truncated", "truncated"), ("vanished", "checkpoint")])
+@pytest.mark.parametrize(
+    ("name", "file", "words"),
+    [
+        ("truncated", "model.safetensors", "is cut off"),
+        ("vanished", "config.json", "there is no file"),
+        ("garbled", "model.safetensors", "is not a valid safetensors file"),
+    ],
+)
 def test_a_checkpoint_that_cannot_be_loaded_fails_with_the_file_and_the_next_model_works(
-    cluster: LocalCluster, name: str, words: str
+    cluster: LocalCluster, name: str, file: str, words: str
 ) -> None:
-    heard = cluster.generate(name, PROMPT, max_tokens=4)
-    (error,) = heard.errors
-    assert name in error
-    assert words in error.lower()
+    with triton_grpc.InferenceServerClient(cluster.grpc) as client, pytest.raises(InferenceServerException) as caught:
+        client.infer(name, generation_inputs(PROMPT, stream=False))
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    (streamed,) = cluster.generate(name, PROMPT, max_tokens=4).errors
+    for error in (caught.value.message(), streamed):
+        assert f"failed to load '{name}'" in error
+        assert f"/{name}/{file}" in error
+        assert words in error
     after = cluster.generate("alpha", PROMPT, max_tokens=4)
     assert after.errors == []
     assert cluster.replicas(name) == []
@@ -203,7 +235,34 @@ def test_an_unknown_model_is_not_found_in_tritons_words(cluster: LocalCluster) -
 def test_names_that_lead_elsewhere_are_refused(cluster: LocalCluster, name: str) -> None:
     with triton_grpc.InferenceServerClient(cluster.grpc) as client, pytest.raises(InferenceServerException) as caught:
         client.infer(name, generation_inputs(PROMPT, stream=False))
-    assert caught.value.status() in ("StatusCode.INVALID_ARGUMENT", "StatusCode.NOT_FOUND")
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert "invalid model name" in caught.value.message()
+
+
+@pytest.mark.parametrize(
+    "name", ["..%2Falpha", "alpha%2F..%2Fbeta", "%2E%2E%2Falpha", "a%2Fb", "..alpha", "..%5Calpha"]
+)
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/v2/models/{}/generate", 400, "invalid model name"),
+        ("/v2/models/{}/infer", 400, "invalid model name"),
+        ("/v2/repository/models/{}/load", 500, "failed to poll from model repository"),  # as Triton answers
+    ],
+)
+def test_http_names_that_lead_elsewhere_are_refused(
+    cluster: LocalCluster, path: str, name: str, status: int, words: str
+) -> None:
+    before = starts(cluster, "alpha")
+    found, answer = post(cluster, path.format(name), '{"text_input": "x", "inputs": []}')
+    assert found == status
+    assert words in json.loads(answer)["error"]
+    assert starts(cluster, "alpha") == before
+
+
+@pytest.mark.parametrize("path", ["/v2/models/../alpha/generate", "/v2/models/alpha/../../etc/passwd", "/../v2/models"])
+def test_http_paths_with_dots_reach_no_model(cluster: LocalCluster, path: str) -> None:
+    assert post(cluster, path, '{"text_input": "x"}')[0] == 404
 
 
 def wrong_dtype() -> list[Any]:
