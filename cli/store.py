@@ -192,7 +192,10 @@ def _load(path: Path, socket: Path, timeout_s: float) -> LoadReceipt:
 @contextmanager
 def _bar(label: str) -> Iterator[Progress]:
     """A bar on standard error where that is a terminal, nothing elsewhere."""
-    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
 
         def show(done: int, total: int) -> None:
             bar.length = max(total, 1)
