@@ -30,13 +30,8 @@ class UpstreamError(SchedulerError):
     def breaks_replica(self) -> bool:
         """The replica or the way to it is gone, so the stream may go on elsewhere; else the client must hear of it."""
         # NOT_FOUND and "no available versions": the model was unloaded there after the stream had been assigned.
-        if self.code in ("UNAVAILABLE", "CANCELLED", "NOT_FOUND"):
-            return True
-        # What gRPC's core says of a connection that went away in the middle of a call. An INTERNAL never breaks it,
-        # whatever its words: the request itself may be at fault, and would take one replica after the other with it.
-        return self.code == "UNKNOWN" and any(
-            words in str(self) for words in ("Stream removed", "RST_STREAM", "GOAWAY", "Socket closed")
-        )
+        # An INTERNAL never breaks it: the request itself may be at fault, and would take one replica after the other.
+        return self.code in ("UNAVAILABLE", "CANCELLED", "NOT_FOUND")
 
 
 class RequestFailed(UpstreamError):
@@ -138,7 +133,10 @@ class GrpcCall:
             raise self._severed from None
 
     def _cause(self, error: grpc.aio.AioRpcError) -> UpstreamError:
-        return self._severed or UpstreamError(error.code().name, error.details() or "")
+        # Replicas tell their own failures in a response: INTERNAL and UNKNOWN are what gRPC says of a connection that went
+        # away in the middle of a call.
+        code = "UNAVAILABLE" if error.code().name in ("INTERNAL", "UNKNOWN") else error.code().name
+        return self._severed or UpstreamError(code, error.details() or "")
 
 
 def _cancelled() -> bool:

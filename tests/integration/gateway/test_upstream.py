@@ -28,6 +28,8 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
             yield pb.ModelStreamInferResponse(infer_response=response)
         if self.behaviour == "abort":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no")
+        if self.behaviour == "reset":
+            await context.abort(grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2")
         if self.behaviour == "error":
             yield pb.ModelStreamInferResponse(error_message="boom")
         try:
@@ -69,7 +71,11 @@ async def test_responses_then_the_end(upstream, server):
 
 @pytest.mark.parametrize(
     ("behaviour", "code", "words", "breaks"),
-    [("abort", "INVALID_ARGUMENT", "no", False), ("error", "UNAVAILABLE", "boom", True)],
+    [
+        ("abort", "INVALID_ARGUMENT", "no", False),
+        ("error", "UNAVAILABLE", "boom", True),
+        ("reset", "UNAVAILABLE", "RST_STREAM", True),
+    ],
 )
 async def test_errors_keep_their_words_and_tritons_own_are_the_replicas(
     upstream, server, behaviour, code, words, breaks
