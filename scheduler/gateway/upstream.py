@@ -133,8 +133,8 @@ class GrpcCall:
             raise self._severed from None
 
     def _cause(self, error: grpc.aio.AioRpcError) -> UpstreamError:
-        # Replicas tell their own failures in a response: INTERNAL and UNKNOWN are what gRPC says of a connection that went
-        # away in the middle of a call.
+        # Replicas tell their own failures in a response: INTERNAL and UNKNOWN are what gRPC says of a connection that
+        # went away in the middle of a call.
         code = "UNAVAILABLE" if error.code().name in ("INTERNAL", "UNKNOWN") else error.code().name
         return self._severed or UpstreamError(code, error.details() or "")
 
