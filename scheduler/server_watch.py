@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 RETRY_S = 0.1
 SILENCE_S = 10.0  # an agent repeats its state every 2 s
 ASK_AGAIN_S = 5.0
-READY_TIMEOUT_S = 15.0
+LIVE_TIMEOUT_S = 15.0
 # A new agent hears from workers and stubs within this time; what it does not show before is not dead.
 SETTLE_S = 2.0
 CHANNEL_OPTIONS = (
@@ -152,7 +152,7 @@ class ServerWatch:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             while True:
                 state = channel.get_state(try_to_connect=True)
-                if state is grpc.ChannelConnectivity.READY and not await self._is_ready(stub):
+                if state is grpc.ChannelConnectivity.READY and not await self._is_live(stub):
                     self._set_triton(False)
                     await asyncio.sleep(RETRY_S)
                     continue
@@ -161,9 +161,10 @@ class ServerWatch:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(channel.wait_for_state_change(state), ASK_AGAIN_S)
 
-    async def _is_ready(self, stub: service_pb2_grpc.GRPCInferenceServiceStub) -> bool:
+    async def _is_live(self, stub: service_pb2_grpc.GRPCInferenceServiceStub) -> bool:
+        """Live, not ready: Triton is not ready while it loads any model, and serves the others all the same."""
         with contextlib.suppress(grpc.aio.AioRpcError):
-            return bool((await stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=READY_TIMEOUT_S)).ready)
+            return bool((await stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=LIVE_TIMEOUT_S)).live)
         return False
 
     def _set_triton(self, up: bool) -> None:
