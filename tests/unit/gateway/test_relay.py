@@ -229,7 +229,7 @@ async def test_client_that_leaves_while_the_model_starts(relay, upstream, admiss
 
 
 async def test_silent_replica_is_left(relay, upstream, admission, streamed):
-    relay = replace(relay, limits=RelayLimits(inactivity_timeout_s=0.01))
+    relay = replace(relay, limits=RelayLimits(inactivity_timeout_s=0.3))
     task = asyncio.ensure_future(collect(relay.open(streamed)))
     first, second = await upstream.call(0), await upstream.call(1)
     assert "silent" in str(first.severed)
