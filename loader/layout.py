@@ -38,5 +38,10 @@ def lay_out(files: Iterable[CheckpointFile]) -> Layout:
     offset = 0
     for file in files:
         extents.append(Extent(file_name=file.real_path, offset=offset, bytes=file.bytes))
-        offset += -(-file.bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        offset += padded(file.bytes)
     return Layout(extents=tuple(extents), bytes=offset)
+
+
+def padded(size_bytes: int) -> int:
+    """The next multiple of ALIGNMENT_BYTES."""
+    return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

@@ -14,7 +14,7 @@ from .chunk_hashes import ChunkHashes, read_hashes
 from .errors import CheckpointChanged
 from .indices import check_indices
 from .keeper import LoadResult
-from .layout import Layout
+from .layout import Layout, padded
 from .messages import Tier
 
 
@@ -38,7 +38,8 @@ def load_image(
     files = [_open(file) for file in checkpoint.files]
     check_indices(files)
     memory = _core.MemoryFile(layout.bytes)
-    report = reader.read(files, memory, [extent.offset for extent in layout.extents], job, _digests(hashes))
+    pieces = [[(extent.offset, padded(extent.bytes))] for extent in layout.extents]
+    report = reader.read(files, memory, pieces, job, _digests(hashes))
     for file in files:
         if not file.is_unchanged():
             raise _changed(file.path)

@@ -39,5 +39,5 @@ def _private_memory(file: _core.FileImage, padded_bytes: int) -> _core.Mapping:
     if file.is_resident():
         return _core.Mapping.copy_on_write(file.fileno(), file.bytes)
     memory = _core.Mapping.anonymous(padded_bytes)
-    _core.Reader(threads=READ_THREADS).read([file], memory, [0], _core.ReadJob())
+    _core.Reader(threads=READ_THREADS).read([file], memory, [[(0, padded_bytes)]], _core.ReadJob())
     return memory

@@ -8,9 +8,11 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "chunk_hasher.h"
+#include "chunk_sink.h"
 #include "errors.h"
 #include "file_image.h"
 #include "index_reader.h"
@@ -114,29 +116,39 @@ void verify_chunks(const st::FileImage& file, const HexDigests& expected, unsign
     st::verify_chunks(file, digests, threads, job);
 }
 
+// For each file (offset, length) of its pieces in the memory.
+using Pieces = std::vector<std::vector<std::pair<std::uint64_t, std::uint64_t>>>;
+
+std::vector<std::span<std::byte>> spans_of(const Pieces::value_type& pieces, std::span<std::byte> memory) {
+    std::vector<std::span<std::byte>> spans;
+    for (const auto& [offset, length] : pieces) {
+        if (offset > memory.size() || length > memory.size() - offset)
+            throw py::value_error("a piece lies past the end of the memory");
+        spans.push_back(memory.subspan(offset, length));
+    }
+    return spans;
+}
+
 std::vector<st::Transfer> transfers_of(const std::vector<const st::FileImage*>& files, std::span<std::byte> memory,
-                                       const std::vector<std::uint64_t>& offsets,
-                                       const std::vector<std::vector<st::Digest>>& hashes) {
-    if (files.size() != offsets.size() || (!hashes.empty() && files.size() != hashes.size()))
-        throw py::value_error("one offset, and one list of hashes if any, is needed for each file");
+                                       const Pieces& pieces, const std::vector<std::vector<st::Digest>>& hashes) {
+    if (files.size() != pieces.size() || (!hashes.empty() && files.size() != hashes.size()))
+        throw py::value_error("one list of pieces, and one of hashes if any, is needed for each file");
     std::vector<st::Transfer> transfers;
     for (std::size_t i = 0; i < files.size(); ++i) {
-        if (offsets[i] > memory.size())
-            throw py::value_error("offset lies past the end of the memory");
         const std::span<const st::Digest> digests = hashes.empty() ? std::span<const st::Digest>() : hashes[i];
-        transfers.push_back({files[i], memory.subspan(offsets[i]), digests});
+        transfers.push_back({files[i], spans_of(pieces[i], memory), digests});
     }
     return transfers;
 }
 
 template <typename Memory>
 st::ReadReport read_into(st::Reader& reader, const std::vector<const st::FileImage*>& files, Memory& memory,
-                         const std::vector<std::uint64_t>& offsets, st::ReadJob& job,
-                         const std::vector<HexDigests>& hashes) {
+                         const Pieces& pieces, st::ReadJob& job, const std::vector<HexDigests>& hashes,
+                         st::ChunkSink* sink) {
     const std::vector<std::vector<st::Digest>> digests = digests_of(hashes);
-    const std::vector<st::Transfer> transfers = transfers_of(files, memory.span(), offsets, digests);
+    const std::vector<st::Transfer> transfers = transfers_of(files, memory.span(), pieces, digests);
     const py::gil_scoped_release release;
-    return reader.read(transfers, job);
+    return reader.read(transfers, job, sink);
 }
 
 py::tuple shape_of(const st::TensorEntry& tensor) {
@@ -196,10 +208,16 @@ void bind_reader(py::module_& m) {
     py::class_<st::ReadJob>(m, "ReadJob")
         .def(py::init<>())
         .def("cancel", &st::ReadJob::cancel)
+        .def("pause", &st::ReadJob::pause)
+        .def("resume", &st::ReadJob::resume)
+        .def("proceed", &st::ReadJob::proceed, ReleaseGil())
         .def("stop_if_cancelled", &st::ReadJob::stop_if_cancelled)
         .def("add_done", &st::ReadJob::add_done, py::arg("size_bytes"))
         .def_property_readonly("is_cancelled", &st::ReadJob::is_cancelled)
+        .def_property_readonly("is_paused", &st::ReadJob::is_paused)
         .def_property_readonly("bytes_done", &st::ReadJob::bytes_done);
+    // Made by those who have somewhere to send chunks on to; Python only hands it over.
+    py::class_<st::ChunkSink>(m, "ChunkSink");
     py::class_<st::ReadReport>(m, "ReadReport")
         .def_readonly("disk_bytes", &st::ReadReport::disk_bytes)
         .def_readonly("page_cache_bytes", &st::ReadReport::page_cache_bytes)
@@ -208,10 +226,10 @@ void bind_reader(py::module_& m) {
         .def(py::init<unsigned, std::uint64_t, std::uint64_t>(), py::kw_only(), py::arg("threads"),
              py::arg("chunk_bytes") = st::kChunkBytes, py::arg("bytes_per_second") = 0)
         .def_property_readonly("bytes_per_second", &st::Reader::bytes_per_second)
-        .def("read", &read_into<st::MemoryFile>, py::arg("files"), py::arg("memory"), py::arg("offsets"),
-             py::arg("job"), py::arg("hashes") = std::vector<HexDigests>())
-        .def("read", &read_into<st::Mapping>, py::arg("files"), py::arg("memory"), py::arg("offsets"), py::arg("job"),
-             py::arg("hashes") = std::vector<HexDigests>());
+        .def("read", &read_into<st::MemoryFile>, py::arg("files"), py::arg("memory"), py::arg("pieces"), py::arg("job"),
+             py::arg("hashes") = std::vector<HexDigests>(), py::arg("sink") = nullptr)
+        .def("read", &read_into<st::Mapping>, py::arg("files"), py::arg("memory"), py::arg("pieces"), py::arg("job"),
+             py::arg("hashes") = std::vector<HexDigests>(), py::arg("sink") = nullptr);
 }
 
 void bind_hashes(py::module_& m) {

@@ -31,7 +31,7 @@ void visit_chunks(const FileImage& file, unsigned threads, ReadJob& job, std::ui
     share_tasks(threads, chunks, [&](const auto& next) {
         const Mapping buffer = Mapping::anonymous(chunk_bytes);
         for (std::uint64_t i = next(); i < chunks; i = next()) {
-            job.stop_if_cancelled();
+            job.proceed();
             const std::uint64_t begin = i * chunk_bytes;
             const std::uint64_t length = std::min(chunk_bytes, file.bytes() - begin);
             const Source source = fetch(file, begin, buffer.span(), length);

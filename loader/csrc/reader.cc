@@ -25,6 +25,7 @@ constexpr std::chrono::milliseconds kCancelPoll{10};
 
 struct Chunk {
     const FileImage* file;
+    std::size_t file_index;
     std::uint64_t offset;
     std::uint64_t length;              // bytes of the file
     std::span<std::byte> destination;  // length rounded up to the alignment
@@ -35,11 +36,16 @@ std::uint64_t rounded_up(std::uint64_t bytes) {
     return (bytes + kAlignmentBytes - 1) & ~(kAlignmentBytes - 1);
 }
 
-void check_destination(const Transfer& transfer) {
-    const bool fits = transfer.destination.size() >= rounded_up(transfer.file->bytes());
-    const bool aligned = reinterpret_cast<std::uintptr_t>(transfer.destination.data()) % kAlignmentBytes == 0;
-    if (!fits || !aligned)
-        throw std::invalid_argument("the memory for " + transfer.file->path() + " is too small or unaligned");
+void check_pieces(const Transfer& transfer, std::uint64_t chunk_bytes) {
+    std::uint64_t room = 0;
+    for (const std::span<std::byte>& piece : transfer.pieces) {
+        const bool whole_chunks = piece.size() % chunk_bytes == 0 || &piece == &transfer.pieces.back();
+        if (!whole_chunks || reinterpret_cast<std::uintptr_t>(piece.data()) % kAlignmentBytes != 0)
+            throw std::invalid_argument("a piece of memory for " + transfer.file->path() + " is unaligned");
+        room += piece.size();
+    }
+    if (room < rounded_up(transfer.file->bytes()))
+        throw std::invalid_argument("the memory for " + transfer.file->path() + " is too small");
 }
 
 void check_hashes(const Transfer& transfer, std::uint64_t chunk_bytes) {
@@ -47,18 +53,41 @@ void check_hashes(const Transfer& transfer, std::uint64_t chunk_bytes) {
         throw std::invalid_argument("one hash is needed for each chunk of " + transfer.file->path());
 }
 
+// Where the chunks of a file go, one after the other.
+class Pieces {
+  public:
+    explicit Pieces(const Transfer& transfer) : pieces_(transfer.pieces) {}
+
+    std::span<std::byte> next(std::uint64_t bytes) {
+        while (pieces_.front().size() == used_) {
+            pieces_ = pieces_.subspan(1);
+            used_ = 0;
+        }
+        const std::span<std::byte> taken = pieces_.front().subspan(used_, bytes);
+        used_ += bytes;
+        return taken;
+    }
+
+  private:
+    std::span<const std::span<std::byte>> pieces_;
+    std::uint64_t used_ = 0;
+};
+
+void append_chunks(std::vector<Chunk>& chunks, const Transfer& transfer, std::size_t index, std::uint64_t chunk_bytes) {
+    check_pieces(transfer, chunk_bytes);
+    check_hashes(transfer, chunk_bytes);
+    Pieces pieces(transfer);
+    for (std::uint64_t offset = 0; offset < transfer.file->bytes(); offset += chunk_bytes) {
+        const std::uint64_t length = std::min(chunk_bytes, transfer.file->bytes() - offset);
+        const Digest* hash = transfer.hashes.empty() ? nullptr : &transfer.hashes[offset / chunk_bytes];
+        chunks.push_back({transfer.file, index, offset, length, pieces.next(rounded_up(length)), hash});
+    }
+}
+
 std::vector<Chunk> cut(std::span<const Transfer> transfers, std::uint64_t chunk_bytes) {
     std::vector<Chunk> chunks;
-    for (const Transfer& transfer : transfers) {
-        check_destination(transfer);
-        check_hashes(transfer, chunk_bytes);
-        for (std::uint64_t offset = 0; offset < transfer.file->bytes(); offset += chunk_bytes) {
-            const std::uint64_t length = std::min(chunk_bytes, transfer.file->bytes() - offset);
-            const Digest* hash = transfer.hashes.empty() ? nullptr : &transfer.hashes[offset / chunk_bytes];
-            const auto destination = transfer.destination.subspan(offset, rounded_up(length));
-            chunks.push_back({transfer.file, offset, length, destination, hash});
-        }
-    }
+    for (std::size_t i = 0; i < transfers.size(); ++i)
+        append_chunks(chunks, transfers[i], i, chunk_bytes);
     return chunks;
 }
 
@@ -74,8 +103,13 @@ void populate(std::span<std::byte> memory) {
 // The threads of one read(): they take chunks in order until none is left, one failed, or the job was cancelled.
 class Pool {
   public:
-    Pool(std::span<const Transfer> transfers, std::uint64_t chunk_bytes, Throttle& throttle, ReadJob& job)
-        : chunks_(cut(transfers, chunk_bytes)), chunk_bytes_(chunk_bytes), throttle_(throttle), job_(job) {}
+    Pool(std::span<const Transfer> transfers, std::uint64_t chunk_bytes, Throttle& throttle, ReadJob& job,
+         ChunkSink* sink)
+        : chunks_(cut(transfers, chunk_bytes)),
+          chunk_bytes_(chunk_bytes),
+          throttle_(throttle),
+          job_(job),
+          sink_(sink) {}
 
     ReadReport run(unsigned threads) {
         share_tasks(threads, chunks_.size(), [this](const auto& next) {
@@ -87,20 +121,23 @@ class Pool {
 
   private:
     void take(const Chunk& chunk) {
-        job_.stop_if_cancelled();
+        job_.proceed();
         populate(chunk.destination);
         const auto began_at = Throttle::Clock::now();
         const Source source = fetch(chunk);
         if (chunk.hash != nullptr)
             verify(chunk, source);
         pay(chunk.length, began_at);
+        if (sink_ != nullptr)
+            sink_->chunk_ready(chunk.file_index, chunk.offset, chunk.length, chunk.destination.data());
     }
 
     // Waits until the bytes would have arrived at the limited speed, a slice at a time: what a cancelled read has
-    // booked ahead is time that the next one has to wait.
+    // booked ahead is time that the next one has to wait. A paused job books no more.
     void pay(std::uint64_t bytes, Throttle::Clock::time_point began_at) {
         while (bytes > 0) {
             const std::uint64_t slice = throttle_.slice_of(bytes);
+            job_.proceed();
             wait_until(throttle_.reserve(slice, began_at));
             job_.add_done(slice);
             bytes -= slice;
@@ -135,6 +172,7 @@ class Pool {
     const std::uint64_t chunk_bytes_;
     Throttle& throttle_;
     ReadJob& job_;
+    ChunkSink* const sink_;
     std::atomic<std::uint64_t> disk_bytes_{0};
     std::atomic<std::uint64_t> page_cache_bytes_{0};
     std::atomic<std::uint64_t> direct_bytes_{0};
@@ -151,8 +189,8 @@ Reader::Reader(unsigned threads, std::uint64_t chunk_bytes, std::uint64_t bytes_
     }
 }
 
-ReadReport Reader::read(std::span<const Transfer> transfers, ReadJob& job) {
-    return Pool(transfers, chunk_bytes_, throttle_, job).run(threads_);
+ReadReport Reader::read(std::span<const Transfer> transfers, ReadJob& job, ChunkSink* sink) {
+    return Pool(transfers, chunk_bytes_, throttle_, job, sink).run(threads_);
 }
 
 }  // namespace serverless_triton::loader

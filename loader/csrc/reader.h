@@ -7,20 +7,23 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "chunk_hasher.h"
+#include "chunk_sink.h"
 #include "file_image.h"
 #include "read_job.h"
 #include "throttle.h"
 
 namespace serverless_triton::loader {
 
-// One file and where it goes: page-aligned memory of at least the file's size rounded up to kAlignmentBytes. What lies
-// between the file's end and that size is undefined afterwards. With `hashes`, one a chunk, the bytes are verified;
-// none means that they are taken as they come.
+// One file and where it goes: pieces of memory in file order, which together hold at least the file's size rounded up
+// to kAlignmentBytes. Each begins at a page, each but the last is a multiple of the reader's chunk long, so that no
+// chunk lies in two. What lies between the file's end and that rounded size is undefined afterwards. With `hashes`, one
+// a chunk, the bytes are verified; none means that they are taken as they come.
 struct Transfer {
     const FileImage* file = nullptr;
-    std::span<std::byte> destination;
+    std::vector<std::span<std::byte>> pieces;
     std::span<const Digest> hashes = {};
 };
 
@@ -38,10 +41,12 @@ class Reader {
     Reader(unsigned threads, std::uint64_t chunk_bytes, std::uint64_t bytes_per_second);
 
     // Blocks until every byte is in place, and verified where there are hashes; starts and ends its own threads. Any
-    // number of threads may call it at once; they share the throttle. Throws the first failure of any chunk once all
-    // threads have stopped: CheckpointTruncated, CheckpointUnreadable, CheckpointCorrupted, OutOfMemory, ReadCancelled;
-    // std::invalid_argument where memory or hashes do not fit the file.
-    [[nodiscard]] ReadReport read(std::span<const Transfer> transfers, ReadJob& job);
+    // number of threads may call it at once; they share the throttle. `sink`, if any, hears of every chunk. While the
+    // job is paused no chunk is begun: those in flight are finished, then the threads wait. Throws the first failure of
+    // any chunk or of the sink once all threads have stopped: CheckpointTruncated, CheckpointUnreadable,
+    // CheckpointCorrupted, OutOfMemory, ReadCancelled; std::invalid_argument where memory or hashes do not fit the
+    // file.
+    [[nodiscard]] ReadReport read(std::span<const Transfer> transfers, ReadJob& job, ChunkSink* sink = nullptr);
 
     [[nodiscard]] std::uint64_t bytes_per_second() const { return throttle_.bytes_per_second(); }
 
