@@ -18,6 +18,7 @@
     └── StoreError                    the store is at fault or busy; the files may be fine
         ├── StoreUnavailable          no store answers at that socket, or it went away
         ├── StoreFull                 the DRAM budget is taken by leased and pinned images
+        ├── PagesUnavailable          the machine has no such pages as the arena should be made of
         ├── StoreTimeout              no answer in time
         ├── StoreCancelled            the load was cancelled, by close() or by an eviction
         ├── StoreProtocolError        the peer sent what this version does not understand
@@ -100,6 +101,10 @@ class StoreUnavailable(StoreError):
 
 class StoreFull(StoreError):
     """The DRAM budget is taken by leased and pinned images, or the machine has no memory left."""
+
+
+class PagesUnavailable(StoreError):
+    """The machine has no such pages as the arena should be made of."""
 
 
 class StoreTimeout(StoreError):

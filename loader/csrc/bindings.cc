@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "arena.h"
+#include "arena_bindings.h"
 #include "chunk_hasher.h"
 #include "chunk_sink.h"
 #include "errors.h"
@@ -50,6 +52,8 @@ void translate(std::exception_ptr failure) {
         raise_as("StoreCancelled", error);
     } catch (const st::OutOfMemory& error) {
         raise_as("StoreFull", error);
+    } catch (const st::PagesUnavailable& error) {
+        raise_as("PagesUnavailable", error);
     }
 }
 
@@ -228,6 +232,8 @@ void bind_reader(py::module_& m) {
         .def_property_readonly("bytes_per_second", &st::Reader::bytes_per_second)
         .def("read", &read_into<st::MemoryFile>, py::arg("files"), py::arg("memory"), py::arg("pieces"), py::arg("job"),
              py::arg("hashes") = std::vector<HexDigests>(), py::arg("sink") = nullptr)
+        .def("read", &read_into<const st::Arena>, py::arg("files"), py::arg("memory"), py::arg("pieces"),
+             py::arg("job"), py::arg("hashes") = std::vector<HexDigests>(), py::arg("sink") = nullptr)
         .def("read", &read_into<st::Mapping>, py::arg("files"), py::arg("memory"), py::arg("pieces"), py::arg("job"),
              py::arg("hashes") = std::vector<HexDigests>(), py::arg("sink") = nullptr);
 }
@@ -249,6 +255,7 @@ PYBIND11_MODULE(_core, m) {
     bind_index(m);
     bind_files(m);
     bind_memory(m);
+    st::bind_arena(m);
     bind_reader(m);
     bind_hashes(m);
     m.def("die_with_parent", &die_with_parent);

@@ -44,4 +44,9 @@ struct OutOfMemory : LoaderError {
     using LoaderError::LoaderError;
 };
 
+// This machine does not have the kind of pages that an arena should be made of.
+struct PagesUnavailable : LoaderError {
+    using LoaderError::LoaderError;
+};
+
 }  // namespace serverless_triton::loader

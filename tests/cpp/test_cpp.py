@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 LOADER = Path(__file__).parents[2] / "loader"
-TESTS_WITH_THREADS = ("chunk_hasher", "reader")
+TESTS_WITH_THREADS = ("arena", "chunk_hasher", "reader")
 
 pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
 

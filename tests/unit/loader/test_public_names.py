@@ -27,6 +27,7 @@ PUBLIC_NAMES = {
     "LoadReceipt",
     "LoaderError",
     "NotSafetensors",
+    "PagesUnavailable",
     "RepackReport",
     "Store",
     "StoreCancelled",
