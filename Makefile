@@ -7,7 +7,7 @@ SHELL := /bin/bash
 export PATH := $(or $(PATH),/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
 .DEFAULT_GOAL := help
 
-CPP_SOURCES := $(shell find loader/csrc tests/cpp -name '*.cc' -o -name '*.h' 2>/dev/null)
+CPP_SOURCES := $(shell find loader/csrc tests/cpp tests/emulated_cuda -name '*.cc' -o -name '*.h' 2>/dev/null)
 CORE_SOURCES := $(wildcard loader/CMakeLists.txt) $(filter loader/%,$(CPP_SOURCES))
 CREATED := $(VENV)/.created
 PACKAGES := $(VENV)/.packages

@@ -15,6 +15,9 @@
     │   ├── NotSafetensors            the bytes are not a valid safetensors file
     │   ├── UnsupportedDtype          valid, but this torch has no such dtype
     │   └── UnsafeCheckpoint          a pickle checkpoint, which may run code when loaded
+    ├── DeviceError                   a GPU or its driver refused; the message has the driver's own words
+    │   ├── DeviceUnavailable         no CUDA driver, no such device, or one that cannot do what is needed
+    │   └── DeviceOutOfMemory         the GPU has no memory left
     └── StoreError                    the store is at fault or busy; the files may be fine
         ├── StoreUnavailable          no store answers at that socket, or it went away
         ├── StoreFull                 the DRAM budget is taken by leased and pinned images
@@ -89,6 +92,18 @@ class UnsupportedDtype(CheckpointError):
 
 class UnsafeCheckpoint(CheckpointError):
     """A pickle checkpoint, which may run code when loaded."""
+
+
+class DeviceError(LoaderError):
+    """A GPU or its driver refused."""
+
+
+class DeviceUnavailable(DeviceError):
+    """There is no CUDA driver, no such device, or one that cannot do what is needed."""
+
+
+class DeviceOutOfMemory(DeviceError):
+    """The GPU has no memory left."""
 
 
 class StoreError(LoaderError):

@@ -17,6 +17,7 @@
 #include "chunk_sink.h"
 #include "errors.h"
 #include "file_image.h"
+#include "gpu_bindings.h"
 #include "index_reader.h"
 #include "memory_file.h"
 #include "read_job.h"
@@ -54,6 +55,12 @@ void translate(std::exception_ptr failure) {
         raise_as("StoreFull", error);
     } catch (const st::PagesUnavailable& error) {
         raise_as("PagesUnavailable", error);
+    } catch (const st::DeviceUnavailable& error) {
+        raise_as("DeviceUnavailable", error);
+    } catch (const st::DeviceOutOfMemory& error) {
+        raise_as("DeviceOutOfMemory", error);
+    } catch (const st::DeviceError& error) {
+        raise_as("DeviceError", error);
     }
 }
 
@@ -258,5 +265,6 @@ PYBIND11_MODULE(_core, m) {
     st::bind_arena(m);
     bind_reader(m);
     bind_hashes(m);
+    st::bind_gpu(m);
     m.def("die_with_parent", &die_with_parent);
 }

@@ -49,4 +49,19 @@ struct PagesUnavailable : LoaderError {
     using LoaderError::LoaderError;
 };
 
+// A GPU or its driver refused; the message has the driver's own name for it.
+struct DeviceError : LoaderError {
+    using LoaderError::LoaderError;
+};
+
+// There is no CUDA driver, or no such device, or one that cannot do what is needed.
+struct DeviceUnavailable : DeviceError {
+    using DeviceError::DeviceError;
+};
+
+// The GPU has no memory left.
+struct DeviceOutOfMemory : DeviceError {
+    using DeviceError::DeviceError;
+};
+
 }  // namespace serverless_triton::loader

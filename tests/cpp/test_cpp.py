@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 LOADER = Path(__file__).parents[2] / "loader"
-TESTS_WITH_THREADS = ("arena", "chunk_hasher", "reader")
+TESTS_WITH_THREADS = ("arena", "chunk_hasher", "gpu_copy", "reader")
+TESTS_WITH_GPU = ("device_memory", "gpu_copy")
 
 pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
 
@@ -26,6 +27,14 @@ def test_what_runs_on_several_threads_passes_under_the_thread_sanitizer(tmp_path
     for name in TESTS_WITH_THREADS:
         command = [*without_address_randomization(), str(tmp_path / "tests" / f"{name}_test")]
         run(command, TMPDIR=str(tmp_path), TSAN_OPTIONS="halt_on_error=1")
+
+
+@pytest.mark.gpu
+def test_what_uses_a_gpu_passes_on_the_card(tmp_path: Path, real_cuda: str) -> None:
+    configure(tmp_path, "")
+    run(["cmake", "--build", str(tmp_path), "--target", *(f"{name}_test" for name in TESTS_WITH_GPU)])
+    for name in TESTS_WITH_GPU:
+        run([str(tmp_path / "tests" / f"{name}_test")], SERVERLESS_TRITON_CUDA_DRIVER=real_cuda)
 
 
 def without_address_randomization() -> list[str]:
