@@ -16,11 +16,12 @@ import click
 
 from serverless_triton.loader.checkpoint import canonical_path
 from serverless_triton.loader.client import Store
-from serverless_triton.loader.daemon import StoreConfig, serve
+from serverless_triton.loader.daemon import serve
 from serverless_triton.loader.integrity import hash_checkpoint, verify_checkpoint
 from serverless_triton.loader.messages import ImageStatus, LoadReceipt
 from serverless_triton.loader.progress import Progress
 from serverless_triton.loader.repack import repack_checkpoint
+from serverless_triton.loader.store_config import PAGES, StoreConfig
 
 TICK_S = 0.2
 
@@ -44,7 +45,12 @@ def command() -> None:
 
 @command.command("serve")
 @_socket
-@click.option("--dram-bytes", type=click.IntRange(1), required=True, help="Budget of all images together.")
+@click.option("--dram-bytes", type=click.IntRange(1), help="Budget of all images. [default: half of what is free]")
+@click.option(
+    "--pages", type=click.Choice(PAGES), default="auto", show_default=True, help="What the memory is made of."
+)
+@click.option("--prefault/--no-prefault", default=True, show_default=True, help="Take the memory ahead of loads.")
+@click.option("--configure-host", is_flag=True, help="May change this machine's settings for --pages.")
 @click.option("--threads", type=click.IntRange(1, 256), default=4, show_default=True, help="Reading threads of a load.")
 @click.option("--ssd-bytes-per-second", type=click.IntRange(0), default=0, help="Limit of all reads. [default: none]")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare with the hashes beside files.")

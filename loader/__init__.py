@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .client import Attachment, Store
     from .errors import (
+        BudgetTooLarge,
         CheckpointChanged,
         CheckpointCorrupted,
         CheckpointError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         DeviceError,
         DeviceOutOfMemory,
         DeviceUnavailable,
+        HostNotConfigurable,
         ImageLeased,
         ImagePinned,
         LoaderError,
@@ -63,6 +65,7 @@ _HOMES = {
 
 __all__ = [
     "Attachment",
+    "BudgetTooLarge",
     "Checkpoint",
     "CheckpointChanged",
     "CheckpointCorrupted",
@@ -79,6 +82,7 @@ __all__ = [
     "DeviceOutOfMemory",
     "DeviceUnavailable",
     "Estimate",
+    "HostNotConfigurable",
     "ImageLeased",
     "ImagePinned",
     "ImageStatus",

@@ -1,75 +1,72 @@
-"""The store daemon as a process: configuration, the socket's place in the file system, signals.
+"""The store as processes: what they share, the socket's place in the file system, signals.
 
-    python -m serverless_triton.loader.daemon --socket PATH --dram-bytes N [--threads 4] [--ssd-bytes-per-second N]
-        [--no-verify] [--metrics-port N]
+    python -m serverless_triton.loader.daemon --socket PATH [--dram-bytes N] [--pages auto] [--threads 4] ...
 
-One per node. It imports neither torch nor numpy, and outlives the workers that use its images.
+One store per node, of two processes: the holder (holder.py) makes the arena, the listening socket and the state slots;
+the daemon, forked from it, serves. They import neither torch nor numpy, and outlive the workers that use the images.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import fcntl
 import logging
 import os
 import signal
 import socket
-import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from . import _core
 from .errors import StoreError, StoreUnavailable
+from .holder import hold
+from .host_settings import configure_host
+from .memory_limits import dram_budget, read_memory_limits
 from .server import StoreServer
+from .state_slots import StateSlots
+from .store_config import StoreConfig, parse_arguments
 
 log = logging.getLogger("serverless_triton.store")
 
-# sockaddr_un holds 108 bytes, the last of them a zero.
-MAX_SOCKET_PATH_BYTES = 107
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreConfig:
-    """`dram_bytes`: budget of all images together. `ssd_bytes_per_second`: limit of all reads together, 0 for none.
-    `verify`: compare what is read with the hashes beside it, where there are some.
-    `metrics_port`: of the loopback interface, for Prometheus; None for no metrics, 0 for any free port.
-
-    Raises ValueError for values that cannot work.
-    """
-
-    socket_path: Path
-    dram_bytes: int
-    threads: int = 4
-    ssd_bytes_per_second: int = 0
-    verify: bool = True
-    metrics_port: int | None = None
-    die_with_parent: bool = False
-
-    def __post_init__(self) -> None:
-        if len(os.fsencode(self.socket_path)) > MAX_SOCKET_PATH_BYTES:
-            raise ValueError(f"socket path {self.socket_path} is longer than {MAX_SOCKET_PATH_BYTES} bytes; shorten it")
-        if self.dram_bytes <= 0:
-            raise ValueError(f"dram_bytes must be positive, not {self.dram_bytes}")
-        if not 1 <= self.threads <= 256:
-            raise ValueError(f"threads must be between 1 and 256, not {self.threads}")
-        if self.ssd_bytes_per_second < 0:
-            raise ValueError(f"ssd_bytes_per_second must be 0 (no limit) or more, not {self.ssd_bytes_per_second}")
-        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
-            raise ValueError(f"metrics_port must be between 0 and 65535, not {self.metrics_port}")
+# For a daemon that is just dying, because its holder did.
+LOCK_TIMEOUT_S = 2.0
+LOCK_POLL_S = 0.01
 
 
 def serve(config: StoreConfig) -> None:
-    """Serves until SIGTERM or SIGINT. Raises StoreUnavailable where another store has this socket."""
+    """Serves until SIGTERM or SIGINT; for the only thread of a process.
+
+    Raises StoreUnavailable where another store has this socket, BudgetTooLarge, PagesUnavailable, StoreFull and
+    HostNotConfigurable where there is no such memory.
+    """
     if config.die_with_parent:
-        _core.die_with_parent()
+        _core.die_with_parent(signal.SIGTERM)
+    with _listener_at(config.socket_path) as listener:
+        arena = _create_arena(config)
+        hold(partial(_serve_clients, config, listener, arena, StateSlots.create()))
+
+
+def _create_arena(config: StoreConfig) -> _core.Arena:
+    budget = dram_budget(config.dram_bytes, read_memory_limits())
+    log.info("budget bytes=%d: %s", budget.bytes, budget.reason)
+    if config.configure_host:
+        for change in configure_host(config.pages, budget.bytes):
+            log.warning("machine setting changed file=%s old=%s new=%s", change.file, change.old, change.new)
+    arena = _core.Arena(budget.bytes, config.pages)
+    nodes = arena.interleaved_nodes
+    log.info("arena bytes=%d kind=%s page_bytes=%d nodes=%s", arena.bytes, arena.kind, arena.page_bytes, nodes)
+    return arena
+
+
+def _serve_clients(config: StoreConfig, listener: socket.socket, arena: _core.Arena, _slots: StateSlots) -> None:
+    """The daemon's life. Raises StoreError for what it cannot start with."""
     with ExitStack() as stack:
-        listener = stack.enter_context(_listener_at(config.socket_path))
         server = StoreServer(
             listener,
-            dram_bytes=config.dram_bytes,
+            dram_bytes=arena.bytes,
             threads=config.threads,
             bytes_per_second=config.ssd_bytes_per_second,
             verify=config.verify,
@@ -110,13 +107,22 @@ def _listener_at(path: Path) -> Iterator[socket.socket]:
 def _exclusive(path: Path) -> Iterator[None]:
     """Holds the lock file beside the socket. It stays when the store goes: unlinking it would race with the next."""
     with open(f"{path}.lock", "w", opener=_open_private) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            raise StoreUnavailable(f"another store serves {path}; stop it first or choose another socket") from error
+        deadline_s = time.monotonic() + LOCK_TIMEOUT_S
+        while not _is_locked(lock.fileno()):
+            if time.monotonic() > deadline_s:
+                raise StoreUnavailable(f"another store serves {path}; stop it first or choose another socket")
+            time.sleep(LOCK_POLL_S)
         yield
+
+
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        return False
+    return True
 
 
 def _open_private(path: str, flags: int) -> int:
@@ -125,40 +131,12 @@ def _open_private(path: str, flags: int) -> int:
 
 @contextmanager
 def _stopped_by_signals(server: StoreServer) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     previous = {number: signal.signal(number, lambda *_: server.stop()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> StoreConfig:
-    """The configuration a command line asks for; exits with a message where it is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m serverless_triton.loader.daemon", description="The store daemon.")
-    parser.add_argument("--socket", type=Path, required=True, help="unix socket to serve, created with mode 0600")
-    parser.add_argument("--dram-bytes", type=int, required=True, help="budget of all images together")
-    parser.add_argument("--threads", type=int, default=4, help="reading threads of a load")
-    parser.add_argument("--ssd-bytes-per-second", type=int, default=0, help="limit of all reads together; 0: none")
-    parser.add_argument("--no-verify", action="store_true", help="leave the hashes beside checkpoints alone")
-    parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on 127.0.0.1; 0: any free port")
-    parser.add_argument("--die-with-parent", action="store_true", help="get SIGTERM when the parent process exits")
-    options = parser.parse_args(arguments)
-    try:
-        return StoreConfig(
-            socket_path=options.socket,
-            dram_bytes=options.dram_bytes,
-            threads=options.threads,
-            ssd_bytes_per_second=options.ssd_bytes_per_second,
-            verify=not options.no_verify,
-            metrics_port=options.metrics_port,
-            die_with_parent=options.die_with_parent,
-        )
-    except ValueError as error:
-        parser.error(str(error))
 
 
 def main() -> int:

@@ -21,7 +21,9 @@
     └── StoreError                    the store is at fault or busy; the files may be fine
         ├── StoreUnavailable          no store answers at that socket, or it went away
         ├── StoreFull                 the DRAM budget is taken by leased and pinned images
+        ├── BudgetTooLarge            the cgroup allows less memory than the store should take
         ├── PagesUnavailable          the machine has no such pages as the arena should be made of
+        ├── HostNotConfigurable       a machine setting that should be changed could not be
         ├── StoreTimeout              no answer in time
         ├── StoreCancelled            the load was cancelled, by close() or by an eviction
         ├── StoreProtocolError        the peer sent what this version does not understand
@@ -116,6 +118,14 @@ class StoreUnavailable(StoreError):
 
 class StoreFull(StoreError):
     """The DRAM budget is taken by leased and pinned images, or the machine has no memory left."""
+
+
+class BudgetTooLarge(StoreError):
+    """The cgroup allows less memory than the store should take."""
+
+
+class HostNotConfigurable(StoreError):
+    """A machine setting that should be changed could not be."""
 
 
 class PagesUnavailable(StoreError):

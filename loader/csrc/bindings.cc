@@ -2,7 +2,6 @@
 // errors into serverless_triton.loader.errors. It decides nothing.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <signal.h>
 #include <sys/prctl.h>
 
 #include <memory>
@@ -166,8 +165,8 @@ py::tuple shape_of(const st::TensorEntry& tensor) {
     return py::tuple(py::cast(tensor.shape));
 }
 
-void die_with_parent() {
-    if (::prctl(PR_SET_PDEATHSIG, SIGTERM) != 0)
+void die_with_parent(int signal_number) {
+    if (::prctl(PR_SET_PDEATHSIG, signal_number) != 0)
         throw std::runtime_error("prctl(PR_SET_PDEATHSIG) failed");
 }
 
@@ -266,5 +265,5 @@ PYBIND11_MODULE(_core, m) {
     bind_reader(m);
     bind_hashes(m);
     st::bind_gpu(m);
-    m.def("die_with_parent", &die_with_parent);
+    m.def("die_with_parent", &die_with_parent, py::arg("signal_number"));
 }

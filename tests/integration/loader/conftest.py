@@ -31,6 +31,11 @@ class Daemon:
     def loads_started(self) -> int:
         return self.log.read_text().count("load started")
 
+    def child(self) -> int:
+        """The process that serves, of the two that a store is; 0 while there is none."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(children[0]) if children else 0
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=20)

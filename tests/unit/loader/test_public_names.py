@@ -7,6 +7,7 @@ from serverless_triton import loader
 
 PUBLIC_NAMES = {
     "Attachment",
+    "BudgetTooLarge",
     "Checkpoint",
     "CheckpointChanged",
     "CheckpointCorrupted",
@@ -23,6 +24,7 @@ PUBLIC_NAMES = {
     "DeviceOutOfMemory",
     "DeviceUnavailable",
     "Estimate",
+    "HostNotConfigurable",
     "ImageLeased",
     "ImagePinned",
     "ImageStatus",

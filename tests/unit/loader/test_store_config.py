@@ -3,13 +3,28 @@ from typing import Any
 
 import pytest
 
-from serverless_triton.loader.daemon import StoreConfig, parse_arguments
+from serverless_triton.loader.store_config import StoreConfig, parse_arguments
 
 
 def test_the_command_line_is_the_configuration() -> None:
     config = parse_arguments(["--socket", "/s", "--dram-bytes", "5", "--ssd-bytes-per-second", "7"])
 
     assert config == StoreConfig(socket_path=Path("/s"), dram_bytes=5, threads=4, ssd_bytes_per_second=7, verify=True)
+
+
+def test_memory_is_chosen_and_taken_ahead_without_being_told() -> None:
+    config = parse_arguments(["--socket", "/s"])
+
+    assert (config.dram_bytes, config.pages, config.prefault, config.configure_host) == (None, "auto", True, False)
+
+
+def test_memory_can_be_told(capsys: pytest.CaptureFixture[str]) -> None:
+    config = parse_arguments(["--socket", "/s", "--pages", "memfd", "--no-prefault", "--configure-host"])
+
+    assert (config.pages, config.prefault, config.configure_host) == ("memfd", False, True)
+    with pytest.raises(SystemExit):
+        parse_arguments(["--socket", "/s", "--pages", "1g"])
+    assert "hugetlb" in capsys.readouterr().err
 
 
 def test_verification_is_on_unless_turned_off() -> None:
@@ -20,6 +35,7 @@ def test_verification_is_on_unless_turned_off() -> None:
     "wrong",
     [
         {"dram_bytes": 0},
+        {"pages": "1g"},
         {"threads": 0},
         {"threads": 1000},
         {"ssd_bytes_per_second": -1},

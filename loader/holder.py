@@ -1,0 +1,130 @@
+"""The process that outlives the daemon: forks it, and forks another when it dies.
+
+The arena's writable mapping can be handed on by fork() alone, since nobody could get it again; the listening socket and
+the state slots go the same way. So the holder does nothing else that could kill it: it starts no thread, serves nobody.
+It ends when it is told to, when the daemon ends by itself, or when daemons keep dying.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from . import _core
+from .errors import LoaderError, StoreUnavailable, error_of
+from .restarts import MAX_QUICK_DEATHS, STEADY_S, Restarts
+
+log = logging.getLogger("serverless_triton.store")
+
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+# How long a daemon that was told to stop may take: a stopped or stuck one is killed then.
+GRACE_S = 10.0
+CRASHED = 70  # EX_SOFTWARE of sysexits.h
+_MAX_FAILURE_BYTES = 4096  # of a message; fits a pipe that nobody reads yet
+
+
+@dataclass(frozen=True, slots=True)
+class _Daemon:
+    pid: int
+    failures: int
+    """What it could not start for, through a pipe."""
+    started_at_s: float
+
+
+def hold(daemon: Callable[[], None]) -> None:
+    """Runs `daemon` in a child process, again after each death, until SIGTERM or SIGINT or until it returns.
+
+    For the only thread of the process. Raises what `daemon` raised, if that is a LoaderError; StoreUnavailable where
+    daemons keep dying.
+    """
+    with _blocked_signals() as usual_mask:
+        restarts = Restarts()
+        while True:
+            child = _fork(daemon, usual_mask)
+            status, told_to_stop = _wait_for(child)
+            failure = _failure_of(child)
+            if failure is not None:
+                raise failure
+            if told_to_stop or status == 0:
+                return
+            pause_s = restarts.pause_after(time.monotonic() - child.started_at_s)
+            if pause_s is None:
+                raise StoreUnavailable(
+                    f"the store's daemon died {MAX_QUICK_DEATHS + 1} times, each within {STEADY_S:.0f} s of its start; "
+                    "see its log"
+                )
+            log.warning("daemon died pid=%d status=%d restart_in_s=%.2f", child.pid, status, pause_s)
+            if signal.sigtimedwait(STOP_SIGNALS, pause_s) is not None:
+                return
+
+
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[set[signal.Signals]]:
+    """Signals wait until they are asked for, so that none comes between a look and a wait."""
+    usual: set[signal.Signals] = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS | {signal.SIGCHLD})  # type: ignore[assignment]
+    try:
+        yield usual
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, usual)
+
+
+def _fork(daemon: Callable[[], None], mask: set[signal.Signals]) -> _Daemon:
+    failures, sending = os.pipe()
+    holder = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        os.close(failures)
+        _be_daemon(daemon, mask, holder, sending)
+    os.close(sending)
+    log.info("daemon started pid=%d", pid)
+    return _Daemon(pid, failures, time.monotonic())
+
+
+def _be_daemon(daemon: Callable[[], None], mask: set[signal.Signals], holder: int, failures: int) -> None:
+    """Never returns: the stack below belongs to the holder."""
+    status = CRASHED
+    try:
+        # At once and whatever state it is in: a daemon without its holder could not be followed by another.
+        _core.die_with_parent(signal.SIGKILL)
+        if os.getppid() == holder:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            daemon()
+        status = 0
+    except LoaderError as error:
+        os.write(failures, f"{type(error).__name__}\n{error}".encode()[:_MAX_FAILURE_BYTES])
+    except BaseException:
+        log.exception("daemon crashed")
+    finally:
+        logging.shutdown()
+        os._exit(status)
+
+
+def _wait_for(child: _Daemon) -> tuple[int, bool]:
+    """The status that the daemon ended with, and whether it was told to."""
+    deadline_s: float | None = None
+    while True:
+        pid, status = os.waitpid(child.pid, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status), deadline_s is not None
+        if deadline_s is None:
+            number = signal.sigwait(STOP_SIGNALS | {signal.SIGCHLD})
+        else:
+            received = signal.sigtimedwait({signal.SIGCHLD}, max(0.0, deadline_s - time.monotonic()))
+            number = signal.SIGCHLD if received else signal.SIGKILL
+        if number in STOP_SIGNALS:
+            deadline_s = time.monotonic() + GRACE_S
+            os.kill(child.pid, signal.SIGTERM)
+        elif number == signal.SIGKILL:
+            log.warning("daemon did not stop within %.0f s: killed pid=%d", GRACE_S, child.pid)
+            os.kill(child.pid, signal.SIGKILL)
+
+
+def _failure_of(child: _Daemon) -> LoaderError | None:
+    with os.fdopen(child.failures, "rb") as pipe:
+        name, _, message = pipe.read(_MAX_FAILURE_BYTES).decode(errors="replace").partition("\n")
+    return error_of(name, message) if name else None

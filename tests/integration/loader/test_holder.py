@@ -1,0 +1,185 @@
+"""The holder and the daemons that it forks: who survives whom, and who ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serverless_triton.loader import Store
+
+Daemon = Any
+
+# Runs hold() over the daemon that follows; what it raises is printed.
+HOLD = """
+import os, signal, sys, time
+from serverless_triton.loader import errors, holder, restarts
+restarts.FIRST_PAUSE_S = 0.0
+restarts.LAST_PAUSE_S = 0.0
+def run(daemon):
+    try:
+        holder.hold(daemon)
+    except errors.LoaderError as error:
+        print(type(error).__name__, error)
+    else:
+        print("ended")
+"""
+
+
+def hold(code: str, *arguments: str) -> str:
+    return subprocess.check_output([sys.executable, "-c", HOLD + code, *arguments], text=True, timeout=60).strip()
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def answers(daemon: Daemon) -> int:
+    """The daemon that serves once it has answered."""
+    with daemon.connect() as store:
+        store.status()
+    return int(daemon.child())
+
+
+def test_a_killed_daemon_is_followed_by_another_at_the_same_socket(daemon: Daemon) -> None:
+    first = answers(daemon)
+    inode = daemon.socket.stat().st_ino
+    os.kill(first, signal.SIGKILL)
+
+    assert answers(daemon) != first
+    assert daemon.socket.stat().st_ino == inode
+    assert daemon.process.poll() is None
+
+
+def test_clients_that_come_while_no_daemon_lives_are_served_by_the_next(daemon: Daemon) -> None:
+    first = answers(daemon)
+    os.kill(first, signal.SIGSTOP)
+    with Store(daemon.socket, connect_timeout_s=20) as store:
+        os.kill(first, signal.SIGKILL)
+        assert store.status().images == ()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_holder_ends_both(daemon: Daemon, number: int) -> None:
+    child = answers(daemon)
+    daemon.process.send_signal(number)
+
+    assert daemon.process.wait(timeout=20) == 0
+    assert has_ended(child)
+    assert not daemon.socket.exists()
+
+
+def test_a_daemon_that_is_told_to_end_is_not_followed(daemon: Daemon) -> None:
+    os.kill(answers(daemon), signal.SIGTERM)
+
+    assert daemon.process.wait(timeout=20) == 0
+    assert not daemon.socket.exists()
+
+
+def test_a_killed_holder_takes_its_daemon_along(daemon: Daemon) -> None:
+    child = answers(daemon)
+    daemon.process.kill()
+
+    wait_until(lambda: has_ended(child))
+
+
+def test_a_stopped_daemon_dies_with_its_holder(daemon: Daemon) -> None:
+    child = answers(daemon)
+    os.kill(child, signal.SIGSTOP)
+    daemon.process.kill()
+
+    wait_until(lambda: has_ended(child))
+
+
+def test_a_stopped_daemon_goes_on_where_it_was(daemon: Daemon) -> None:
+    child = answers(daemon)
+    os.kill(child, signal.SIGSTOP)
+    os.kill(child, signal.SIGCONT)
+
+    assert answers(daemon) == child
+
+
+def test_a_daemon_that_cannot_stop_is_killed() -> None:
+    code = "holder.GRACE_S = 0.1\nprint(os.getpid(), flush=True)\nrun(lambda: os.kill(os.getpid(), signal.SIGSTOP))"
+    with subprocess.Popen([sys.executable, "-c", HOLD + code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        process.stdout.readline()
+        wait_until(children.read_text)
+        child = int(children.read_text())
+        wait_until(lambda: Path(f"/proc/{child}/stat").read_text().rsplit(") ", 1)[1][0] == "T")
+        process.terminate()
+
+        assert process.stdout.read().strip() == "ended"
+        assert has_ended(child)
+
+
+def test_a_daemon_that_keeps_dying_is_given_up() -> None:
+    printed = hold("run(lambda: os.kill(os.getpid(), signal.SIGKILL))")
+
+    assert printed.startswith("StoreUnavailable the store's daemon died 21 times")
+
+
+def test_what_a_daemon_cannot_start_for_is_said_once_and_by_its_type(tmp_path: Path) -> None:
+    code = "def fail():\n    open(sys.argv[1], 'a').write('x')\n    raise errors.StoreFull('no room: ' + 'x' * 9999)\n"
+    printed = hold(code + "run(fail)", str(tmp_path / "tries"))
+
+    assert printed.startswith("StoreFull no room: xxx")
+    assert (tmp_path / "tries").read_text() == "x"
+
+
+def test_a_bug_that_ends_a_daemon_is_logged_and_another_is_started(tmp_path: Path) -> None:
+    code = (
+        "import logging; logging.basicConfig(stream=sys.stdout)\n"
+        "def fail_once():\n"
+        "    if not os.path.exists(sys.argv[1]):\n        open(sys.argv[1], 'w')\n        raise RuntimeError('a bug')\n"
+        "run(fail_once)"
+    )
+    printed = hold(code, str(tmp_path / "tried"))
+
+    assert "RuntimeError: a bug" in printed
+    assert "daemon died" in printed
+    assert printed.endswith("ended")
+
+
+def test_a_budget_above_the_cgroup_s_limit_is_refused_before_anything_is_served(tmp_path: Path) -> None:
+    code = (
+        "from serverless_triton.loader import daemon, memory_limits\n"
+        "limits = memory_limits.MemoryLimits(available_bytes=1 << 34, free_hugetlb_bytes=0, cgroup_bytes=1 << 28)\n"
+        "daemon.read_memory_limits = lambda: limits\n"
+        "sys.exit(daemon.main())"
+    )
+    options = ["--socket", str(tmp_path / "s"), "--dram-bytes", str(1 << 30)]
+    done = subprocess.run(
+        [sys.executable, "-c", HOLD + code, *options], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 1
+    assert f"a budget of {1 << 30} bytes does not fit" in done.stderr
+    assert str(1 << 28) in done.stderr
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("pages", ["auto", "memfd", "4k"])
+def test_the_log_says_what_memory_it_took_and_why(start_daemon: Callable[..., Daemon], pages: str) -> None:
+    daemon = start_daemon("--pages", pages, dram_bytes=4 << 20)
+    answers(daemon)
+
+    log = daemon.log.read_text()
+    assert f"budget bytes={4 << 20}: as asked for" in log
+    assert f"arena bytes={4 << 20} kind=" in log
