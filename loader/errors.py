@@ -22,6 +22,7 @@
         ├── StoreUnavailable          no store answers at that socket, or it went away
         ├── StoreFull                 the DRAM budget is taken by leased and pinned images
         ├── BudgetTooLarge            the cgroup allows less memory than the store should take
+        ├── EngineUnavailable         reads were asked for in a way that this machine forbids
         ├── PagesUnavailable          the machine has no such pages as the arena should be made of
         ├── HostNotConfigurable       a machine setting that should be changed could not be
         ├── StoreTimeout              no answer in time
@@ -126,6 +127,10 @@ class BudgetTooLarge(StoreError):
 
 class HostNotConfigurable(StoreError):
     """A machine setting that should be changed could not be."""
+
+
+class EngineUnavailable(StoreError):
+    """Reads were asked for in a way that this machine forbids."""
 
 
 class PagesUnavailable(StoreError):

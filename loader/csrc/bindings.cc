@@ -4,23 +4,16 @@
 #include <pybind11/stl.h>
 #include <sys/prctl.h>
 
-#include <memory>
 #include <stdexcept>
 #include <string>
-#include <utility>
-#include <vector>
 
-#include "arena.h"
 #include "arena_bindings.h"
-#include "chunk_hasher.h"
-#include "chunk_sink.h"
 #include "errors.h"
 #include "file_image.h"
 #include "gpu_bindings.h"
 #include "index_reader.h"
 #include "memory_file.h"
-#include "read_job.h"
-#include "reader.h"
+#include "reader_bindings.h"
 #include "safetensors.h"
 #include "xxh3.h"
 
@@ -52,6 +45,8 @@ void translate(std::exception_ptr failure) {
         raise_as("StoreCancelled", error);
     } catch (const st::OutOfMemory& error) {
         raise_as("StoreFull", error);
+    } catch (const st::EngineUnavailable& error) {
+        raise_as("EngineUnavailable", error);
     } catch (const st::PagesUnavailable& error) {
         raise_as("PagesUnavailable", error);
     } catch (const st::DeviceUnavailable& error) {
@@ -85,80 +80,10 @@ st::HeaderIndex parse_index(const py::buffer& memory, std::size_t offset, std::u
     return st::parse_header(bytes.subspan(offset), file_bytes, file_name);
 }
 
-// Hashes as hexadecimal text, the way Python reads and writes them.
-using HexDigests = std::vector<std::string>;
-
-std::vector<st::Digest> digests_of(const HexDigests& texts) {
-    std::vector<st::Digest> digests;
-    for (const std::string& text : texts) {
-        const auto digest = st::from_hex(text);
-        if (!digest)
-            throw py::value_error("a hash is 32 lower-case hexadecimal digits");
-        digests.push_back(*digest);
-    }
-    return digests;
-}
-
-std::vector<std::vector<st::Digest>> digests_of(const std::vector<HexDigests>& files) {
-    std::vector<std::vector<st::Digest>> digests;
-    for (const HexDigests& texts : files)
-        digests.push_back(digests_of(texts));
-    return digests;
-}
-
 std::string xxh3_128(const py::buffer& data) {
     const py::buffer_info info = data.request();
     const py::gil_scoped_release release;
     return st::to_hex(st::xxh3_128(bytes_of(info)));
-}
-
-HexDigests hash_chunks(const st::FileImage& file, unsigned threads, st::ReadJob& job) {
-    const py::gil_scoped_release release;
-    HexDigests texts;
-    for (const st::Digest& digest : st::hash_chunks(file, threads, job))
-        texts.push_back(st::to_hex(digest));
-    return texts;
-}
-
-void verify_chunks(const st::FileImage& file, const HexDigests& expected, unsigned threads, st::ReadJob& job) {
-    const std::vector<st::Digest> digests = digests_of(expected);
-    const py::gil_scoped_release release;
-    st::verify_chunks(file, digests, threads, job);
-}
-
-// For each file (offset, length) of its pieces in the memory.
-using Pieces = std::vector<std::vector<std::pair<std::uint64_t, std::uint64_t>>>;
-
-std::vector<std::span<std::byte>> spans_of(const Pieces::value_type& pieces, std::span<std::byte> memory) {
-    std::vector<std::span<std::byte>> spans;
-    for (const auto& [offset, length] : pieces) {
-        if (offset > memory.size() || length > memory.size() - offset)
-            throw py::value_error("a piece lies past the end of the memory");
-        spans.push_back(memory.subspan(offset, length));
-    }
-    return spans;
-}
-
-std::vector<st::Transfer> transfers_of(const std::vector<const st::FileImage*>& files, std::span<std::byte> memory,
-                                       const Pieces& pieces, const std::vector<std::vector<st::Digest>>& hashes) {
-    if (files.size() != pieces.size() || (!hashes.empty() && files.size() != hashes.size()))
-        throw py::value_error("one list of pieces, and one of hashes if any, is needed for each file");
-    std::vector<st::Transfer> transfers;
-    for (std::size_t i = 0; i < files.size(); ++i) {
-        const std::span<const st::Digest> digests = hashes.empty() ? std::span<const st::Digest>() : hashes[i];
-        transfers.push_back({files[i], spans_of(pieces[i], memory), digests});
-    }
-    return transfers;
-}
-
-template <typename Memory>
-st::ReadReport read_into(st::Reader& reader, const std::vector<const st::FileImage*>& files, Memory& memory,
-                         const Pieces& pieces, st::ReadJob& job, const std::vector<HexDigests>& hashes,
-                         st::ChunkSink* sink) {
-    const std::vector<std::vector<st::Digest>> digests = digests_of(hashes);
-    const std::vector<st::Transfer> transfers = transfers_of(files, memory.span(), pieces, digests);
-    const py::gil_scoped_release release;
-    return reader.read(transfers, job, sink);
 }
 
 py::tuple shape_of(const st::TensorEntry& tensor) {
@@ -214,44 +139,6 @@ void bind_memory(py::module_& m) {
         .def_property_readonly("bytes", &st::MemoryFile::bytes);
 }
 
-void bind_reader(py::module_& m) {
-    py::class_<st::ReadJob>(m, "ReadJob")
-        .def(py::init<>())
-        .def("cancel", &st::ReadJob::cancel)
-        .def("pause", &st::ReadJob::pause)
-        .def("resume", &st::ReadJob::resume)
-        .def("proceed", &st::ReadJob::proceed, ReleaseGil())
-        .def("stop_if_cancelled", &st::ReadJob::stop_if_cancelled)
-        .def("add_done", &st::ReadJob::add_done, py::arg("size_bytes"))
-        .def_property_readonly("is_cancelled", &st::ReadJob::is_cancelled)
-        .def_property_readonly("is_paused", &st::ReadJob::is_paused)
-        .def_property_readonly("bytes_done", &st::ReadJob::bytes_done);
-    // Made by those who have somewhere to send chunks on to; Python only hands it over.
-    py::class_<st::ChunkSink>(m, "ChunkSink");
-    py::class_<st::ReadReport>(m, "ReadReport")
-        .def_readonly("disk_bytes", &st::ReadReport::disk_bytes)
-        .def_readonly("page_cache_bytes", &st::ReadReport::page_cache_bytes)
-        .def_readonly("direct_bytes", &st::ReadReport::direct_bytes);
-    py::class_<st::Reader>(m, "Reader")
-        .def(py::init<unsigned, std::uint64_t, std::uint64_t>(), py::kw_only(), py::arg("threads"),
-             py::arg("chunk_bytes") = st::kChunkBytes, py::arg("bytes_per_second") = 0)
-        .def_property_readonly("bytes_per_second", &st::Reader::bytes_per_second)
-        .def("read", &read_into<st::MemoryFile>, py::arg("files"), py::arg("memory"), py::arg("pieces"), py::arg("job"),
-             py::arg("hashes") = std::vector<HexDigests>(), py::arg("sink") = nullptr)
-        .def("read", &read_into<const st::Arena>, py::arg("files"), py::arg("memory"), py::arg("pieces"),
-             py::arg("job"), py::arg("hashes") = std::vector<HexDigests>(), py::arg("sink") = nullptr)
-        .def("read", &read_into<st::Mapping>, py::arg("files"), py::arg("memory"), py::arg("pieces"), py::arg("job"),
-             py::arg("hashes") = std::vector<HexDigests>(), py::arg("sink") = nullptr);
-}
-
-void bind_hashes(py::module_& m) {
-    m.attr("CHUNK_BYTES") = st::kChunkBytes;
-    m.def("xxh3_128", &xxh3_128, py::arg("data"));
-    m.def("hash_chunks", &hash_chunks, py::arg("file"), py::kw_only(), py::arg("threads"), py::arg("job"));
-    m.def("verify_chunks", &verify_chunks, py::arg("file"), py::arg("expected"), py::kw_only(), py::arg("threads"),
-          py::arg("job"));
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -262,8 +149,8 @@ PYBIND11_MODULE(_core, m) {
     bind_files(m);
     bind_memory(m);
     st::bind_arena(m);
-    bind_reader(m);
-    bind_hashes(m);
+    st::bind_reader(m);
     st::bind_gpu(m);
+    m.def("xxh3_128", &xxh3_128, py::arg("data"));
     m.def("die_with_parent", &die_with_parent, py::arg("signal_number"));
 }

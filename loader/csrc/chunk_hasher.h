@@ -3,29 +3,17 @@
 
 #include <cstdint>
 #include <span>
-#include <string_view>
 #include <vector>
 
-#include "file_image.h"
+#include "chunk.h"
+#include "chunk_grid.h"
 #include "read_job.h"
-#include "xxh3.h"
 
 namespace serverless_triton::loader {
 
-// The grid of all chunk hashes, and how much a reader asks of the disk at once.
-inline constexpr std::uint64_t kChunkBytes = 8 * 1024 * 1024;
-
-// Where a chunk's bytes came from.
-enum class Source { kSsd, kPageCache };
-
-[[nodiscard]] constexpr std::uint64_t chunks_in(std::uint64_t bytes, std::uint64_t chunk_bytes) {
-    return bytes / chunk_bytes + (bytes % chunk_bytes != 0);
-}
-
-// Throws CheckpointCorrupted, naming file, chunk, byte range and source, unless `bytes`, which begin at `offset` of the
-// file, have the hash `expected`. Callable from any thread.
-void check_chunk(const FileImage& file, std::uint64_t index, std::uint64_t offset, std::span<const std::byte> bytes,
-                 const Digest& expected, Source source);
+// Throws CheckpointCorrupted, naming file, chunk, byte range and source, where the chunk has a hash and its bytes have
+// another. Callable from any thread.
+void check_chunk(const FetchedChunk& fetched);
 
 // The hashes of all chunks of `file`, read on `threads` threads through small buffers. Callable from any thread.
 // Throws CheckpointTruncated, CheckpointUnreadable, OutOfMemory, ReadCancelled.

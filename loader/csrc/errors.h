@@ -39,6 +39,11 @@ struct ReadCancelled : LoaderError {
     using LoaderError::LoaderError;
 };
 
+// Reads were asked for in a way that this machine forbids.
+struct EngineUnavailable : LoaderError {
+    using LoaderError::LoaderError;
+};
+
 // The kernel has no memory left for an image.
 struct OutOfMemory : LoaderError {
     using LoaderError::LoaderError;

@@ -43,8 +43,8 @@ std::int64_t mtime_ns_of(const struct stat& status) {
     return std::int64_t{status.st_mtim.tv_sec} * 1'000'000'000 + status.st_mtim.tv_nsec;
 }
 
-// pread that continues after signals and short reads; returns the bytes read before the end of the file, or -1.
-ssize_t read_fully(int fd, std::byte* to, std::uint64_t length, std::uint64_t offset) {
+// pread that continues after signals and short reads.
+std::int64_t read_fully(int fd, std::byte* to, std::uint64_t length, std::uint64_t offset) {
     std::uint64_t done = 0;
     while (done < length) {
         const ssize_t n = ::pread(fd, to + done, length - done, static_cast<off_t>(offset + done));
@@ -53,10 +53,10 @@ ssize_t read_fully(int fd, std::byte* to, std::uint64_t length, std::uint64_t of
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
-            return -1;
+            return -errno;
         done += static_cast<std::uint64_t>(n);
     }
-    return static_cast<ssize_t>(done);
+    return static_cast<std::int64_t>(done);
 }
 
 std::uint64_t page_bytes() {
@@ -79,6 +79,7 @@ FileImage FileImage::open(const std::string& path) {
         throw CheckpointUnreadable(path + " is not a regular file; give a .safetensors file or its directory");
     }
     image.bytes_ = static_cast<std::uint64_t>(status.st_size);
+    image.device_ = status.st_dev;
     image.inode_ = status.st_ino;
     image.mtime_ns_ = mtime_ns_of(status);
     image.owner_ = status.st_uid;
@@ -137,21 +138,20 @@ bool FileImage::is_resident_by_reading(std::uint64_t offset, std::uint64_t lengt
 }
 
 void FileImage::read(std::uint64_t offset, std::span<std::byte> destination) const {
-    const ssize_t n = read_fully(fd(), destination.data(), destination.size(), offset);
+    const std::int64_t n = read_buffered(offset, destination);
     if (n < 0)
-        throw_unreadable(path_, "read", errno);
+        throw_unreadable(path_, "read", static_cast<int>(-n));
     if (static_cast<std::uint64_t>(n) < destination.size())
         throw_shrunk(path_);
 }
 
-bool FileImage::read_direct(std::uint64_t offset, std::span<std::byte> destination, std::uint64_t length) const {
-    const ssize_t n = ::pread(direct_fd_.get(), destination.data(), destination.size(), static_cast<off_t>(offset));
-    if (n < 0 && errno != EINVAL && errno != EINTR && errno != EOPNOTSUPP)
-        throw_unreadable(path_, "read", errno);
-    if (n >= 0 && static_cast<std::uint64_t>(n) >= length)
-        return true;
-    // The rest of a short direct read starts at an unaligned offset, which only a buffered read may continue from.
-    return false;
+std::int64_t FileImage::read_buffered(std::uint64_t offset, std::span<std::byte> destination) const {
+    return read_fully(fd(), destination.data(), destination.size(), offset);
+}
+
+std::int64_t FileImage::read_direct(std::uint64_t offset, std::span<std::byte> destination) const {
+    const ssize_t n = ::pread(direct_fd(), destination.data(), destination.size(), static_cast<off_t>(offset));
+    return n < 0 ? -errno : n;
 }
 
 }  // namespace serverless_triton::loader

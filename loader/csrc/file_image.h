@@ -24,10 +24,12 @@ class FileImage {
 
     [[nodiscard]] const std::string& path() const { return path_; }
     [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
+    [[nodiscard]] dev_t device() const { return device_; }
     [[nodiscard]] std::uint64_t inode() const { return inode_; }
     [[nodiscard]] std::int64_t mtime_ns() const { return mtime_ns_; }
     [[nodiscard]] bool supports_direct() const { return static_cast<bool>(direct_fd_); }
     [[nodiscard]] int fd() const { return buffered_fd_.get(); }
+    [[nodiscard]] int direct_fd() const { return direct_fd_.get(); }  // -1 unless supports_direct()
 
     // False once the file was written, truncated or extended after open(). Throws CheckpointUnreadable.
     [[nodiscard]] bool is_unchanged() const;
@@ -35,12 +37,15 @@ class FileImage {
     // Whether the whole range is in the page cache, so that a buffered read costs no disk access.
     [[nodiscard]] bool is_resident(std::uint64_t offset, std::uint64_t length) const;
 
-    // Fills `destination` from `offset` through the page cache. Throws CheckpointTruncated where the file ends early.
+    // Fills `destination` from `offset` through the page cache. Throws CheckpointUnreadable, and CheckpointTruncated
+    // where the file ends early.
     void read(std::uint64_t offset, std::span<std::byte> destination) const;
 
-    // Fills at least `length` bytes from `offset` past the page cache; `destination` begins at an aligned address, is
-    // aligned in size and may be written up to its end. False where the file system refuses this direct read.
-    [[nodiscard]] bool read_direct(std::uint64_t offset, std::span<std::byte> destination, std::uint64_t length) const;
+    // Both read as far as the file goes and return how many bytes that was, or a negated errno. The direct one reads
+    // past the page cache, into memory that begins at a page and may be written up to its end, a multiple of
+    // kAlignmentBytes; it may end short anywhere.
+    [[nodiscard]] std::int64_t read_buffered(std::uint64_t offset, std::span<std::byte> destination) const;
+    [[nodiscard]] std::int64_t read_direct(std::uint64_t offset, std::span<std::byte> destination) const;
 
   private:
     FileImage() = default;
@@ -53,6 +58,7 @@ class FileImage {
     UniqueFd buffered_fd_;
     UniqueFd direct_fd_;
     std::uint64_t bytes_ = 0;
+    dev_t device_ = 0;
     std::uint64_t inode_ = 0;
     std::int64_t mtime_ns_ = 0;
     uid_t owner_ = 0;

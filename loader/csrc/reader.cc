@@ -1,40 +1,19 @@
 #include "reader.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <stdexcept>
 #include <string>
 #include <thread>
-#include <vector>
 
-#include "errors.h"
-#include "workers.h"
-
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
+#include "chunk_hasher.h"
+#include "chunk_pump.h"
 
 namespace serverless_triton::loader {
 namespace {
 
 // How long a throttled thread may sleep before it looks for a cancellation again.
 constexpr std::chrono::milliseconds kCancelPoll{10};
-
-struct Chunk {
-    const FileImage* file;
-    std::size_t file_index;
-    std::uint64_t offset;
-    std::uint64_t length;              // bytes of the file
-    std::span<std::byte> destination;  // length rounded up to the alignment
-    const Digest* hash;                // null where the bytes are taken as they come
-};
-
-std::uint64_t rounded_up(std::uint64_t bytes) {
-    return (bytes + kAlignmentBytes - 1) & ~(kAlignmentBytes - 1);
-}
 
 void check_pieces(const Transfer& transfer, std::uint64_t chunk_bytes) {
     std::uint64_t room = 0;
@@ -44,92 +23,81 @@ void check_pieces(const Transfer& transfer, std::uint64_t chunk_bytes) {
             throw std::invalid_argument("a piece of memory for " + transfer.file->path() + " is unaligned");
         room += piece.size();
     }
-    if (room < rounded_up(transfer.file->bytes()))
+    if (room < padded(transfer.file->bytes()))
         throw std::invalid_argument("the memory for " + transfer.file->path() + " is too small");
 }
 
-void check_hashes(const Transfer& transfer, std::uint64_t chunk_bytes) {
-    if (!transfer.hashes.empty() && transfer.hashes.size() != chunks_in(transfer.file->bytes(), chunk_bytes))
-        throw std::invalid_argument("one hash is needed for each chunk of " + transfer.file->path());
+// Gives every chunk its place in the pieces; both are in file order.
+void place(std::span<Chunk> chunks, std::span<const std::span<std::byte>> pieces) {
+    std::uint64_t piece_begin = 0;
+    for (Chunk& chunk : chunks) {
+        for (; chunk.offset >= piece_begin + pieces.front().size(); pieces = pieces.subspan(1))
+            piece_begin += pieces.front().size();
+        chunk.destination = pieces.front().subspan(chunk.offset - piece_begin, padded(chunk.length));
+    }
 }
 
-// Where the chunks of a file go, one after the other.
-class Pieces {
-  public:
-    explicit Pieces(const Transfer& transfer) : pieces_(transfer.pieces) {}
-
-    std::span<std::byte> next(std::uint64_t bytes) {
-        while (pieces_.front().size() == used_) {
-            pieces_ = pieces_.subspan(1);
-            used_ = 0;
+std::vector<Chunk> chunks_of(std::span<const Transfer> transfers, std::uint64_t chunk_bytes) {
+    std::vector<Chunk> all;
+    for (std::size_t i = 0; i < transfers.size(); ++i) {
+        const Transfer& transfer = transfers[i];
+        check_pieces(transfer, chunk_bytes);
+        std::vector<Chunk> chunks = cut(*transfer.file, transfer.hashes, chunk_bytes, transfer.ranges);
+        place(chunks, transfer.pieces);
+        for (Chunk& chunk : chunks) {
+            chunk.file_index = i;
+            all.push_back(chunk);
         }
-        const std::span<std::byte> taken = pieces_.front().subspan(used_, bytes);
-        used_ += bytes;
-        return taken;
     }
+    return all;
+}
 
-  private:
-    std::span<const std::span<std::byte>> pieces_;
-    std::uint64_t used_ = 0;
-};
+std::uint64_t end_of(const StridedCopy& copy) {
+    return copy.begin + copy.rows * copy.row_bytes;
+}
 
-void append_chunks(std::vector<Chunk>& chunks, const Transfer& transfer, std::size_t index, std::uint64_t chunk_bytes) {
-    check_pieces(transfer, chunk_bytes);
-    check_hashes(transfer, chunk_bytes);
-    Pieces pieces(transfer);
-    for (std::uint64_t offset = 0; offset < transfer.file->bytes(); offset += chunk_bytes) {
-        const std::uint64_t length = std::min(chunk_bytes, transfer.file->bytes() - offset);
-        const Digest* hash = transfer.hashes.empty() ? nullptr : &transfer.hashes[offset / chunk_bytes];
-        chunks.push_back({transfer.file, index, offset, length, pieces.next(rounded_up(length)), hash});
+// In file order, checked.
+std::vector<StridedCopy> sorted_copies(const Gathering& gathering) {
+    std::vector<StridedCopy> copies = gathering.copies;
+    std::ranges::sort(copies, {}, &StridedCopy::begin);
+    std::uint64_t end = 0;
+    for (const StridedCopy& copy : copies) {
+        check_copy(copy, gathering.file->bytes());
+        if (copy.begin < end)
+            throw std::invalid_argument("two copies share bytes of " + gathering.file->path());
+        end = end_of(copy);
     }
+    return copies;
 }
 
-std::vector<Chunk> cut(std::span<const Transfer> transfers, std::uint64_t chunk_bytes) {
-    std::vector<Chunk> chunks;
-    for (std::size_t i = 0; i < transfers.size(); ++i)
-        append_chunks(chunks, transfers[i], i, chunk_bytes);
-    return chunks;
+std::vector<ByteRange> ranges_of(std::span<const StridedCopy> copies) {
+    std::vector<ByteRange> all;
+    for (const StridedCopy& copy : copies) {
+        const std::vector<ByteRange> ranges = ranges_of(copy);
+        all.insert(all.end(), ranges.begin(), ranges.end());
+    }
+    return all;
 }
 
-// Direct reads fault fresh pages in one at a time; taking them in bulk is faster and turns a lack of memory into an
-// error here instead of a signal later. Kernels before 5.14 refuse with EINVAL: then the read itself faults them in.
-void populate(std::span<std::byte> memory) {
-    if (::madvise(memory.data(), memory.size(), MADV_POPULATE_WRITE) == 0 || errno == EINVAL)
-        return;
-    throw OutOfMemory("no memory for another " + std::to_string(memory.size()) +
-                      " bytes of an image; free memory or lower the store's DRAM budget");
-}
-
-// The threads of one read(): they take chunks in order until none is left, one failed, or the job was cancelled.
-class Pool {
+// What the threads of one read() or gather() do with a chunk, and the sums that they keep together.
+class Intake {
   public:
-    Pool(std::span<const Transfer> transfers, std::uint64_t chunk_bytes, Throttle& throttle, ReadJob& job,
-         ChunkSink* sink)
-        : chunks_(cut(transfers, chunk_bytes)),
-          chunk_bytes_(chunk_bytes),
-          throttle_(throttle),
-          job_(job),
-          sink_(sink) {}
+    Intake(Throttle& throttle, ReadJob& job) : throttle_(throttle), job_(job) {}
 
-    ReadReport run(unsigned threads) {
-        share_tasks(threads, chunks_.size(), [this](const auto& next) {
-            for (std::size_t i = next(); i < chunks_.size(); i = next())
-                take(chunks_[i]);
-        });
-        return {disk_bytes_, page_cache_bytes_, direct_bytes_};
+    void take(const FetchedChunk& fetched) {
+        count(fetched);
+        check_chunk(fetched);
+        pay(fetched.chunk->length, fetched.began_at);
     }
 
+    [[nodiscard]] ReadReport report() const { return {disk_bytes_, page_cache_bytes_, direct_bytes_, uring_bytes_}; }
+
   private:
-    void take(const Chunk& chunk) {
-        job_.proceed();
-        populate(chunk.destination);
-        const auto began_at = Throttle::Clock::now();
-        const Source source = fetch(chunk);
-        if (chunk.hash != nullptr)
-            verify(chunk, source);
-        pay(chunk.length, began_at);
-        if (sink_ != nullptr)
-            sink_->chunk_ready(chunk.file_index, chunk.offset, chunk.length, chunk.destination.data());
+    void count(const FetchedChunk& fetched) {
+        const std::uint64_t bytes = fetched.chunk->length;
+        (fetched.source == Source::kPageCache ? page_cache_bytes_ : disk_bytes_) += bytes;
+        direct_bytes_ += fetched.is_direct ? bytes : 0;
+        uring_bytes_ += fetched.is_by_uring ? bytes : 0;
     }
 
     // Waits until the bytes would have arrived at the limited speed, a slice at a time: what a cancelled read has
@@ -144,44 +112,25 @@ class Pool {
         }
     }
 
-    Source fetch(const Chunk& chunk) {
-        const bool cached = !throttle_.is_limited() && chunk.file->is_resident(chunk.offset, chunk.length);
-        (cached ? page_cache_bytes_ : disk_bytes_) += chunk.length;
-        if (!cached && chunk.file->supports_direct() &&
-            chunk.file->read_direct(chunk.offset, chunk.destination, chunk.length)) {
-            direct_bytes_ += chunk.length;
-            return Source::kSsd;
-        }
-        chunk.file->read(chunk.offset, chunk.destination.first(chunk.length));
-        return cached ? Source::kPageCache : Source::kSsd;
-    }
-
-    void verify(const Chunk& chunk, Source source) const {
-        const std::uint64_t index = chunk.offset / chunk_bytes_;
-        check_chunk(*chunk.file, index, chunk.offset, chunk.destination.first(chunk.length), *chunk.hash, source);
-    }
-
-    void wait_until(Throttle::Clock::time_point complete_at) {
+    void wait_until(Throttle::Clock::time_point complete_at) const {
         for (auto now = Throttle::Clock::now(); now < complete_at; now = Throttle::Clock::now()) {
             job_.stop_if_cancelled();
             std::this_thread::sleep_for(std::min<Throttle::Clock::duration>(complete_at - now, kCancelPoll));
         }
     }
 
-    const std::vector<Chunk> chunks_;
-    const std::uint64_t chunk_bytes_;
     Throttle& throttle_;
     ReadJob& job_;
-    ChunkSink* const sink_;
     std::atomic<std::uint64_t> disk_bytes_{0};
     std::atomic<std::uint64_t> page_cache_bytes_{0};
     std::atomic<std::uint64_t> direct_bytes_{0};
+    std::atomic<std::uint64_t> uring_bytes_{0};
 };
 
 }  // namespace
 
-Reader::Reader(unsigned threads, std::uint64_t chunk_bytes, std::uint64_t bytes_per_second)
-    : threads_(threads), chunk_bytes_(chunk_bytes), throttle_(bytes_per_second) {
+Reader::Reader(unsigned threads, std::uint64_t chunk_bytes, std::uint64_t bytes_per_second, std::string_view engine)
+    : threads_(threads), chunk_bytes_(chunk_bytes), engine_(choose_engine(engine)), throttle_(bytes_per_second) {
     if (threads == 0)
         throw std::invalid_argument("a reader needs at least one thread");
     if (chunk_bytes == 0 || chunk_bytes % kAlignmentBytes != 0) {
@@ -190,7 +139,36 @@ Reader::Reader(unsigned threads, std::uint64_t chunk_bytes, std::uint64_t bytes_
 }
 
 ReadReport Reader::read(std::span<const Transfer> transfers, ReadJob& job, ChunkSink* sink) {
-    return Pool(transfers, chunk_bytes_, throttle_, job, sink).run(threads_);
+    const std::vector<Chunk> chunks = chunks_of(transfers, chunk_bytes_);
+    Intake intake(throttle_, job);
+    pump_chunks(threads_, fetch_options(), chunks, job, [&](const FetchedChunk& fetched) {
+        intake.take(fetched);
+        const Chunk& chunk = *fetched.chunk;
+        if (sink != nullptr)
+            sink->chunk_ready(chunk.file_index, chunk.offset, chunk.length, fetched.bytes.data());
+    });
+    return intake.report();
+}
+
+ReadReport Reader::gather(std::span<const Gathering> gatherings, ReadJob& job) {
+    Intake intake(throttle_, job);
+    for (const Gathering& gathering : gatherings) {
+        const std::vector<StridedCopy> copies = sorted_copies(gathering);
+        const std::vector<Chunk> chunks = cut(*gathering.file, gathering.hashes, chunk_bytes_, ranges_of(copies));
+        pump_chunks(threads_, fetch_options(), chunks, job, [&](const FetchedChunk& fetched) {
+            intake.take(fetched);
+            const std::uint64_t begin = fetched.chunk->offset;
+            const auto is_past = [begin](const StridedCopy& copy) { return end_of(copy) <= begin; };
+            auto copy = std::ranges::partition_point(copies, is_past);
+            for (; copy != copies.end() && copy->begin < begin + fetched.bytes.size(); ++copy)
+                copy_columns(*copy, begin, fetched.bytes);
+        });
+    }
+    return intake.report();
+}
+
+FetchOptions Reader::fetch_options() const {
+    return {.engine = engine_, .use_page_cache = !throttle_.is_limited(), .chunk_bytes = chunk_bytes_};
 }
 
 }  // namespace serverless_triton::loader

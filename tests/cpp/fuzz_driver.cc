@@ -1,6 +1,8 @@
-// Runs a fuzz target without libFuzzer: fuzz_driver CORPUS ROUNDS feeds it every file of the folder CORPUS, then ROUNDS
-// mutations of them. The same arguments try the same inputs; the last one is printed where the process dies of it.
+// Runs a fuzz target without libFuzzer: fuzz_driver CORPUS SECONDS feeds it every file of the folder CORPUS, then
+// mutations of them until the time is over. Every run tries the same inputs, as many as it has time for; the one that
+// the process dies of is printed.
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -145,7 +147,7 @@ void run(const Input& input) {
 
 int main(int count, char** arguments) {
     if (count != 3) {
-        std::fprintf(stderr, "usage: %s CORPUS ROUNDS\n", arguments[0]);
+        std::fprintf(stderr, "usage: %s CORPUS SECONDS\n", arguments[0]);
         return 2;
     }
     std::atexit(print_current);
@@ -156,6 +158,9 @@ int main(int count, char** arguments) {
     for (const Input& input : corpus)
         run(input);
     Mutator mutator(corpus);
-    for (long round = std::atol(arguments[2]); round > 0; --round)
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atol(arguments[2]));
+    long mutations = 0;
+    for (; std::chrono::steady_clock::now() < end; ++mutations)
         run(mutator.next());
+    std::printf("%zu files and %ld mutations of them\n", corpus.size(), mutations);
 }

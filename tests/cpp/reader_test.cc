@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "check.h"
+#include "chunk_hasher.h"
 #include "errors.h"
 #include "memory_file.h"
 
@@ -26,6 +27,9 @@ namespace {
 
 constexpr std::uint64_t kTestChunkBytes = 16 * 4096;
 constexpr std::uint64_t kRoomBytes = 64 * kTestChunkBytes;
+
+// Every test runs with each of them.
+std::string_view engine = "auto";
 
 void drop_from_page_cache(const TemporaryFile& file) {
     const UniqueFd fd(::open(file.path().c_str(), O_RDONLY | O_CLOEXEC));
@@ -42,10 +46,12 @@ void files_arrive_whole(std::size_t bytes, bool cached) {
     const Mapping memory = Mapping::anonymous(kRoomBytes);
     ReadJob job;
     const Transfer transfer{&image, {memory.span()}};
-    const ReadReport report = Reader(3, kTestChunkBytes, 0).read({&transfer, 1}, job);
+    const ReadReport report = Reader(3, kTestChunkBytes, 0, engine).read({&transfer, 1}, job);
     CHECK(std::memcmp(memory.data(), content.data(), bytes) == 0);
     CHECK(job.bytes_done() == bytes && report.disk_bytes + report.page_cache_bytes == bytes);
     CHECK(report.direct_bytes <= report.disk_bytes);
+    const bool by_uring = choose_engine(engine) == Engine::kUring && uring_reads(image);
+    CHECK(report.uring_bytes == (by_uring ? report.direct_bytes : 0));
     if (cached)
         CHECK(report.page_cache_bytes == bytes);
 }
@@ -59,7 +65,7 @@ void several_files_share_the_threads() {
     const Mapping memory = Mapping::anonymous(kRoomBytes);
     const Transfer transfers[] = {{&images[0], {memory.span()}}, {&images[1], {memory.span().subspan(kRoomBytes / 2)}}};
     ReadJob job;
-    static_cast<void>(Reader(4, kTestChunkBytes, 0).read(transfers, job));
+    static_cast<void>(Reader(4, kTestChunkBytes, 0, engine).read(transfers, job));
     CHECK(std::memcmp(memory.data(), one.data(), one.size()) == 0);
     CHECK(std::memcmp(memory.data() + kRoomBytes / 2, two.data(), two.size()) == 0);
 }
@@ -74,7 +80,7 @@ void a_file_may_lie_in_pieces() {
         &image,
         {room.subspan(9 * kTestChunkBytes, 2 * kTestChunkBytes), {}, room.first(3 * kTestChunkBytes), room.last(4096)}};
     ReadJob job;
-    static_cast<void>(Reader(3, kTestChunkBytes, 0).read({&transfer, 1}, job));
+    static_cast<void>(Reader(3, kTestChunkBytes, 0, engine).read({&transfer, 1}, job));
     const char* expected = content.data();
     for (const auto& piece : transfer.pieces) {
         const std::size_t held = std::min<std::size_t>(piece.size(), content.data() + content.size() - expected);
@@ -124,7 +130,7 @@ void a_sink_hears_of_every_verified_chunk_once() {
     const Transfer transfers[] = {{&images[0], {memory.span()}}, {&images[1], {memory.span().last(4096)}}};
     ReadJob job;
     Recorder sink;
-    static_cast<void>(Reader(4, kTestChunkBytes, 0).read(transfers, job, &sink));
+    static_cast<void>(Reader(4, kTestChunkBytes, 0, engine).read(transfers, job, &sink));
     CHECK(sink.calls() == 7 && sink.content_of(0) == contents[0] && sink.content_of(1) == contents[1]);
 }
 
@@ -137,11 +143,11 @@ void a_corrupted_chunk_never_reaches_the_sink_and_a_sink_may_end_the_read() {
     hashes[0].low ^= 1;
     Recorder sink;
     const Transfer verified{&image, {memory.span()}, hashes};
-    CHECK_THROWS(CheckpointCorrupted, Reader(1, kTestChunkBytes, 0).read({&verified, 1}, job, &sink));
+    CHECK_THROWS(CheckpointCorrupted, Reader(1, kTestChunkBytes, 0, engine).read({&verified, 1}, job, &sink));
     CHECK(sink.calls() == 0);
     Recorder failing([](std::size_t) { throw OutOfMemory("the device is full"); });
     const Transfer transfer{&image, {memory.span()}};
-    CHECK_THROWS(OutOfMemory, Reader(1, kTestChunkBytes, 0).read({&transfer, 1}, job, &failing));
+    CHECK_THROWS(OutOfMemory, Reader(1, kTestChunkBytes, 0, engine).read({&transfer, 1}, job, &failing));
     CHECK(failing.calls() == 1);
 }
 
@@ -160,8 +166,9 @@ void a_paused_job_begins_no_chunk_until_it_is_resumed() {
             paused.set_value();
         }
     });
-    const auto reading = std::async(
-        std::launch::async, [&] { static_cast<void>(Reader(1, kTestChunkBytes, 0).read({&transfer, 1}, job, &sink)); });
+    const auto reading = std::async(std::launch::async, [&] {
+        static_cast<void>(Reader(1, kTestChunkBytes, 0, engine).read({&transfer, 1}, job, &sink));
+    });
     paused.get_future().wait();
     CHECK(reading.wait_for(std::chrono::milliseconds(20)) == std::future_status::timeout);
     CHECK(job.is_paused() && sink.calls() == 1);
@@ -178,7 +185,7 @@ void a_paused_job_still_cancels() {
     ReadJob job;
     job.pause();
     auto reading =
-        std::async(std::launch::async, [&] { return Reader(2, kTestChunkBytes, 0).read({&transfer, 1}, job); });
+        std::async(std::launch::async, [&] { return Reader(2, kTestChunkBytes, 0, engine).read({&transfer, 1}, job); });
     job.cancel();
     CHECK_THROWS(ReadCancelled, reading.get());
     CHECK(job.bytes_done() == 0);
@@ -191,7 +198,7 @@ void a_cancelled_job_reads_nothing() {
     const Transfer transfer{&image, {memory.span()}};
     ReadJob job;
     job.cancel();
-    CHECK_THROWS(ReadCancelled, Reader(2, kTestChunkBytes, 0).read({&transfer, 1}, job));
+    CHECK_THROWS(ReadCancelled, Reader(2, kTestChunkBytes, 0, engine).read({&transfer, 1}, job));
 }
 
 void a_throttled_read_can_be_cancelled_from_another_thread() {
@@ -201,7 +208,7 @@ void a_throttled_read_can_be_cancelled_from_another_thread() {
     const Transfer transfer{&image, {memory.span()}};
     ReadJob job;
     const std::jthread canceller([&] { job.cancel(); });
-    CHECK_THROWS(ReadCancelled, Reader(2, kTestChunkBytes, 1).read({&transfer, 1}, job));
+    CHECK_THROWS(ReadCancelled, Reader(2, kTestChunkBytes, 1, engine).read({&transfer, 1}, job));
 }
 
 void a_throttled_read_takes_its_time() {
@@ -211,7 +218,7 @@ void a_throttled_read_takes_its_time() {
     const Transfer transfer{&image, {memory.span()}};
     ReadJob job;
     const auto begin = std::chrono::steady_clock::now();
-    const ReadReport report = Reader(4, kTestChunkBytes, 40 * kTestChunkBytes).read({&transfer, 1}, job);
+    const ReadReport report = Reader(4, kTestChunkBytes, 40 * kTestChunkBytes, engine).read({&transfer, 1}, job);
     CHECK(std::chrono::steady_clock::now() - begin >= std::chrono::milliseconds(100));
     CHECK(report.page_cache_bytes == 0);
 }
@@ -223,7 +230,7 @@ void a_file_that_shrank_is_an_error() {
     const Mapping memory = Mapping::anonymous(kRoomBytes);
     const Transfer transfer{&image, {memory.span()}};
     ReadJob job;
-    CHECK_THROWS(CheckpointTruncated, Reader(2, kTestChunkBytes, 0).read({&transfer, 1}, job));
+    CHECK_THROWS(CheckpointTruncated, Reader(2, kTestChunkBytes, 0, engine).read({&transfer, 1}, job));
 }
 
 void hashed_chunks_are_verified_and_one_wrong_byte_is_an_error() {
@@ -234,7 +241,7 @@ void hashed_chunks_are_verified_and_one_wrong_byte_is_an_error() {
     const std::vector<Digest> hashes = hash_chunks(FileImage::open(file.path()), 2, job, kTestChunkBytes);
     const FileImage image = FileImage::open(file.path());
     static_cast<void>(
-        Reader(3, kTestChunkBytes, 0).read(std::vector<Transfer>{{&image, {memory.span()}, hashes}}, job));
+        Reader(3, kTestChunkBytes, 0, engine).read(std::vector<Transfer>{{&image, {memory.span()}, hashes}}, job));
     CHECK(std::memcmp(memory.data(), content.data(), content.size()) == 0);
     for (std::size_t chunk = 0; chunk < hashes.size(); ++chunk) {
         std::string corrupted = content;
@@ -242,13 +249,13 @@ void hashed_chunks_are_verified_and_one_wrong_byte_is_an_error() {
         file.write(corrupted);
         const FileImage broken = FileImage::open(file.path());
         const std::vector<Transfer> transfers{{&broken, {memory.span()}, hashes}};
-        CHECK_THROWS(CheckpointCorrupted, Reader(3, kTestChunkBytes, 0).read(transfers, job));
+        CHECK_THROWS(CheckpointCorrupted, Reader(3, kTestChunkBytes, 0, engine).read(transfers, job));
     }
 }
 
 void bad_arguments_are_refused() {
-    CHECK_THROWS(std::invalid_argument, Reader(0, kTestChunkBytes, 0));
-    CHECK_THROWS(std::invalid_argument, Reader(1, 1000, 0));
+    CHECK_THROWS(std::invalid_argument, Reader(0, kTestChunkBytes, 0, engine));
+    CHECK_THROWS(std::invalid_argument, Reader(1, 1000, 0, engine));
     const TemporaryFile file(pattern(100));
     const FileImage image = FileImage::open(file.path());
     const Mapping memory = Mapping::anonymous(kRoomBytes);
@@ -257,18 +264,77 @@ void bad_arguments_are_refused() {
          {Transfer{&image, {memory.span().first(100)}}, Transfer{&image, {memory.span().subspan(8)}},
           Transfer{&image, {}},
           Transfer{&image, {memory.span().first(4096), memory.span().subspan(kTestChunkBytes)}}}) {
-        CHECK_THROWS(std::invalid_argument, Reader(1, kTestChunkBytes, 0).read({&transfer, 1}, job));
+        CHECK_THROWS(std::invalid_argument, Reader(1, kTestChunkBytes, 0, engine).read({&transfer, 1}, job));
     }
     const std::vector<Digest> too_many(2);
     const Transfer transfer{&image, {memory.span()}, too_many};
-    CHECK_THROWS(std::invalid_argument, Reader(1, kTestChunkBytes, 0).read({&transfer, 1}, job));
+    CHECK_THROWS(std::invalid_argument, Reader(1, kTestChunkBytes, 0, engine).read({&transfer, 1}, job));
 }
 
-}  // namespace
+void only_the_wanted_ranges_are_read() {
+    const std::string content = pattern(9 * kTestChunkBytes + 17);
+    const TemporaryFile file(content);
+    const FileImage image = FileImage::open(file.path());
+    const Mapping memory = Mapping::anonymous(kRoomBytes);
+    const std::uint64_t last = 9 * kTestChunkBytes + 3;
+    const Transfer transfer{
+        &image,
+        {memory.span().first(2 * kTestChunkBytes), memory.span().subspan(3 * kTestChunkBytes)},
+        {},
+        std::vector<ByteRange>{{10, 20}, {2 * kTestChunkBytes - 1, 2 * kTestChunkBytes + 1}, {last, last + 5}}};
+    ReadJob job;
+    const ReadReport report = Reader(3, kTestChunkBytes, 0, engine).read({&transfer, 1}, job);
+    CHECK(job.bytes_done() == 3 * 4096 + 17 && report.disk_bytes + report.page_cache_bytes == job.bytes_done());
+    const auto same = [&](std::uint64_t in_memory, std::uint64_t in_file, std::uint64_t length) {
+        return std::memcmp(memory.data() + in_memory, content.data() + in_file, length) == 0;
+    };
+    CHECK(same(10, 10, 10) && same(2 * kTestChunkBytes - 1, 2 * kTestChunkBytes - 1, 1));
+    CHECK(same(3 * kTestChunkBytes, 2 * kTestChunkBytes, 1) && same(last + kTestChunkBytes, last, 5));
+    CHECK(memory.data()[kTestChunkBytes] == std::byte{0});
+}
 
-int main() {
+void columns_are_gathered_and_verified() {
+    const std::string content = pattern(6 * kTestChunkBytes + 100);
+    const TemporaryFile file(content);
+    const FileImage image = FileImage::open(file.path());
+    std::string rows(40 * 300, '\0');
+    std::string slice(2 * kTestChunkBytes, '\0');
+    const StridedCopy columns{.begin = 50,
+                              .rows = 40,
+                              .row_bytes = 2'000,
+                              .keep_begin = 700,
+                              .keep_bytes = 300,
+                              .target = std::as_writable_bytes(std::span(rows))};
+    const StridedCopy range{.begin = 3 * kTestChunkBytes + 9,
+                            .rows = 1,
+                            .row_bytes = 3 * kTestChunkBytes,
+                            .keep_begin = 100,
+                            .keep_bytes = 2 * kTestChunkBytes,
+                            .target = std::as_writable_bytes(std::span(slice))};
+    ReadJob job;
+    std::vector<Digest> hashes = hash_chunks(image, 1, job, kTestChunkBytes);
+    for (const bool verify : {false, true}) {
+        const std::span<const Digest> known = verify ? std::span<const Digest>(hashes) : std::span<const Digest>();
+        const Gathering gathering{&image, {range, columns}, known};
+        static_cast<void>(Reader(3, kTestChunkBytes, 0, engine).gather({&gathering, 1}, job));
+        for (std::size_t row = 0; row < 40; ++row)
+            CHECK(rows.compare(row * 300, 300, content, 50 + row * 2'000 + 700, 300) == 0);
+        CHECK(slice == content.substr(3 * kTestChunkBytes + 109, 2 * kTestChunkBytes));
+    }
+    hashes[4].low ^= 1;
+    const Gathering corrupted{&image, {range, columns}, hashes};
+    CHECK_THROWS(CheckpointCorrupted, Reader(3, kTestChunkBytes, 0, engine).gather({&corrupted, 1}, job));
+    const Gathering overlapping{&image, {columns, columns}};
+    CHECK_THROWS(std::invalid_argument, Reader(3, kTestChunkBytes, 0, engine).gather({&overlapping, 1}, job));
+}
+
+void an_unknown_engine_is_refused() {
+    CHECK_THROWS(std::invalid_argument, Reader(1, kTestChunkBytes, 0, "aio"));
+}
+
+void run_all() {
     for (const std::size_t bytes : {std::size_t{0}, std::size_t{1}, std::size_t{4096}, std::size_t{kTestChunkBytes},
-                                    std::size_t{3 * kTestChunkBytes + 1}}) {
+                                    std::size_t{17 * kTestChunkBytes + 1}}) {
         files_arrive_whole(bytes, true);
         files_arrive_whole(bytes, false);
     }
@@ -283,5 +349,17 @@ int main() {
     a_throttled_read_takes_its_time();
     a_file_that_shrank_is_an_error();
     hashed_chunks_are_verified_and_one_wrong_byte_is_an_error();
+    only_the_wanted_ranges_are_read();
+    columns_are_gathered_and_verified();
     bad_arguments_are_refused();
+}
+
+}  // namespace
+
+int main() {
+    for (const std::string_view each : {"pread", "auto"}) {
+        engine = each;
+        run_all();
+    }
+    an_unknown_engine_is_refused();
 }

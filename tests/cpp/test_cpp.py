@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 LOADER = Path(__file__).parents[2] / "loader"
-TESTS_WITH_THREADS = ("arena", "chunk_hasher", "gpu_copy", "reader")
+TESTS_WITH_THREADS = ("arena", "chunk_hasher", "gpu_copy", "reader", "uring")
 TESTS_WITH_GPU = ("device_memory", "gpu_copy")
 
 pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
@@ -18,7 +18,7 @@ def test_cpp_tests_and_fuzz_targets_pass_under_address_and_undefined_behaviour_s
     configure(tmp_path, "-fsanitize=address,undefined -fno-sanitize-recover=all")
     run(["cmake", "--build", str(tmp_path), "--parallel", "2"])
     # Beside the build, which may lie on a disk where direct reads work; /tmp often is a tmpfs.
-    run(["ctest", "--test-dir", str(tmp_path), "--output-on-failure"], TMPDIR=str(tmp_path))
+    run(["ctest", "--test-dir", str(tmp_path), "--output-on-failure", "--parallel", "2"], TMPDIR=str(tmp_path))
 
 
 def test_what_runs_on_several_threads_passes_under_the_thread_sanitizer(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ PUBLIC_NAMES = {
     "DeviceError",
     "DeviceOutOfMemory",
     "DeviceUnavailable",
+    "EngineUnavailable",
     "Estimate",
     "HostNotConfigurable",
     "ImageLeased",
