@@ -10,13 +10,17 @@ from pathlib import Path
 from serverless_triton.backend.supervisor import ProcessSpec, Run
 from serverless_triton.backend.triton_install import BackendDirectory, TritonInstallation
 from serverless_triton.backend.triton_server import TritonServerConfig, triton_process
+from serverless_triton.loader.store_config import Pages
 
 ZYGOTE_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
-    """One node's share of its machine. Several nodes on one machine throttle their SSDs, so that locality is real."""
+    """One node's share of its machine. Several nodes on one machine throttle their SSDs, so that locality is real.
+
+    `dram_bytes`: the store's budget; None for the share that a store takes by itself, which is too much for several.
+    """
 
     name: str
     model_repository: Path
@@ -26,7 +30,9 @@ class NodeConfig:
     agent_port: int
     host: str = "127.0.0.1"
     device_memory_bytes: int = 4 << 30
-    dram_bytes: int = 8 << 30
+    dram_bytes: int | None = None
+    pages: Pages = "auto"
+    prefault: bool = True
     ssd_bytes_per_second: int | None = None
     spare_workers: int = 1
 
@@ -59,8 +65,12 @@ def _module(name: str, *arguments: str) -> Sequence[str]:
 
 
 def _store(config: NodeConfig, socket: Path) -> ProcessSpec:
-    throttle = ["--ssd-bytes-per-second", str(config.ssd_bytes_per_second)] if config.ssd_bytes_per_second else []
-    command = _module("loader.daemon", "--socket", str(socket), "--dram-bytes", str(config.dram_bytes), *throttle)
+    command = [
+        *_module("loader.daemon", "--socket", str(socket), "--pages", config.pages),
+        *(() if config.dram_bytes is None else ("--dram-bytes", str(config.dram_bytes))),
+        *(() if config.prefault else ("--no-prefault",)),
+        *(("--ssd-bytes-per-second", str(config.ssd_bytes_per_second)) if config.ssd_bytes_per_second else ()),
+    ]
     return ProcessSpec(name=f"{config.name}.store", command=command)
 
 

@@ -19,6 +19,8 @@ from serverless_triton.backend.node import NodeConfig, node_processes
 from serverless_triton.backend.supervisor import ProcessSpec, Run, Supervisor
 from serverless_triton.backend.triton_install import assemble_backend_directory, find_triton
 from serverless_triton.cli.readiness import announce_readiness
+from serverless_triton.loader.memory_limits import dram_budget, read_memory_limits
+from serverless_triton.loader.store_config import Pages
 from serverless_triton.scheduler.config import ConfigError, ControlConfig, parse_dataclass
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
 
@@ -27,10 +29,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeBudgets:
-    """What each node may use. Bandwidth is throttled only where it is given."""
+    """What each node may use. Bandwidth is throttled only where it is given.
+
+    Without `dram_bytes` the nodes share equally what one store would take by itself.
+    """
 
     device_memory_bytes: int = 4 << 30
-    dram_bytes: int = 8 << 30
+    dram_bytes: int | None = None
+    pages: Pages = "auto"
+    prefault: bool = True
     ssd_bytes_per_second: int | None = None
     spare_workers: int = 1
 
@@ -101,6 +108,9 @@ def _require_free(gateway: GatewaySettings) -> None:
 
 def _nodes(config: ClusterConfig) -> list[NodeConfig]:
     ports = iter(free_ports(4 * config.servers))
+    budgets = asdict(config.node)
+    if config.node.dram_bytes is None:
+        budgets["dram_bytes"] = dram_budget(None, read_memory_limits()).bytes // config.servers
     return [
         NodeConfig(
             name=f"server-{number}",
@@ -109,7 +119,7 @@ def _nodes(config: ClusterConfig) -> list[NodeConfig]:
             grpc_port=next(ports),
             metrics_port=next(ports),
             agent_port=next(ports),
-            **asdict(config.node),
+            **budgets,
         )
         for number in range(config.servers)
     ]

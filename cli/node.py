@@ -12,6 +12,7 @@ from serverless_triton.backend.node import NodeConfig, node_processes
 from serverless_triton.backend.supervisor import Run
 from serverless_triton.backend.triton_install import assemble_backend_directory, find_triton
 from serverless_triton.cli.cluster import supervise
+from serverless_triton.loader.store_config import PAGES
 
 _PORT = click.IntRange(1, 65535)
 
@@ -25,7 +26,11 @@ _PORT = click.IntRange(1, 65535)
 @click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Triton's metrics.")
 @click.option("--agent-port", type=_PORT, default=8003, show_default=True, help="The agent's gRPC.")
 @click.option("--device-memory-bytes", type=click.IntRange(1), default=4 << 30, show_default=True, help="KV caches.")
-@click.option("--dram-bytes", type=click.IntRange(1), default=8 << 30, show_default=True, help="Weights in memory.")
+@click.option("--dram-bytes", type=click.IntRange(1), help="Weights in memory. [default: half of what is free]")
+@click.option(
+    "--pages", type=click.Choice(PAGES), default="auto", show_default=True, help="What that memory is made of."
+)
+@click.option("--prefault/--no-prefault", default=True, show_default=True, help="Take that memory ahead of loads.")
 @click.option("--ssd-bytes-per-second", type=click.IntRange(1), help="Throttle reads. [default: not]")
 @click.option("--spare-workers", type=click.IntRange(0), default=1, show_default=True, help="Forked ahead.")
 @click.option("--logs", type=click.Path(path_type=Path), default=Path("build/logs"), show_default=True)

@@ -22,7 +22,9 @@ DEFAULT_LOGS = Path("build/logs")
 @click.option("--grpc-port", type=click.IntRange(1, 65535), help="[default: 8001]")
 @click.option("--metrics-port", type=click.IntRange(1, 65535), help="[default: 8002]")
 @click.option("--device-memory-bytes", type=click.IntRange(1), help="Per server, for KV caches.")
-@click.option("--dram-bytes", type=click.IntRange(1), help="Per server, for weights.")
+@click.option(
+    "--dram-bytes", type=click.IntRange(1), help="Per server, for weights. [default: half of what is free, shared]"
+)
 @click.option("--ssd-bytes-per-second", type=click.IntRange(1), help="Throttle each server's reads.")
 @click.option("--logs", type=click.Path(path_type=Path), default=DEFAULT_LOGS, show_default=True)
 def command(config: Path | None, logs: Path, **options: Any) -> None:

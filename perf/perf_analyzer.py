@@ -26,6 +26,7 @@ from serverless_triton.cli.local_cluster import LocalCluster
 MODELS = ("smollm2-a", "smollm2-b", "smollm2-c", "smollm2-d")
 ROOM_FOR = 2
 REQUESTS, CONCURRENCY = 12, 2  # of each invocation
+DRAM_BYTES = 1 << 30  # of the store; small, so that it is prefaulted soon
 LIMITS = EngineLimits(max_sequence_tokens=1024, max_streams=4)
 
 
@@ -50,7 +51,8 @@ def small_cluster(folder: Path, checkpoint: Path) -> Iterator[LocalCluster]:
         add_model(folder / "models", model, checkpoint, limits=LIMITS)
     replica_bytes = describe_checkpoint(checkpoint, LIMITS).kv_cache_bytes
     room_bytes = replica_bytes * ROOM_FOR + replica_bytes // 2
-    with LocalCluster(folder, folder / "models", servers=1, device_memory_bytes=room_bytes) as cluster:
+    models = folder / "models"
+    with LocalCluster(folder, models, servers=1, device_memory_bytes=room_bytes, dram_bytes=DRAM_BYTES) as cluster:
         yield cluster
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -100,6 +100,10 @@ def parse_dataclass(kind: type[T], value: object, path: str) -> T:
 def _field(value: Any, hint: Any, path: str) -> Any:
     if isinstance(hint, type) and is_dataclass(hint):
         return parse_dataclass(hint, value, path)
+    if hint is bool and not isinstance(value, bool):
+        raise ConfigError(f"{path}: is {value!r}; give true or false")
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        raise ConfigError(f"{path}: is {value!r}; give one of {', '.join(get_args(hint))}")
     kinds = [kind for kind in (get_args(hint) or (hint,)) if kind in _SCALARS]
     if not kinds or (value is None and type(None) in get_args(hint)):
         return value

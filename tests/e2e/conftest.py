@@ -16,6 +16,8 @@ from serverless_triton.cli.local_cluster import LocalCluster
 LIMITS = EngineLimits(dtype="float32", max_sequence_tokens=512, max_streams=4)
 REPLICA_BYTES = 2 * 30 * 3 * 64 * 4 * 512 * 4
 ROOM_FOR_ONE = REPLICA_BYTES * 3 // 2
+# Of each server's store: a few copies of the demo model.
+DRAM_BYTES = 1 << 30
 NAMES = ("alpha", "beta", "gamma", "delta")
 
 
@@ -41,5 +43,6 @@ def repository(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def cluster(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """Two servers with room for one replica each."""
-    with LocalCluster(tmp_path_factory.mktemp("cluster"), repository, device_memory_bytes=ROOM_FOR_ONE) as running:
+    folder = tmp_path_factory.mktemp("cluster")
+    with LocalCluster(folder, repository, device_memory_bytes=ROOM_FOR_ONE, dram_bytes=DRAM_BYTES) as running:
         yield running

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from serverless_triton.cli.local_cluster import LocalCluster
+from tests.e2e.conftest import DRAM_BYTES
 
 PROMPT = "Once upon a time, in a small harbour town,"
 SAMPLING = {"max_tokens": 96, "ignore_eos": True}
@@ -58,7 +59,7 @@ def test_a_stream_outlives_its_replica(
 
 def test_a_stream_outlives_a_worker_that_hangs(repository: Path, tmp_path: Path) -> None:
     """A stopped process dies for nobody; its silence tells, and it is used no more."""
-    with LocalCluster(tmp_path, repository, relay={"inactivity_timeout_s": 8.0}) as cluster:
+    with LocalCluster(tmp_path, repository, relay={"inactivity_timeout_s": 8.0}, dram_bytes=DRAM_BYTES) as cluster:
         expected_text, _ = uninterrupted(cluster, "alpha")
         stream = cluster.stream("alpha", PROMPT, **SAMPLING)
         stream.read(HEARD_BEFORE)

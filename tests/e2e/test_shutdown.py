@@ -10,14 +10,16 @@ import pytest
 
 from serverless_triton.backend.sentinel import processes_of
 from serverless_triton.cli.local_cluster import LocalCluster
-from tests.e2e.conftest import ROOM_FOR_ONE
+from tests.e2e.conftest import DRAM_BYTES, ROOM_FOR_ONE
 
 GONE_TIMEOUT_S = 30.0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_behind(repository: Path, tmp_path: Path, number: signal.Signals) -> None:
-    with LocalCluster(tmp_path, repository, servers=1, device_memory_bytes=ROOM_FOR_ONE) as cluster:
+    with LocalCluster(
+        tmp_path, repository, servers=1, device_memory_bytes=ROOM_FOR_ONE, dram_bytes=DRAM_BYTES
+    ) as cluster:
         heard = cluster.generate("alpha", "Hello", max_tokens=2)
         run, directory, prefix = cluster.run_id(), cluster.run_directory(), cluster.shm_prefix()
         assert heard.errors == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serverless_triton.cli.cluster import ClusterConfig, load_cluster_config, run_cluster
+from serverless_triton.cli.cluster import ClusterConfig, NodeBudgets, _nodes, load_cluster_config, run_cluster
 from serverless_triton.scheduler.config import ConfigError
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
 
@@ -69,6 +69,18 @@ def test_a_model_repository_that_is_not_there_is_said_before_anything_starts(tmp
         run_cluster(ClusterConfig(model_repository=tmp_path / "missing"), Path("/nowhere"), print)
 
 
+def test_servers_share_what_one_store_would_take_by_itself(tmp_path: Path):
+    one, four = (_nodes(ClusterConfig(model_repository=tmp_path, servers=servers)) for servers in (1, 4))
+
+    assert one[0].dram_bytes == pytest.approx(4 * (four[0].dram_bytes or 0), rel=0.5)  # what is free changes meanwhile
+
+
+def test_servers_get_the_budget_that_is_configured(tmp_path: Path):
+    config = ClusterConfig(model_repository=tmp_path, node=NodeBudgets(dram_bytes=5, pages="4k", prefault=False))
+
+    assert [(node.dram_bytes, node.pages, node.prefault) for node in _nodes(config)] == [(5, "4k", False)] * 2
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -76,6 +88,9 @@ def test_a_model_repository_that_is_not_there_is_said_before_anything_starts(tmp
         ("- a", "must be a mapping"),
         ("a: [", "cluster.yaml"),
         ("model_repository: /m\nservres: 2", r"configuration\.servres: is unknown"),
+        ("model_repository: /m\nnode: {pages: 1g}", r"configuration\.node\.pages: is '1g'; give one of auto, hugetlb"),
+        ("model_repository: /m\nnode: {prefault: 1}", r"configuration\.node\.prefault: is 1; give true or false"),
+        ("model_repository: /m\nnode: {dram_bytes: x}", r"configuration\.node\.dram_bytes: is 'x'; give"),
     ],
 )
 def test_a_cluster_file_that_is_wrong_is_named_with_its_path(text: str, words: str, tmp_path: Path):
