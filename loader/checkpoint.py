@@ -7,9 +7,9 @@ shards, or with exactly one .safetensors file. Pickle checkpoints are refused: u
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from .errors import CheckpointIndexInvalid, CheckpointNotFound, CheckpointUnreadable, UnsafeCheckpoint
 
@@ -21,21 +21,32 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointFile:
-    """One shard and what tells its version from another: a rewritten file differs in at least one of the numbers."""
+    """One shard and what tells its version from another: a rewritten file differs in at least one of the numbers.
+
+    A remote file's `real_path` is its URL, its version is the `etag`, and `cached_path` says where the SSD cache has a
+    complete copy: the same file to everybody who compares.
+    """
 
     name: str
     real_path: str
     bytes: int
     mtime_ns: int
     inode: int
+    etag: str = ""
+    cached_path: str = field(default="", compare=False)
+
+    @property
+    def local_path(self) -> str:
+        """Where the bytes can be read on this machine, "" for a remote file that is not cached."""
+        return self.cached_path or ("" if self.etag else self.real_path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """A checkpoint's files in loading order.
 
-    `path` is canonical_path(). A Hugging Face cache links each file to a blob elsewhere, so the files' real paths may
-    lie outside of it; the index, which is downloaded content, may name files beside itself only.
+    `path` is canonical_path(), or a URL. A Hugging Face cache links each file to a blob elsewhere, so the files' real
+    paths may lie outside of it; the index, which is downloaded content, may name files beside itself only.
     """
 
     path: str
@@ -45,6 +56,11 @@ class Checkpoint:
     def total_bytes(self) -> int:
         """Size of all files, headers included."""
         return sum(file.bytes for file in self.files)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether loading it needs the network."""
+        return not all(file.local_path for file in self.files)
 
     @staticmethod
     def open(path: Path | str) -> Checkpoint:
@@ -72,7 +88,7 @@ def canonical_path(path: Path | str) -> Path:
 
 def _single_file(path: Path) -> Path:
     if path.suffix in PICKLE_SUFFIXES:
-        raise _unsafe(path)
+        raise unsafe_checkpoint(str(path))
     return path
 
 
@@ -80,47 +96,52 @@ def _directory_files(directory: Path) -> list[Path]:
     if (directory / SINGLE_NAME).is_file():
         return [directory / SINGLE_NAME]
     if (directory / INDEX_NAME).is_file():
-        return [directory / name for name in _shard_names(directory / INDEX_NAME)]
-    return [_only_candidate(directory)]
+        index = directory / INDEX_NAME
+        return [directory / name for name in parse_shard_index(_read_index(index), str(index))]
+    return [directory / only_candidate(sorted(entry.name for entry in directory.iterdir()), str(directory))]
 
 
-def _only_candidate(directory: Path) -> Path:
-    names = sorted(entry.name for entry in directory.iterdir())
+def only_candidate(names: Sequence[str], directory: str) -> str:
+    """The one .safetensors file among the names of a directory without an index.
+
+    Raises CheckpointIndexInvalid, UnsafeCheckpoint, CheckpointNotFound.
+    """
     candidates = [name for name in names if name.endswith(".safetensors")]
     if len(candidates) > 1:
         raise CheckpointIndexInvalid(
             f"{directory} holds {len(candidates)} .safetensors files and no {INDEX_NAME}; name one of them, or add it"
         )
     if candidates:
-        return directory / candidates[0]
+        return candidates[0]
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     if pickles:
-        raise _unsafe(directory / pickles[0])
+        raise unsafe_checkpoint(f"{directory}/{pickles[0]}")
     raise CheckpointNotFound(f"{directory} holds no .safetensors file; give the directory of a downloaded model")
 
 
-def _shard_names(index: Path) -> list[str]:
-    weight_map = _read_index(index).get("weight_map")
+def parse_shard_index(content: bytes, index: str) -> list[str]:
+    """The names of the shards, sorted. `index` is for the message of CheckpointIndexInvalid."""
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointIndexInvalid(f"{index} is not JSON ({error}); download it again") from error
+    if not isinstance(fields, dict):
+        raise CheckpointIndexInvalid(f"{index} is not a JSON object; download it again")
+    weight_map = fields.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointIndexInvalid(f"{index} has no weight_map; download it again")
     return sorted({_checked_name(index, name) for name in weight_map.values()})
 
 
-def _read_index(index: Path) -> dict[str, Any]:
+def _read_index(index: Path) -> bytes:
     if index.stat().st_size > MAX_INDEX_BYTES:
         raise CheckpointIndexInvalid(f"{index} is larger than {MAX_INDEX_BYTES} bytes; it is not a shard index")
-    try:
-        content = json.loads(index.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointIndexInvalid(f"{index} is not JSON ({error}); download it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointIndexInvalid(f"{index} is not a JSON object; download it again")
-    return content
+    return index.read_bytes()
 
 
-def _checked_name(index: Path, name: object) -> str:
-    plain = isinstance(name, str) and name.endswith(".safetensors") and not set(name) & {"/", "\\", "\0"}
-    if not isinstance(name, str) or not plain or ".." in name:
+def _checked_name(index: str, name: object) -> str:
+    is_plain = isinstance(name, str) and name.isprintable() and not set(name) & {"/", "\\"} and ".." not in name
+    if not isinstance(name, str) or not is_plain or not name.endswith(".safetensors"):
         raise CheckpointIndexInvalid(
             f"{index} names {name!r}; an index may only name .safetensors files beside it, without '/' and '..'"
         )
@@ -140,7 +161,8 @@ def _stat(path: Path) -> CheckpointFile:
     )
 
 
-def _unsafe(path: Path) -> UnsafeCheckpoint:
+def unsafe_checkpoint(path: str) -> UnsafeCheckpoint:
+    """Why a pickle checkpoint is refused, and what to do with it."""
     return UnsafeCheckpoint(
         f"{path} is a pickle checkpoint, which can run any code when loaded; convert it once where you trust it: "
         "`from transformers import AutoModelForCausalLM as M; M.from_pretrained(SOURCE).save_pretrained(TARGET)` "

@@ -37,6 +37,8 @@ class ChunkHashes:
 
 def sidecar_path(checkpoint: Checkpoint, file: CheckpointFile) -> Path:
     """Where the hashes of one of the checkpoint's files are: beside its name, not beside a blob that it links to."""
+    if file.cached_path:
+        return Path(f"{file.cached_path}{SUFFIX}")
     place = Path(checkpoint.path)
     return (place if place.is_dir() else place.parent) / f"{file.name}{SUFFIX}"
 
@@ -51,10 +53,7 @@ def read_hashes(checkpoint: Checkpoint, file: CheckpointFile) -> ChunkHashes | N
         return None
     except OSError as error:
         raise CheckpointUnreadable(f"cannot read {path}: {error.strerror}; check its permissions") from error
-    hashes = parse_hashes(content, path)
-    if hashes.file_bytes != file.bytes:
-        raise _invalid(path, f"it is for a file of {hashes.file_bytes} bytes, and {file.name} has {file.bytes}")
-    return hashes
+    return parse_hashes_of(file, content, path)
 
 
 def write_hashes(path: Path, hashes: ChunkHashes) -> None:
@@ -89,7 +88,15 @@ def render_hashes(hashes: ChunkHashes) -> bytes:
     return json.dumps(content, indent=1).encode() + b"\n"
 
 
-def parse_hashes(content: bytes, path: Path) -> ChunkHashes:
+def parse_hashes_of(file: CheckpointFile, content: bytes, path: Path | str) -> ChunkHashes:
+    """What a sidecar says of a file; `path` is for the message of ChunkHashesInvalid."""
+    hashes = parse_hashes(content, path)
+    if hashes.file_bytes != file.bytes:
+        raise _invalid(path, f"it is for a file of {hashes.file_bytes} bytes, and {file.name} has {file.bytes}")
+    return hashes
+
+
+def parse_hashes(content: bytes, path: Path | str) -> ChunkHashes:
     """What a sidecar says; `path` is for the message of ChunkHashesInvalid."""
     fields = _fields(content, path)
     wanted = {"version": VERSION, "algorithm": ALGORITHM, "chunk_bytes": CHUNK_BYTES}
@@ -106,7 +113,7 @@ def parse_hashes(content: bytes, path: Path) -> ChunkHashes:
     return ChunkHashes(file_bytes=file_bytes, digests=tuple(digests))
 
 
-def _fields(content: bytes, path: Path) -> dict[str, Any]:
+def _fields(content: bytes, path: Path | str) -> dict[str, Any]:
     if len(content) > MAX_SIDECAR_BYTES:
         raise _invalid(path, f"it is larger than {MAX_SIDECAR_BYTES} bytes")
     try:
@@ -118,7 +125,7 @@ def _fields(content: bytes, path: Path) -> dict[str, Any]:
     return fields
 
 
-def _invalid(path: Path, reason: str) -> ChunkHashesInvalid:
+def _invalid(path: Path | str, reason: str) -> ChunkHashesInvalid:
     return ChunkHashesInvalid(
         f"{path} does not fit the checkpoint: {reason}; where the checkpoint is known to be good, renew the hashes "
         "with `serverless-triton store hash`, or write it anew with `serverless-triton store repack`"

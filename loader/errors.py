@@ -14,6 +14,9 @@
     │   ├── CheckpointIndexInvalid    the shard index is malformed or names files it may not name
     │   ├── NotSafetensors            the bytes are not a valid safetensors file
     │   ├── UnsupportedDtype          valid, but this torch has no such dtype
+    │   ├── RemoteUrlRefused          a URL that is malformed, unencrypted, or holds credentials
+    │   ├── RemoteDenied              the server wants other credentials
+    │   ├── RemoteUnsuitable          the server cannot do what loading needs: sizes, ranges, versions
     │   └── UnsafeCheckpoint          a pickle checkpoint, which may run code when loaded
     ├── DeviceError                   a GPU or its driver refused; the message has the driver's own words
     │   ├── DeviceUnavailable         no CUDA driver, no such device, or one that cannot do what is needed
@@ -27,11 +30,12 @@
         ├── HostNotConfigurable       a machine setting that should be changed could not be
         ├── StoreTimeout              no answer in time
         ├── StoreCancelled            the load was cancelled, by close() or by an eviction
+        ├── RemoteUnavailable         the server that has the checkpoint gives no usable answer for now
         ├── StoreProtocolError        the peer sent what this version does not understand
         ├── ImageLeased               an eviction was refused because somebody uses the image
         └── ImagePinned               an eviction was refused because the image is pinned
 
-Every message names the file or socket and says what to do.
+Every message names the file, URL or socket and says what to do. No message holds a URL's query or credentials.
 """
 
 from __future__ import annotations
@@ -109,6 +113,18 @@ class DeviceOutOfMemory(DeviceError):
     """The GPU has no memory left."""
 
 
+class RemoteUrlRefused(CheckpointError):
+    """A URL that is malformed, would go unencrypted over a network, or holds credentials."""
+
+
+class RemoteDenied(CheckpointError):
+    """The server wants other credentials, or none of ours may read there."""
+
+
+class RemoteUnsuitable(CheckpointError):
+    """The server cannot do what loading needs: say sizes, serve ranges, tell versions apart."""
+
+
 class StoreError(LoaderError):
     """The store is at fault or busy."""
 
@@ -143,6 +159,10 @@ class StoreTimeout(StoreError):
 
 class StoreCancelled(StoreError):
     """The load was cancelled."""
+
+
+class RemoteUnavailable(StoreError):
+    """The server that has the checkpoint gives no usable answer for now."""
 
 
 class StoreProtocolError(StoreError):

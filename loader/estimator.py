@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from .messages import Estimate, Tier
 
-# Until a tier has been measured: a slow NVMe disk, and one core that copies from the page cache.
-ASSUMED_BYTES_PER_SECOND: Mapping[Tier, float] = {"ssd": 1e9, "page_cache": 3e9}
+# Until a tier has been measured: a gigabit network, a slow NVMe disk, and one core that copies from the page cache.
+ASSUMED_BYTES_PER_SECOND: Mapping[Tier, float] = {"remote": 1e8, "ssd": 1e9, "page_cache": 3e9}
 
 IN_DRAM = Estimate(tier="dram", queue_s=0.0, read_s=0.0, total_s=0.0, is_measured=True)
 

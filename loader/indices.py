@@ -13,10 +13,15 @@ def check_indices(files: Iterable[_core.FileImage]) -> None:
 
     Raises NotSafetensors, CheckpointTruncated, or CheckpointIndexInvalid where two shards hold a tensor of one name.
     """
+    check_names((file.path, _core.read_index(file)) for file in files)
+
+
+def check_names(indices: Iterable[tuple[str, _core.HeaderIndex]]) -> None:
+    """Raises CheckpointIndexInvalid where two files, by their paths, hold a tensor of one name."""
     homes: dict[str, str] = {}
-    for file in files:
-        for tensor in _core.read_index(file).tensors:
-            if homes.setdefault(tensor.name, file.path) != file.path:
+    for path, index in indices:
+        for tensor in index.tensors:
+            if homes.setdefault(tensor.name, path) != path:
                 raise CheckpointIndexInvalid(
-                    f"tensor {tensor.name!r} is in both {homes[tensor.name]} and {file.path}; download the shards again"
+                    f"tensor {tensor.name!r} is in both {homes[tensor.name]} and {path}; download the shards again"
                 )

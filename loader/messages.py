@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from . import codec
 from .layout import Extent
 
-Tier = Literal["ssd", "page_cache", "dram"]
+Tier = Literal["remote", "ssd", "page_cache", "dram"]
 State = Literal["loading", "ready", "evicting"]
 
 

@@ -1,0 +1,137 @@
+"""Loads a remote checkpoint into the arena, verified where hashes lie beside its files, and caches it on the way.
+
+Blocking; several loads may run at once, each on a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from .. import _core
+from ..checkpoint import Checkpoint, CheckpointFile
+from ..chunk_hashes import CHUNK_BYTES, MAX_SIDECAR_BYTES, SUFFIX, parse_hashes_of
+from ..errors import CheckpointChanged, CheckpointNotFound, RemoteDenied
+from ..keeper import LoadResult
+from ..messages import Tier
+from .chunk_source import ArenaMemory, ChunkSource
+from .chunks import Pieces, chunks_of
+from .journal import ChunkId
+from .objects import ObjectOpener, Version
+from .partial_entry import PartialEntry
+from .patience import Patience, asked_patiently
+from .settings import RemoteSettings
+from .ssd_cache import SsdCache
+from .throttle import Throttle
+from .transfer import Transfer, TransferReport
+from .write_behind import WriteBehind
+
+log = logging.getLogger("serverless_triton.store")
+
+# So slow may one chunk come, of the time that a request has, before fewer are asked for at once.
+SHARE_OF_REQUEST_TIME = 0.25
+
+
+class RemoteLoader:
+    """`cache` is None where there is no SSD cache."""
+
+    def __init__(self, settings: RemoteSettings, cache: SsdCache | None) -> None:
+        self._settings = settings
+        self._cache = cache
+        self._objects = ObjectOpener(settings)
+        self._throttle = Throttle(settings.bytes_per_second)
+        self._writers: list[WriteBehind] = []
+
+    def load(
+        self, checkpoint: Checkpoint, pieces: Pieces, arena: ArenaMemory, job: _core.ReadJob, *, verify: bool
+    ) -> LoadResult:
+        """Fills the pieces with exactly the version that `checkpoint` names.
+
+        Raises CheckpointError (CheckpointChanged for another version, CheckpointCorrupted and ChunkHashesInvalid only
+        if told to verify), RemoteUnavailable, StoreCancelled after job.cancel().
+        """
+        return asyncio.run(self._load(checkpoint, pieces, arena, job, verify=verify))
+
+    def settle(self, timeout_s: float) -> None:
+        """Waits until what the loads until now left to write is in the SSD cache."""
+        for writer in self._writers:
+            writer.join(timeout_s)
+
+    async def _load(
+        self, checkpoint: Checkpoint, pieces: Pieces, arena: ArenaMemory, job: _core.ReadJob, *, verify: bool
+    ) -> LoadResult:
+        patience = Patience(self._settings.patience_s)
+        expected = await self._hashes(checkpoint.files, patience) if verify else [None] * len(checkpoint.files)
+        entry = self._cache.begin(checkpoint) if self._cache else None
+        writer = self._writer(entry) if entry else None
+        source = ChunkSource(
+            objects=[(self._objects.object_at(file.real_path), _version(file)) for file in checkpoint.files],
+            arena=arena,
+            expected=_by_chunk(expected),
+            entry=entry,
+            throttle=self._throttle,
+            patience=patience,
+        )
+        transfer = Transfer(
+            files=checkpoint.files,
+            chunks=chunks_of(checkpoint.files, pieces),
+            source=source,
+            writer=writer,
+            arena=arena,
+            job=job,
+            patience=patience,
+            concurrency=self._concurrency,
+        )
+        problem = ""
+        try:
+            report = await transfer.run()
+        except CheckpointChanged:
+            problem = "it changed meanwhile"
+            raise
+        finally:
+            if writer:
+                writer.close(problem)
+        return _result(report, verified=None not in expected)
+
+    def _writer(self, entry: PartialEntry) -> WriteBehind:
+        assert self._cache is not None
+        self._writers = [writer for writer in self._writers if writer.is_writing]
+        self._writers.append(WriteBehind(self._cache, entry))
+        return self._writers[-1]
+
+    @property
+    def _concurrency(self) -> int:
+        limit = self._settings.bytes_per_second
+        if not limit:
+            return self._settings.concurrency
+        in_time = int(limit * self._settings.request_timeout_s * SHARE_OF_REQUEST_TIME / CHUNK_BYTES)
+        return max(1, min(self._settings.concurrency, in_time))
+
+    async def _hashes(self, files: Sequence[CheckpointFile], patience: Patience) -> Sequence[Sequence[str] | None]:
+        return await asyncio.gather(*(self._hashes_of(file, patience) for file in files))
+
+    async def _hashes_of(self, file: CheckpointFile, patience: Patience) -> Sequence[str] | None:
+        sidecar = self._objects.object_at(f"{file.real_path}{SUFFIX}")
+        try:
+            content = await asked_patiently(lambda: sidecar.read_whole(MAX_SIDECAR_BYTES), sidecar.url, patience)
+        except (CheckpointNotFound, RemoteDenied):  # a bucket that may not be listed denies what is not there
+            return None
+        return parse_hashes_of(file, content, sidecar.url).digests
+
+
+def _version(file: CheckpointFile) -> Version:
+    return Version(bytes=file.bytes, etag=file.etag)
+
+
+def _by_chunk(digests: Sequence[Sequence[str] | None]) -> dict[ChunkId, str]:
+    return {
+        ChunkId(number, index): digest
+        for number, of_file in enumerate(digests)
+        for index, digest in enumerate(of_file or ())
+    }
+
+
+def _result(report: TransferReport, *, verified: bool) -> LoadResult:
+    tier: Tier = "remote" if report.fetched_bytes >= report.restored_bytes else "ssd"
+    return LoadResult(tier=tier, direct_io=False, verified=verified)
