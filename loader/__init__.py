@@ -38,22 +38,28 @@ if TYPE_CHECKING:
         RemoteUnavailable,
         RemoteUnsuitable,
         RemoteUrlRefused,
+        SliceInvalid,
         StoreCancelled,
         StoreError,
         StoreFull,
         StoreProtocolError,
         StoreTimeout,
         StoreUnavailable,
+        TensorNotFound,
         UnsafeCheckpoint,
         UnsupportedDtype,
     )
     from .integrity import IntegrityReport, hash_checkpoint, verify_checkpoint
     from .messages import Estimate, ImageStatus, LoadReceipt, StoreStatus
     from .repack import RepackReport, repack_checkpoint
+    from .slices import TensorSlice, load_slices, take_slices
     from .standalone import load_file
 
 _HOMES = {
     "load_file": "standalone",
+    "TensorSlice": "slices",
+    "load_slices": "slices",
+    "take_slices": "slices",
     "Store": "client",
     "Attachment": "client",
     "Checkpoint": "checkpoint",
@@ -102,6 +108,7 @@ __all__ = [
     "RemoteUnsuitable",
     "RemoteUrlRefused",
     "RepackReport",
+    "SliceInvalid",
     "Store",
     "StoreCancelled",
     "StoreError",
@@ -110,11 +117,15 @@ __all__ = [
     "StoreStatus",
     "StoreTimeout",
     "StoreUnavailable",
+    "TensorNotFound",
+    "TensorSlice",
     "UnsafeCheckpoint",
     "UnsupportedDtype",
     "hash_checkpoint",
     "load_file",
+    "load_slices",
     "repack_checkpoint",
+    "take_slices",
     "verify_checkpoint",
 ]
 

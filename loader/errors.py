@@ -13,6 +13,8 @@
     │   ├── CheckpointExists          something is already where a checkpoint should be written
     │   ├── CheckpointIndexInvalid    the shard index is malformed or names files it may not name
     │   ├── NotSafetensors            the bytes are not a valid safetensors file
+    │   ├── TensorNotFound            a tensor was asked for by a name that no file has
+    │   ├── SliceInvalid              a slice was asked for that does not fit its tensor
     │   ├── UnsupportedDtype          valid, but this torch has no such dtype
     │   ├── RemoteUrlRefused          a URL that is malformed, unencrypted, or holds credentials
     │   ├── RemoteDenied              the server wants other credentials
@@ -91,6 +93,14 @@ class CheckpointIndexInvalid(CheckpointError):
 
 class NotSafetensors(CheckpointError):
     """The bytes are not a valid safetensors file."""
+
+
+class TensorNotFound(CheckpointError):
+    """A tensor was asked for by a name that no file has."""
+
+
+class SliceInvalid(CheckpointError):
+    """A slice was asked for that does not fit its tensor."""
 
 
 class UnsupportedDtype(CheckpointError):

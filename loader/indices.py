@@ -8,12 +8,14 @@ from . import _core
 from .errors import CheckpointIndexInvalid
 
 
-def check_indices(files: Iterable[_core.FileImage]) -> None:
+def read_indices(files: Iterable[_core.FileImage]) -> list[_core.HeaderIndex]:
     """Reads and checks every header.
 
     Raises NotSafetensors, CheckpointTruncated, or CheckpointIndexInvalid where two shards hold a tensor of one name.
     """
-    check_names((file.path, _core.read_index(file)) for file in files)
+    indices = [(file.path, _core.read_index(file)) for file in files]
+    check_names(indices)
+    return [index for _, index in indices]
 
 
 def check_names(indices: Iterable[tuple[str, _core.HeaderIndex]]) -> None:

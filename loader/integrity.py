@@ -9,7 +9,7 @@ from . import _core
 from .checkpoint import Checkpoint, CheckpointFile
 from .chunk_hashes import ChunkHashes, read_hashes, sidecar_path, write_hashes
 from .errors import CheckpointChanged, ChunkHashesMissing
-from .indices import check_indices
+from .indices import read_indices
 from .progress import Progress, watched
 
 READ_THREADS = 4
@@ -70,7 +70,7 @@ def hashes_of(image: _core.FileImage, job: _core.ReadJob) -> ChunkHashes:
 
 def _checked_images(checkpoint: Checkpoint) -> list[_core.FileImage]:
     images = [_core.FileImage(file.real_path) for file in checkpoint.files]
-    check_indices(images)
+    read_indices(images)
     return images
 
 

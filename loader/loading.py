@@ -12,7 +12,7 @@ from . import _core
 from .checkpoint import Checkpoint, CheckpointFile
 from .chunk_hashes import ChunkHashes, read_hashes
 from .errors import CheckpointChanged
-from .indices import check_indices
+from .indices import read_indices
 from .keeper import LoadResult
 from .layout import Layout, padded
 from .messages import Tier
@@ -36,7 +36,7 @@ def load_image(
     """
     hashes = [read_hashes(checkpoint, file) if verify else None for file in checkpoint.files]
     files = [_open(file) for file in checkpoint.files]
-    check_indices(files)
+    read_indices(files)
     memory = _core.MemoryFile(layout.bytes)
     pieces = [[(extent.offset, padded(extent.bytes))] for extent in layout.extents]
     report = reader.read(files, memory, pieces, job, _digests(hashes))

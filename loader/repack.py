@@ -17,7 +17,7 @@ from . import _core
 from .checkpoint import PICKLE_SUFFIXES, Checkpoint, CheckpointFile
 from .chunk_hashes import SUFFIX, read_hashes, write_hashes
 from .errors import CheckpointChanged, CheckpointExists, CheckpointUnwritable
-from .indices import check_indices
+from .indices import read_indices
 from .integrity import READ_THREADS, hashes_of
 from .progress import Progress, watched
 from .safetensors_writer import write_in_layer_order
@@ -44,7 +44,7 @@ def repack_checkpoint(source: Path | str, target: Path | str, progress: Progress
     """
     checkpoint = Checkpoint.open(source)
     images = [_core.FileImage(file.real_path) for file in checkpoint.files]
-    check_indices(images)
+    read_indices(images)
     place = Path(target).absolute()
     with _new_directory(place) as partial:
         watched(lambda job: _fill(checkpoint, images, partial, job), 3 * checkpoint.total_bytes, progress)
@@ -64,7 +64,7 @@ def _fill(checkpoint: Checkpoint, images: list[_core.FileImage], partial: Path, 
         if not image.is_unchanged():
             raise CheckpointChanged(f"{image.path} changed while it was repacked; repack it once it is complete")
         copy = _core.FileImage(str(written))
-        check_indices([copy])
+        read_indices([copy])
         write_hashes(partial / f"{file.name}{SUFFIX}", hashes_of(copy, job))
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import _core
 from .checkpoint import Checkpoint
-from .indices import check_indices
-from .layout import lay_out
+from .chunk_hashes import read_hashes
+from .errors import CheckpointChanged, TensorNotFound
+from .indices import read_indices
+from .layout import Extent, padded
+from .progress import Progress, watched
 from .tensors import tensors_of
 
 if TYPE_CHECKING:
@@ -16,28 +21,110 @@ if TYPE_CHECKING:
 
 READ_THREADS = 4
 
+Range = tuple[int, int]
 
-def load_file(path: Path | str, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
-    """All tensors of a .safetensors file or checkpoint directory, by name.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenFile:
+    """One file of a checkpoint, its checked header, and the hashes to verify it against (none: it is not verified)."""
+
+    image: _core.FileImage
+    index: _core.HeaderIndex
+    digests: tuple[str, ...]
+
+
+def load_file(
+    path: Path | str,
+    device: str | torch.device = "cpu",
+    *,
+    keys: Iterable[str] | Callable[[str], bool] | None = None,
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, torch.Tensor]:
+    """All tensors of a .safetensors file or checkpoint directory, by name; with `keys` those named, or accepted, by it.
 
     Same keys, shapes, dtypes and bytes as safetensors.torch.load_file. CPU tensors are private and writable. A file in
     the page cache is mapped copy-on-write: as with every mapped file, it must not be overwritten in place meanwhile.
-    Any other file is read past the page cache into memory of this process. Raises CheckpointError, or StoreFull where
-    the machine has no memory left.
+    Of any other file the wanted tensors are read past the page cache into memory of this process, and what must be read
+    along with them: blocks of 4 KB, or chunks of 8 MiB where hashes lie beside the file and are compared (`verify`).
+    `progress` is told bytes done and in all. Raises CheckpointError, TensorNotFound among them where `keys` names what
+    is not there, and StoreFull where the machine has no memory left.
     """
-    files = Checkpoint.open(path).files
-    images = [_core.FileImage(file.real_path) for file in files]
-    check_indices(images)
+    files = open_files(path, verify=verify)
+    names = _chosen(files, keys, str(path))
+    wanted = [None if names is None else _ranges_of(file.index, names) for file in files]
+    total_bytes = sum(_bytes_to_take(file, ranges) for file, ranges in zip(files, wanted, strict=True))
+
+    def take(job: _core.ReadJob) -> list[_core.Mapping]:
+        return [_private_memory(file, ranges, job) for file, ranges in zip(files, wanted, strict=True)]
+
     tensors: dict[str, torch.Tensor] = {}
-    for file, image in zip(files, images, strict=True):
-        layout = lay_out([file])
-        tensors |= tensors_of(_private_memory(image, layout.bytes), layout.extents)
+    for file, memory in zip(files, watched(take, total_bytes, progress), strict=True):
+        extent = Extent(file_name=file.image.path, offset=0, bytes=file.image.bytes)
+        tensors |= tensors_of(memory, [extent], names)
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-def _private_memory(file: _core.FileImage, padded_bytes: int) -> _core.Mapping:
-    if file.is_resident():
-        return _core.Mapping.copy_on_write(file.fileno(), file.bytes)
-    memory = _core.Mapping.anonymous(padded_bytes)
-    _core.Reader(threads=READ_THREADS).read([file], memory, [[(0, padded_bytes)]], _core.ReadJob())
+def open_files(path: Path | str, *, verify: bool) -> list[OpenFile]:
+    """The files of the checkpoint at `path`, every header checked. Raises CheckpointError."""
+    checkpoint = Checkpoint.open(path)
+    hashes = [read_hashes(checkpoint, file) if verify else None for file in checkpoint.files]
+    images = [_core.FileImage(file.real_path) for file in checkpoint.files]
+    return [
+        OpenFile(image=image, index=index, digests=known.digests if known else ())
+        for image, index, known in zip(images, read_indices(images), hashes, strict=True)
+    ]
+
+
+def check_unchanged(image: _core.FileImage) -> None:
+    """Raises CheckpointChanged where the file was written, truncated or extended since it was opened."""
+    if not image.is_unchanged():
+        raise CheckpointChanged(f"{image.path} changed while it was being loaded; load it again once it is complete")
+
+
+def _chosen(
+    files: Iterable[OpenFile], keys: Iterable[str] | Callable[[str], bool] | None, path: str
+) -> frozenset[str] | None:
+    """The names that `keys` stands for, None for all."""
+    if keys is None:
+        return None
+    if isinstance(keys, str):
+        raise TypeError(f"keys is one string; give an iterable of names, as in keys=[{keys!r}], or a predicate")
+    present = {entry.name for file in files for entry in file.index.tensors}
+    if callable(keys):
+        return frozenset(name for name in present if keys(name))
+    names = frozenset(keys)
+    check_present(names, present, path)
+    return names
+
+
+def check_present(names: Iterable[str], present: set[str], path: str) -> None:
+    """Raises TensorNotFound where a name is not among those that are present."""
+    missing = sorted(set(names) - present)
+    if missing:
+        raise TensorNotFound(f"{path} holds no tensor {missing[0]!r} ({len(missing)} of the names are missing)")
+
+
+def _ranges_of(index: _core.HeaderIndex, names: frozenset[str]) -> list[Range]:
+    """The header, which is parsed anew from the bytes that were verified, and the named tensors."""
+    return [(0, index.data_begin), *((entry.begin, entry.end) for entry in index.tensors if entry.name in names)]
+
+
+def _bytes_to_take(file: OpenFile, ranges: list[Range] | None) -> int:
+    whole = [(0, file.image.bytes)]
+    return _core.bytes_to_read(file.image, whole if ranges is None else ranges, is_verified=bool(file.digests))
+
+
+def _private_memory(file: OpenFile, ranges: list[Range] | None, job: _core.ReadJob) -> _core.Mapping:
+    image = file.image
+    if image.is_resident():
+        memory = _core.Mapping.copy_on_write(image.fileno(), image.bytes)
+        if file.digests:
+            _core.verify_memory(image, memory, file.digests, ranges=ranges, threads=READ_THREADS, job=job)
+    else:
+        memory = _core.Mapping.anonymous(padded(image.bytes))
+        pieces = [[(0, padded(image.bytes))]]
+        all_ranges = None if ranges is None else [ranges]
+        _core.Reader(threads=READ_THREADS).read([image], memory, pieces, job, [file.digests], ranges=all_ranges)
+    check_unchanged(image)
     return memory

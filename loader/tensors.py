@@ -6,18 +6,20 @@ on first use.
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ._core import Mapping as MemoryMapping
 from ._core import TensorEntry, parse_index
 from .errors import NotSafetensors, UnsupportedDtype
 from .layout import Extent
 
 if TYPE_CHECKING:
     import torch
+    from _typeshed import ReadableBuffer
 
 # The format's name of a dtype to torch's; older torch versions lack some. torch packs two F4 values in an element.
 TORCH_NAMES = {
@@ -47,32 +49,59 @@ TORCH_NAMES = {
 _warnings_lock = threading.Lock()
 
 
-def tensors_of(memory: MemoryMapping, extents: Iterable[Extent]) -> dict[str, torch.Tensor]:
+def tensors_of(
+    memory: ReadableBuffer, extents: Iterable[Extent], names: Container[str] | None = None
+) -> dict[str, torch.Tensor]:
     """The tensors of all files that lie in `memory`, by name. No two files may share a name (indices.py sees to it).
 
-    They are writable exactly where the mapping is; torch does not know of read-only tensors, and writing to one kills
-    the process with SIGSEGV. Raises CheckpointError.
+    With `names` only these; the bytes of the others need not be there. Tensors are writable exactly where the
+    memory is; torch does not know of read-only tensors, and writing to one kills the process with SIGSEGV. Raises
+    CheckpointError.
     """
     tensors: dict[str, torch.Tensor] = {}
-    for extent in extents:
-        index = parse_index(memory, extent.offset, extent.bytes, extent.file_name)
-        tensors |= _views(memory, extent, index.tensors)
+    with _quiet():
+        for extent in extents:
+            for entry in parse_index(memory, extent.offset, extent.bytes, extent.file_name).tensors:
+                if names is None or entry.name in names:
+                    tensors[entry.name] = _view(memory, extent, entry)
     return tensors
 
 
-def _views(memory: MemoryMapping, extent: Extent, entries: list[TensorEntry]) -> dict[str, torch.Tensor]:
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        return {entry.name: _view(memory, extent, entry) for entry in entries}
+def typed_shape(entry: TensorEntry, file_name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+    """What torch calls the tensor's dtype, and its shape in torch's elements.
+
+    Raises UnsupportedDtype, and NotSafetensors where an empty tensor is given a shape that torch can't have.
+    """
+    dtype, shape = _dtype_of(entry, file_name), _torch_shape(entry, file_name)
+    if entry.begin == entry.end:
+        _check_empty(shape, dtype, entry, file_name)
+    return dtype, shape
 
 
-def _view(memory: MemoryMapping, extent: Extent, entry: TensorEntry) -> torch.Tensor:
+def view_of(memory: ReadableBuffer, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """The bytes from `offset` on as a tensor that shares them; the offset must be a multiple of the dtype's size."""
     import torch
 
-    dtype = _dtype_of(entry, extent)
-    shape = _torch_shape(entry, extent)
+    if 0 in shape:
+        return torch.empty(shape, dtype=dtype)
+    with _quiet():
+        return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape), offset=offset).reshape(shape)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warning about memory that can't be written."""
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        yield
+
+
+def _view(memory: ReadableBuffer, extent: Extent, entry: TensorEntry) -> torch.Tensor:
+    import torch
+
+    dtype, shape = typed_shape(entry, extent.file_name)
     if entry.begin == entry.end:
-        return _empty(shape, dtype, entry, extent)
+        return torch.empty(shape, dtype=dtype)
     offset = extent.offset + entry.begin
     if offset % dtype.itemsize == 0:
         count = (entry.end - entry.begin) // dtype.itemsize
@@ -81,33 +110,33 @@ def _view(memory: MemoryMapping, extent: Extent, entry: TensorEntry) -> torch.Te
     return raw.clone().view(dtype).reshape(shape)
 
 
-def _dtype_of(entry: TensorEntry, extent: Extent) -> torch.dtype:
+def _dtype_of(entry: TensorEntry, file_name: str) -> torch.dtype:
     import torch
 
     dtype = getattr(torch, TORCH_NAMES.get(entry.dtype, ""), None)
     if not isinstance(dtype, torch.dtype):
         raise UnsupportedDtype(
-            f"tensor {entry.name!r} of {extent.file_name} has dtype {entry.dtype}, which torch {torch.__version__} "
+            f"tensor {entry.name!r} of {file_name} has dtype {entry.dtype}, which torch {torch.__version__} "
             "cannot name; install a newer torch or convert the tensor"
         )
     return dtype
 
 
-def _torch_shape(entry: TensorEntry, extent: Extent) -> tuple[int, ...]:
+def _torch_shape(entry: TensorEntry, file_name: str) -> tuple[int, ...]:
     if entry.dtype != "F4":
         return entry.shape
     if not entry.shape or entry.shape[-1] % 2:
         raise UnsupportedDtype(
-            f"tensor {entry.name!r} of {extent.file_name} has dtype F4 and shape {entry.shape}; torch packs pairs, so "
+            f"tensor {entry.name!r} of {file_name} has dtype F4 and shape {entry.shape}; torch packs pairs, so "
             "the last dimension must be even"
         )
     return (*entry.shape[:-1], entry.shape[-1] // 2)
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, entry: TensorEntry, extent: Extent) -> torch.Tensor:
+def _check_empty(shape: tuple[int, ...], dtype: torch.dtype, entry: TensorEntry, file_name: str) -> None:
     import torch
 
     try:
-        return torch.empty(shape, dtype=dtype)
+        torch.empty(shape, dtype=dtype)
     except (RuntimeError, TypeError) as error:
-        raise NotSafetensors(f"tensor {entry.name!r} of {extent.file_name} has the impossible shape {shape}") from error
+        raise NotSafetensors(f"tensor {entry.name!r} of {file_name} has the impossible shape {shape}") from error

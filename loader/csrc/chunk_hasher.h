@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -23,6 +24,12 @@ void check_chunk(const FetchedChunk& fetched);
 // As hash_chunks(), and throws CheckpointCorrupted at a chunk that differs from `expected`, which must have one hash
 // for each chunk (std::invalid_argument).
 void verify_chunks(const FileImage& file, std::span<const Digest> expected, unsigned threads, ReadJob& job,
+                   std::uint64_t chunk_bytes = kChunkBytes);
+
+// As verify_chunks(), of the file's bytes as they are mapped at `memory` (at least its size), without reading it again;
+// with `ranges` only of the chunks that hold a byte of them.
+void verify_mapped(const FileImage& file, std::span<const std::byte> memory, std::span<const Digest> expected,
+                   unsigned threads, ReadJob& job, const std::optional<std::vector<ByteRange>>& ranges = std::nullopt,
                    std::uint64_t chunk_bytes = kChunkBytes);
 
 }  // namespace serverless_triton::loader

@@ -56,9 +56,10 @@ std::uint64_t end_of(const StridedCopy& copy) {
     return copy.begin + copy.rows * copy.row_bytes;
 }
 
-// In file order, checked.
+// In file order, checked, without those that take nothing.
 std::vector<StridedCopy> sorted_copies(const Gathering& gathering) {
     std::vector<StridedCopy> copies = gathering.copies;
+    std::erase_if(copies, [](const StridedCopy& copy) { return target_bytes(copy) == 0; });
     std::ranges::sort(copies, {}, &StridedCopy::begin);
     std::uint64_t end = 0;
     for (const StridedCopy& copy : copies) {

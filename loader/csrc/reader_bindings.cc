@@ -80,6 +80,18 @@ std::uint64_t bytes_to_read(const FileImage& file, const std::vector<Pair>& rang
     return bytes;
 }
 
+void verify_memory(const FileImage& file, const py::buffer& memory, const HexDigests& expected,
+                   const std::optional<std::vector<Pair>>& pairs, unsigned threads, ReadJob& job) {
+    const py::buffer_info info = memory.request();
+    if (info.itemsize != 1 || info.ndim != 1)
+        throw py::type_error("expected a one-dimensional buffer of bytes");
+    const std::span bytes(static_cast<const std::byte*>(info.ptr), static_cast<std::size_t>(info.size));
+    const std::vector<Digest> digests = digests_of(expected);
+    const auto ranges = pairs ? std::optional(ranges_from(*pairs)) : std::nullopt;
+    const py::gil_scoped_release release;
+    verify_mapped(file, bytes, digests, threads, job, ranges);
+}
+
 std::span<std::byte> part_of(std::span<std::byte> memory, std::uint64_t offset, std::uint64_t length) {
     if (offset > memory.size() || length > memory.size() - offset)
         throw py::value_error("a piece lies past the end of the memory");
@@ -199,6 +211,8 @@ void bind_reader(py::module_& m) {
     m.def("hash_chunks", &hash_file, py::arg("file"), py::kw_only(), py::arg("threads"), py::arg("job"));
     m.def("verify_chunks", &verify_file, py::arg("file"), py::arg("expected"), py::kw_only(), py::arg("threads"),
           py::arg("job"));
+    m.def("verify_memory", &verify_memory, py::arg("file"), py::arg("memory"), py::arg("expected"), py::kw_only(),
+          py::arg("ranges") = py::none(), py::arg("threads"), py::arg("job"));
 }
 
 }  // namespace serverless_triton::loader

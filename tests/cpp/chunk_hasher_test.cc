@@ -1,6 +1,8 @@
 #include "chunk_hasher.h"
 
+#include <optional>
 #include <stdexcept>
+#include <vector>
 
 #include "check.h"
 #include "errors.h"
@@ -40,6 +42,23 @@ void a_flipped_byte_is_found_wherever_it_is() {
     }
 }
 
+void mapped_bytes_are_verified_where_they_are_wanted() {
+    std::string content = pattern(3 * kTestChunkBytes + 7);
+    const TemporaryFile file(content);
+    const FileImage image = FileImage::open(file.path());
+    ReadJob job;
+    const std::vector<Digest> digests = hash_chunks(image, 2, job, kTestChunkBytes);
+    content[2 * kTestChunkBytes] ^= 1;
+    const auto verify = [&](std::optional<std::vector<ByteRange>> ranges) {
+        verify_mapped(image, bytes_of(content), digests, 2, job, ranges, kTestChunkBytes);
+    };
+    verify(std::vector<ByteRange>{{0, 2 * kTestChunkBytes}, {3 * kTestChunkBytes, 3 * kTestChunkBytes + 1}});
+    CHECK_THROWS(CheckpointCorrupted, verify(std::vector<ByteRange>{{3 * kTestChunkBytes - 1, 3 * kTestChunkBytes}}));
+    CHECK_THROWS(CheckpointCorrupted, verify(std::nullopt));
+    content.pop_back();
+    CHECK_THROWS(std::invalid_argument, verify(std::nullopt));
+}
+
 void bad_calls_and_cancelled_jobs_are_refused() {
     const TemporaryFile file(pattern(10));
     const FileImage image = FileImage::open(file.path());
@@ -55,5 +74,6 @@ int main() {
     for (const std::size_t bytes : {0UL, 1UL, kTestChunkBytes - 1, kTestChunkBytes, 5 * kTestChunkBytes + 1})
         every_chunk_has_its_hash(bytes);
     a_flipped_byte_is_found_wherever_it_is();
+    mapped_bytes_are_verified_where_they_are_wanted();
     bad_calls_and_cancelled_jobs_are_refused();
 }

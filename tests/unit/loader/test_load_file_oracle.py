@@ -1,6 +1,7 @@
 """Any valid file reads as the official reader reads it; any corruption of one is an error or the same tensors."""
 
 import json
+import os
 import struct
 import tempfile
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from serverless_triton.loader import LoaderError, load_file
+from serverless_triton.loader import LoaderError, hash_checkpoint, load_file
 from serverless_triton.loader.tensors import TORCH_NAMES
 
 pytest.importorskip("hypothesis")
@@ -54,6 +55,33 @@ def test_valid_files_read_as_the_official_reader_reads_them(content: bytes) -> N
         path = Path(directory) / "model.safetensors"
         path.write_bytes(content)
         assert_same(load_file(path), official_load_file(path))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(safetensors_files(), min_size=1, max_size=3), st.booleans(), st.booleans())
+def test_sharded_hashed_and_cold_files_read_as_the_official_reader_reads_them(
+    contents: list[bytes], is_hashed: bool, is_cold: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        directory, expected = Path(name), {}
+        for number, content in enumerate(contents):
+            shard = directory / f"{number}.safetensors"
+            shard.write_bytes(content)
+            tensors = official_load_file(shard)
+            if expected.keys() & tensors.keys():
+                shard.unlink()
+            else:
+                expected |= tensors
+        names = sorted(shard.name for shard in directory.iterdir())
+        index = {"weight_map": {f"tensor {name}": name for name in names}}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+        if is_hashed:
+            hash_checkpoint(directory)
+        for shard in directory.iterdir() if is_cold else ():
+            with shard.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert_same(load_file(directory), expected)
 
 
 @settings(max_examples=300, deadline=None)

@@ -39,6 +39,7 @@ PUBLIC_NAMES = {
     "RemoteUnsuitable",
     "RemoteUrlRefused",
     "RepackReport",
+    "SliceInvalid",
     "Store",
     "StoreCancelled",
     "StoreError",
@@ -47,11 +48,15 @@ PUBLIC_NAMES = {
     "StoreStatus",
     "StoreTimeout",
     "StoreUnavailable",
+    "TensorNotFound",
+    "TensorSlice",
     "UnsafeCheckpoint",
     "UnsupportedDtype",
     "hash_checkpoint",
     "load_file",
+    "load_slices",
     "repack_checkpoint",
+    "take_slices",
     "verify_checkpoint",
 }
 

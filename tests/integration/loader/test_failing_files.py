@@ -1,0 +1,146 @@
+"""Files that fail while they are read: a disk that answers EIO, a file that ends or changes under the reader."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file as official_load_file
+from safetensors.torch import save_file
+
+from serverless_triton.loader import (
+    CheckpointChanged,
+    CheckpointTruncated,
+    CheckpointUnreadable,
+    TensorSlice,
+    hash_checkpoint,
+    load_file,
+    load_slices,
+)
+from serverless_triton.loader._core import CHUNK_BYTES, FileImage, Mapping, Reader, ReadJob
+
+HERE = Path(__file__).parent
+MAY_NOT_MOUNT = 77
+
+ShowFile = Callable[..., Path]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Two chunks and a bit, hashed; on the disk, and not in the page cache."""
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.rand(2 * CHUNK_BYTES // 4 + 1000), "bias": torch.rand(7)}, path)
+    hash_checkpoint(path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return path
+
+
+@pytest.fixture
+def show_file(tmp_path: Path, checkpoint: Path) -> Iterator[ShowFile]:
+    """show_file("--end-at", "9", ...) is the checkpoint as a file that fails that way (fuse_file.py)."""
+    servers = []
+
+    def show(*options: str) -> Path:
+        place = tmp_path / f"failing{len(servers)}.safetensors"
+        place.touch()
+        command = [sys.executable, str(HERE / "fuse_file.py"), str(place), str(checkpoint), *options]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        servers.append(server)
+        assert server.stdout is not None
+        if server.stdout.readline() != "ready\n" and server.wait(10) == MAY_NOT_MOUNT:
+            pytest.skip("this system lets us mount no file system")
+        return place
+
+    yield show
+    for server in servers:
+        server.terminate()
+        server.wait(10)
+        assert server.stdout is not None
+        server.stdout.close()
+
+
+def read_all(path: Path, engine: str) -> bytes:
+    file = FileImage(str(path))
+    room = -(-file.bytes // CHUNK_BYTES) * CHUNK_BYTES
+    memory = Mapping.anonymous(room)
+    report = Reader(threads=2, engine=engine).read([file], memory, [[(0, room)]], ReadJob())
+    assert report.disk_bytes == file.bytes
+    assert report.uring_bytes == (report.direct_bytes if Reader(threads=1, engine=engine).engine == "io_uring" else 0)
+    return bytes(memory)[: file.bytes]
+
+
+engines = pytest.mark.parametrize("engine", ["auto", "pread"])
+
+
+@engines
+def test_a_sound_file_of_that_kind_reads_whole(show_file: ShowFile, checkpoint: Path, engine: str) -> None:
+    assert read_all(show_file(), engine) == checkpoint.read_bytes()
+
+
+@engines
+@pytest.mark.parametrize(("fail_from", "chunk"), [(4096 * 3, 0), (CHUNK_BYTES, 1), (2 * CHUNK_BYTES + 4096, 2)])
+def test_an_io_error_names_file_chunk_and_tier(show_file: ShowFile, engine: str, fail_from: int, chunk: int) -> None:
+    path = show_file("--fail-from", str(fail_from))
+
+    with pytest.raises(CheckpointUnreadable, match=rf"{path}: chunk {chunk} .*read from ssd: Input/output error"):
+        read_one_thread(path, engine)
+
+
+def read_one_thread(path: Path, engine: str) -> None:
+    """In order, so that the first failing chunk is the one that is told of."""
+    file = FileImage(str(path))
+    room = -(-file.bytes // CHUNK_BYTES) * CHUNK_BYTES
+    Reader(threads=1, engine=engine).read([file], Mapping.anonymous(room), [[(0, room)]], ReadJob())
+
+
+@engines
+@pytest.mark.parametrize(
+    "end_at", [4096, 4097, 1 << 20, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES, 2 * CHUNK_BYTES + 5]
+)
+def test_a_file_that_ends_early_anywhere_is_truncated(show_file: ShowFile, engine: str, end_at: int) -> None:
+    path = show_file("--end-at", str(end_at))
+
+    with pytest.raises(CheckpointTruncated, match=rf"{path}: chunk {end_at // CHUNK_BYTES} .*became shorter"):
+        read_one_thread(path, engine)
+
+
+def test_the_python_faces_tell_the_same(show_file: ShowFile) -> None:
+    failing, ending = show_file("--fail-from", str(CHUNK_BYTES)), show_file("--end-at", str(CHUNK_BYTES))
+
+    for load in (load_file, lambda path: load_slices(path, {"weight": TensorSlice(0, 1, 2)})):
+        with pytest.raises(CheckpointUnreadable, match=rf"{failing}: chunk [12] .*from ssd: Input/output error"):
+            load(failing)
+        with pytest.raises(CheckpointTruncated, match=rf"{ending}: chunk [12] "):
+            load(ending)
+
+
+def test_a_file_that_is_written_while_it_is_read_has_changed(show_file: ShowFile) -> None:
+    whole, sliced = show_file("--touch"), show_file("--touch")
+
+    with pytest.raises(CheckpointChanged, match=str(whole)):
+        load_file(whole)
+    with pytest.raises(CheckpointChanged, match=str(sliced)):
+        load_slices(sliced, {"weight": None})
+
+
+def test_a_file_that_fails_for_one_process_only_fails_by_pread_too(tmp_path: Path, checkpoint: Path) -> None:
+    shim = tmp_path / "failing_pread.so"
+    compiler = ["cc", "-shared", "-fPIC", "-o", str(shim), str(HERE / "failing_pread.c"), "-ldl"]
+    if subprocess.run(compiler, check=False).returncode != 0:
+        pytest.skip("there is no C compiler")
+    failing = {"LD_PRELOAD": str(shim), "FAILING_PATH": str(checkpoint), "FAILING_FROM": str(CHUNK_BYTES)}
+    code = f"from serverless_triton.loader import load_file; load_file({str(checkpoint)!r})"
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **failing}, capture_output=True, text=True, check=False
+    )
+
+    assert "CheckpointUnreadable" in done.stderr
+    assert f"{checkpoint}: chunk " in done.stderr
+    assert "read from ssd: Input/output error" in done.stderr
+    assert official_load_file(checkpoint).keys() == load_file(checkpoint).keys()
