@@ -6,7 +6,6 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,16 +13,13 @@ from typing import Any
 
 import click
 
-from serverless_triton.loader.checkpoint import canonical_path
 from serverless_triton.loader.client import Store
 from serverless_triton.loader.daemon import serve
 from serverless_triton.loader.integrity import hash_checkpoint, verify_checkpoint
-from serverless_triton.loader.messages import ImageStatus, LoadReceipt
+from serverless_triton.loader.messages import ImageStatus, LoadReceipt, QueueStatus, StoreStatus
 from serverless_triton.loader.progress import Progress
 from serverless_triton.loader.repack import repack_checkpoint
 from serverless_triton.loader.store_config import PAGES, StoreConfig
-
-TICK_S = 0.2
 
 _socket = click.option(
     "--socket",
@@ -36,6 +32,8 @@ _socket = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _timeout = click.option("--timeout-s", type=click.FloatRange(min=0), default=3600.0, show_default=True)
 _path = click.argument("path", type=click.Path(path_type=Path))
+# A checkpoint by path or URL.
+_checkpoint = click.argument("path", metavar="PATH")
 
 
 @click.group("store", short_help="A node's weights in memory; checkpoints made ready for it.")
@@ -54,6 +52,7 @@ def command() -> None:
 @click.option("--threads", type=click.IntRange(1, 256), default=4, show_default=True, help="Reading threads of a load.")
 @click.option("--ssd-bytes-per-second", type=click.IntRange(0), default=0, help="Limit of all reads. [default: none]")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare with the hashes beside files.")
+@click.option("--pages", type=click.Choice(PAGES), default="auto", show_default=True, help="What memory is made of.")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), help="Prometheus, on 127.0.0.1. [default: none]")
 def serve_command(socket: Path, **options: Any) -> None:
     """Run the store until Ctrl-C."""
@@ -66,21 +65,21 @@ def serve_command(socket: Path, **options: Any) -> None:
 
 
 @command.command("load")
-@_path
+@_checkpoint
 @_socket
 @_timeout
 @_json
-def load(path: Path, socket: Path, timeout_s: float, as_json: bool) -> None:
+def load(path: str, socket: Path, timeout_s: float, as_json: bool) -> None:
     """Bring the checkpoint at PATH into memory and wait until it is there."""
     receipt = _load(path, socket, timeout_s)
     _print(asdict(receipt), _loaded(path, receipt), as_json)
 
 
 @command.command("prefetch")
-@_path
+@_checkpoint
 @_socket
 @_json
-def prefetch(path: Path, socket: Path, as_json: bool) -> None:
+def prefetch(path: str, socket: Path, as_json: bool) -> None:
     """Have the store load PATH, without waiting."""
     with Store(socket) as store:
         image = store.prefetch(path)
@@ -88,11 +87,11 @@ def prefetch(path: Path, socket: Path, as_json: bool) -> None:
 
 
 @command.command("pin")
-@_path
+@_checkpoint
 @_socket
 @_timeout
 @_json
-def pin(path: Path, socket: Path, timeout_s: float, as_json: bool) -> None:
+def pin(path: str, socket: Path, timeout_s: float, as_json: bool) -> None:
     """Load PATH, wait for it and keep it in memory until it is unpinned."""
     with Store(socket) as store:
         store.pin(path)
@@ -101,10 +100,10 @@ def pin(path: Path, socket: Path, timeout_s: float, as_json: bool) -> None:
 
 
 @command.command("unpin")
-@_path
+@_checkpoint
 @_socket
 @_json
-def unpin(path: Path, socket: Path, as_json: bool) -> None:
+def unpin(path: str, socket: Path, as_json: bool) -> None:
     """Let PATH go again when its room is needed."""
     with Store(socket) as store:
         images = store.unpin(path)
@@ -112,10 +111,10 @@ def unpin(path: Path, socket: Path, as_json: bool) -> None:
 
 
 @command.command("evict")
-@_path
+@_checkpoint
 @_socket
 @_json
-def evict(path: Path, socket: Path, as_json: bool) -> None:
+def evict(path: str, socket: Path, as_json: bool) -> None:
     """Drop PATH from memory; refused while it is used or pinned."""
     with Store(socket) as store:
         images = store.evict(path)
@@ -123,10 +122,10 @@ def evict(path: Path, socket: Path, as_json: bool) -> None:
 
 
 @command.command("estimate")
-@_path
+@_checkpoint
 @_socket
 @_json
-def estimate(path: Path, socket: Path, as_json: bool) -> None:
+def estimate(path: str, socket: Path, as_json: bool) -> None:
     """Say how long a load of PATH would take now."""
     with Store(socket) as store:
         answer = store.estimate(path)
@@ -142,10 +141,7 @@ def status(socket: Path, as_json: bool) -> None:
     """Show what the store holds and does."""
     with Store(socket) as store:
         now = store.status()
-    lines = [f"{_size(now.used_bytes)} of {_size(now.dram_bytes)} used, {now.queue_depth} loads wait or run"]
-    lines += [f"{tier}: {_size(speed)}/s" for tier, speed in now.bandwidth_bytes_per_second.items()]
-    lines += map(_image_line, now.images)
-    _print(asdict(now), "\n".join(lines), as_json)
+    _print(asdict(now), "\n".join(_status_lines(now)), as_json)
 
 
 @command.command("repack")
@@ -180,19 +176,9 @@ def verify(path: Path, as_json: bool) -> None:
     _print(asdict(report), f"{report.files} files of {_size(report.bytes)} are as they were hashed", as_json)
 
 
-def _load(path: Path, socket: Path, timeout_s: float) -> LoadReceipt:
-    name = str(canonical_path(path))
-    with Store(socket) as store, Store(socket) as observer, ThreadPoolExecutor(1) as pool, _bar("loading") as progress:
-        future = pool.submit(store.load, path, timeout_s)
-        try:
-            while not wait([future], TICK_S).done:
-                for image in observer.status().images:
-                    if image.path == name:
-                        progress(image.read_bytes, image.bytes)
-        except BaseException:
-            store.close()
-            raise
-        return future.result()
+def _load(path: str, socket: Path, timeout_s: float) -> LoadReceipt:
+    with Store(socket) as store, _bar("loading") as progress:
+        return store.load(path, timeout_s, progress=progress)
 
 
 @contextmanager
@@ -214,16 +200,36 @@ def _print(content: dict[str, Any], line: str, as_json: bool) -> None:
     click.echo(json.dumps(content) if as_json else line)
 
 
-def _loaded(path: Path, receipt: LoadReceipt) -> str:
+def _loaded(path: str, receipt: LoadReceipt) -> str:
     if receipt.tier == "dram":
         return f"{path} was in memory: {_size(receipt.bytes)}"
     verified = "verified" if receipt.verified else "not verified"
-    return f"loaded {path}: {_size(receipt.bytes)} from {receipt.tier} in {receipt.read_s:.3f} s, {verified}"
+    scattered = ", scattered" if receipt.scattered else ""
+    return f"loaded {path}: {_size(receipt.bytes)} from {receipt.tier} in {receipt.read_s:.3f} s, {verified}{scattered}"
+
+
+def _status_lines(now: StoreStatus) -> Iterator[str]:
+    arena = now.arena
+    yield f"{_size(now.used_bytes)} of {_size(now.dram_bytes)} used, {now.queue_depth} loads wait or run"
+    yield (
+        f"arena: {arena.kind}, pages of {arena.page_bytes // 1024} KiB, {_size(arena.prefaulted_bytes)} prefaulted, "
+        f"{arena.fragmentation:.0%} fragmented"
+    )
+    yield from map(_queue_line, now.queues)
+    yield from map(_image_line, now.images)
+
+
+def _queue_line(queue: QueueStatus) -> str:
+    speeds = "".join(f", {tier} {_size(speed)}/s" for tier, speed in queue.bandwidth_bytes_per_second.items())
+    reading = f"reading {queue.running}" if queue.running else "idle"
+    waiting = f", {queue.waiting_loads} wait, {queue.prefetches} prefetches, {queue.paused_loads} paused"
+    return f"{queue.device}: {reading}{waiting if queue.unread_bytes else ''}{speeds}"
 
 
 def _image_line(image: ImageStatus) -> str:
-    pinned = ", pinned" if image.pinned else ""
-    return f"{image.path}: {image.state}, {_size(image.read_bytes)}, {image.leases} leases{pinned}"
+    orphaned = f" ({image.orphaned_leases} orphaned)" if image.orphaned_leases else ""
+    marks = "".join(f", {mark}" for mark in ("pinned", "scattered") if getattr(image, mark))
+    return f"{image.path}: {image.state}, {_size(image.read_bytes)}, {image.leases} leases{orphaned}{marks}"
 
 
 def _size(size_bytes: float) -> str:

@@ -1,19 +1,24 @@
-"""The images a store holds: states, leases, budget, least recently used. Bookkeeping only: no I/O, no clock, no locks.
+"""The images a store holds: where they lie, their states and leases, least recently used. Bookkeeping only.
 
-An image is LOADING from the first request for it, takes its bytes out of the budget when its load starts, is READY when
-they are in place, and EVICTING until they are given back. Leased and pinned images are never evicted.
+An image is EMPTY from the first request for it, LOADING once it has its place in the arena, READY when its bytes are
+there, and EVICTING while it is unwanted but still being moved. Leased and pinned images are never evicted, leased ones
+never moved.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
 
+from .arena_map import ArenaMap, Pieces, extent_bytes
 from .checkpoint import Checkpoint, CheckpointFile
+from .compaction import Move, compact
 from .errors import StoreFull
-from .layout import Layout, lay_out
+from .layout import Extent, Piece
+from .state import ImageRecord
 
 ImageKey = tuple[CheckpointFile, ...]
 
@@ -21,6 +26,7 @@ ImageKey = tuple[CheckpointFile, ...]
 class ImageState(Enum):
     """The life of an image, in this order."""
 
+    EMPTY = "empty"
     LOADING = "loading"
     READY = "ready"
     EVICTING = "evicting"
@@ -30,18 +36,19 @@ class ImageState(Enum):
 class Image:
     """One version of one checkpoint.
 
-    `leases` counts attachments by client; `charged` says whether it holds budget, `verified` whether every byte was
-    compared with its hash when it was read, `pinned` whether it stays without a lease.
+    `files` are the pieces of each file, none while EMPTY. `leases` counts attachments by client; `verified` says
+    whether every byte was compared with its hash when it was read, `pinned` whether it stays without a lease, `moving`
+    whether its bytes are on their way to another place.
     """
 
     id: int
     checkpoint: Checkpoint
-    layout: Layout
-    state: ImageState = ImageState.LOADING
+    files: tuple[Pieces, ...] = ()
+    state: ImageState = ImageState.EMPTY
     leases: Counter[int] = field(default_factory=Counter)
-    charged: bool = False
     verified: bool = False
     pinned: bool = False
+    moving: bool = False
     last_used: int = 0
 
     @property
@@ -49,18 +56,45 @@ class Image:
         return self.checkpoint.files
 
     @property
+    def file_bytes(self) -> list[int]:
+        return [file.bytes for file in self.checkpoint.files]
+
+    @property
     def bytes(self) -> int:
-        return self.layout.bytes
+        """What it takes of the arena, or would if all its files were contiguous."""
+        return sum(piece.length for piece in self.pieces) or sum(map(extent_bytes, self.file_bytes))
+
+    @property
+    def pieces(self) -> Iterator[Piece]:
+        return (piece for file in self.files for piece in file)
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        placed = zip(self.checkpoint.files, self.files, strict=True)
+        return tuple(Extent(file_name=file.real_path, bytes=file.bytes, pieces=pieces) for file, pieces in placed)
+
+    @property
+    def is_scattered(self) -> bool:
+        return any(len(file) > 1 for file in self.files)
 
 
 class ImageCache:
-    """All images of one store under one budget of `dram_bytes`."""
+    """All images of one store in one arena of `arena_bytes`."""
 
-    def __init__(self, dram_bytes: int) -> None:
-        self.dram_bytes = dram_bytes
+    def __init__(self, arena_bytes: int) -> None:
+        self._map = ArenaMap(arena_bytes)
         self._images: dict[int, Image] = {}
-        self._ids = count(1)
+        self._next_id = 1
         self._uses = count(1)
+
+    @property
+    def map(self) -> ArenaMap:
+        """To look at."""
+        return self._map
+
+    @property
+    def next_id(self) -> int:
+        return self._next_id
 
     @property
     def images(self) -> list[Image]:
@@ -68,39 +102,24 @@ class ImageCache:
         return list(self._images.values())
 
     @property
-    def used_bytes(self) -> int:
-        return sum(image.bytes for image in self._images.values() if image.charged)
-
-    @property
     def leased_bytes(self) -> int:
         return sum(image.bytes for image in self._images.values() if image.leases)
 
-    @property
-    def kept_bytes(self) -> int:
-        """What cannot be evicted: leased, pinned or both."""
-        return sum(image.bytes for image in self._images.values() if image.leases or image.pinned)
-
-    @property
-    def free_bytes(self) -> int:
-        return self.dram_bytes - self.used_bytes
-
-    def get(self, image_id: int) -> Image:
-        return self._images[image_id]
-
     def find(self, key: ImageKey) -> Image | None:
-        """The image of exactly these files that is loading or ready."""
+        """The image of exactly these files that is not on its way out."""
         usable = (image for image in self._images.values() if image.state is not ImageState.EVICTING)
         return next((image for image in usable if image.key == key), None)
 
     def at_path(self, path: str) -> list[Image]:
-        """The images of every version of a checkpoint that are loading or ready."""
+        """The images of every version of a checkpoint that are not on their way out."""
         images = (image for image in self._images.values() if image.state is not ImageState.EVICTING)
         return [image for image in images if image.checkpoint.path == path]
 
     def admit(self, checkpoint: Checkpoint) -> Image:
-        """A new image in LOADING. Raises StoreFull where it could not fit into an empty store."""
+        """A new image, EMPTY. Raises StoreFull where it could not fit into an empty store."""
         image = self._image_of(checkpoint)
         self._images[image.id] = image
+        self._next_id += 1
         return image
 
     def check_room(self, checkpoint: Checkpoint) -> None:
@@ -108,35 +127,60 @@ class ImageCache:
         self.victims_for(self._image_of(checkpoint))
 
     def victims_for(self, image: Image) -> list[Image]:
-        """Which images must go, least recently used first, so that this one fits; those already going count as gone.
+        """Which images must go, least recently used first, so that place() succeeds; those already going count as gone.
 
-        Raises StoreFull where leased and pinned images leave too little.
+        Raises StoreFull where leased, pinned and loading images leave too little.
         """
-        missing = image.bytes - self.free_bytes - self._evicting_bytes()
-        victims = []
-        for candidate in sorted(filter(is_evictable, self._images.values()), key=lambda image: image.last_used):
-            if missing <= 0:
-                break
-            victims.append(candidate)
-            missing -= candidate.bytes
-        if missing > 0:
-            raise self._full(image)
+        trial = self._map.copy()
+        for going in self._in_state(ImageState.EVICTING):
+            trial.free(going.pieces)
+        victims: list[Image] = []
+        candidates = self._by_use(filter(is_evictable, self._images.values()))
+        while not self._would_fit(trial, image, victims):
+            if not candidates:
+                raise self._full(image)
+            victims.append(candidates.pop(0))
+            trial.free(victims[-1].pieces)
         return victims
 
-    def charge(self, image: Image) -> None:
-        """The load begins: the bytes are taken from the budget."""
-        assert image.bytes <= self.free_bytes
-        image.charged = True
+    def place(self, image: Image) -> tuple[Move, ...]:
+        """Gives an EMPTY image its pieces; returns what has to be moved, in order, before they may be written.
+
+        Nothing may be moving. Images that are to be moved have their new pieces at once, and end_moves() ends it.
+        """
+        assert image.state is ImageState.EMPTY
+        moves: tuple[Move, ...] = ()
+        files = self._map.allocate(image.file_bytes)
+        if files is None and (plan := compact(self._map, image.file_bytes, self._movable_pieces())):
+            files, moves = list(plan.files), plan.moves
+            self._begin_moves(moves)
+        files = files or self._map.scatter(image.file_bytes)
+        assert files is not None, "victims_for() promised that it would fit"
+        image.files, image.state = tuple(files), ImageState.LOADING
+        return moves
+
+    def end_moves(self) -> list[Image]:
+        """All moves are done; returns the images that were moved."""
+        moved = [image for image in self._images.values() if image.moving]
+        for image in moved:
+            image.moving = False
+        return moved
 
     def ready(self, image: Image, *, verified: bool) -> None:
         assert image.state is ImageState.LOADING
-        assert image.charged
         image.state = ImageState.READY
         image.verified = verified
         self._touch(image)
 
+    def empty(self, image: Image) -> None:
+        """The load came to nothing: the image gives its pieces back."""
+        assert image.state is ImageState.LOADING
+        self._map.free(image.pieces)
+        image.files, image.state = (), ImageState.EMPTY
+
     def lease(self, image: Image, client: int) -> None:
         assert image.state is ImageState.READY
+        assert not image.moving
         image.leases[client] += 1
         self._touch(image)
 
@@ -156,33 +200,114 @@ class ImageCache:
             if image.leases.pop(client, None):
                 self._touch(image)
 
+    def pass_on(self, image_id: int, giver: int, taker: int, at_most: int) -> int:
+        """Gives leases of one client to another; returns how many it had to give."""
+        image = self._images.get(image_id)
+        passed = min(at_most, image.leases[giver]) if image else 0
+        if image is not None and passed > 0:
+            image.leases[taker] += passed
+            image.leases[giver] -= passed
+            image.leases += Counter()
+        return max(passed, 0)
+
+    def is_leased_by(self, client: int) -> bool:
+        return any(client in image.leases for image in self._images.values())
+
     def begin_eviction(self, image: Image) -> None:
         assert is_evictable(image)
         image.state = ImageState.EVICTING
 
     def forget(self, image: Image) -> None:
-        """The image's memory is gone, or was never taken."""
+        """The image is gone; its pieces are free."""
         assert not image.leases
+        assert not image.moving
+        self._map.free(image.pieces)
         del self._images[image.id]
 
+    def records(self) -> tuple[ImageRecord, ...]:
+        """What a successor may rely on: images that are complete and stay where they are, least recently used first."""
+        return tuple(
+            ImageRecord(
+                id=image.id,
+                checkpoint=image.checkpoint,
+                files=image.files,
+                verified=image.verified,
+                pinned=image.pinned,
+            )
+            for image in self._by_use(self._in_state(ImageState.READY))
+            if not image.moving
+        )
+
+    def adopt(self, record: ImageRecord) -> None:
+        """An image that a predecessor left, READY. Raises ValueError where its place is taken."""
+        image = Image(
+            id=record.id,
+            checkpoint=record.checkpoint,
+            files=record.files,
+            state=ImageState.READY,
+            verified=record.verified,
+            pinned=record.pinned,
+            last_used=next(self._uses),
+        )
+        for piece in image.pieces:
+            self._map.claim(piece)
+        self._images[image.id] = image
+
+    def adopt_next_id(self, next_id: int) -> None:
+        """A predecessor gave the ids below to images that clients may still speak of."""
+        self._next_id = max(self._next_id, next_id)
+
+    def adopt_lease(self, image_id: int, client: int, leases: int) -> None:
+        """Attachments that a predecessor had handed out."""
+        if image_id in self._images:
+            self._images[image_id].leases[client] += leases
+
     def _image_of(self, checkpoint: Checkpoint) -> Image:
-        layout = lay_out(checkpoint.files)
-        if layout.bytes > self.dram_bytes:
+        image = Image(id=self._next_id, checkpoint=checkpoint, last_used=next(self._uses))
+        if image.bytes > self._map.bytes:
             raise StoreFull(
-                f"{checkpoint.path} needs {layout.bytes} bytes and the store may use {self.dram_bytes} in all; "
+                f"{checkpoint.path} needs {image.bytes} bytes and the store may use {self._map.bytes} in all; "
                 "raise its DRAM budget"
             )
-        return Image(id=next(self._ids), checkpoint=checkpoint, layout=layout, last_used=next(self._uses))
+        return image
 
-    def _evicting_bytes(self) -> int:
-        return sum(image.bytes for image in self._images.values() if image.state is ImageState.EVICTING)
+    def _would_fit(self, arena: ArenaMap, image: Image, victims: list[Image]) -> bool:
+        if arena.free_bytes < image.bytes:
+            return False
+        gone = {piece for victim in victims for piece in victim.pieces}
+        return (
+            arena.copy().allocate(image.file_bytes) is not None
+            or compact(arena.copy(), image.file_bytes, self._movable_pieces() - gone) is not None
+            or arena.copy().scatter(image.file_bytes) is not None
+        )
+
+    def _movable_pieces(self) -> set[Piece]:
+        unleased = (image for image in self._in_state(ImageState.READY) if not image.leases)
+        return {piece for image in unleased for piece in image.pieces}
+
+    def _begin_moves(self, moves: tuple[Move, ...]) -> None:
+        places = {piece: image for image in self._images.values() for piece in image.pieces}
+        for move in moves:
+            before = Piece(offset=move.source, length=move.length)
+            after = Piece(offset=move.target, length=move.length)
+            image = places[after] = places.pop(before)
+            image.files = tuple(tuple(after if piece == before else piece for piece in file) for file in image.files)
+            image.moving = True
+
+    def _in_state(self, state: ImageState) -> list[Image]:
+        return [image for image in self._images.values() if image.state is state]
+
+    @staticmethod
+    def _by_use(images: Iterable[Image]) -> list[Image]:
+        return sorted(images, key=lambda image: image.last_used)
 
     def _touch(self, image: Image) -> None:
         image.last_used = next(self._uses)
 
     def _full(self, image: Image) -> StoreFull:
+        kept_bytes = sum(image.bytes for image in self._images.values() if image.leases or image.pinned)
         return StoreFull(
-            f"{image.checkpoint.path} needs {image.bytes} bytes; of {self.dram_bytes} bytes {self.kept_bytes} are "
+            f"{image.checkpoint.path} needs {image.bytes} bytes; of {self._map.bytes} bytes {kept_bytes} are "
             "leased or pinned; stop a model that uses this store, unpin one, or raise its DRAM budget"
         )
 

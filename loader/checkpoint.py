@@ -45,11 +45,13 @@ class CheckpointFile:
 class Checkpoint:
     """A checkpoint's files in loading order.
 
-    `path` is canonical_path(), or a URL. A Hugging Face cache links each file to a blob elsewhere, so the files' real
-    paths may lie outside of it; the index, which is downloaded content, may name files beside itself only.
+    `path` is canonical_path(), or a URL; `device` names what its loads share the bandwidth of, as disk_of() and
+    remote_device() do. A Hugging Face cache links each file to a blob elsewhere, so the files' real paths may lie
+    outside of `path`; the index, which is downloaded content, may name files beside itself only.
     """
 
     path: str
+    device: str = field(compare=False)
     files: tuple[CheckpointFile, ...]
 
     @property
@@ -71,7 +73,7 @@ class Checkpoint:
         try:
             place = canonical_path(path)
             files = _directory_files(place) if place.is_dir() else [_single_file(place)]
-            return Checkpoint(path=str(place), files=tuple(_stat(file) for file in files))
+            return Checkpoint(path=str(place), device=disk_of(files[0]), files=tuple(map(_stat, files)))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise CheckpointNotFound(f"there is no file {error.filename}; check the path of the checkpoint") from error
         except OSError as error:
@@ -159,6 +161,16 @@ def _stat(path: Path) -> CheckpointFile:
         mtime_ns=status.st_mtime_ns,
         inode=status.st_ino,
     )
+
+
+def disk_of(path: Path) -> str:
+    """The device that a file's bytes are read from. Raises OSError."""
+    return f"disk:{path.stat().st_dev}"
+
+
+def remote_device(url: str) -> str:
+    """The device of a URL: its scheme and host."""
+    return "remote:" + "/".join(url.split("/", 3)[:3])
 
 
 def unsafe_checkpoint(path: str) -> UnsafeCheckpoint:

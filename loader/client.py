@@ -1,32 +1,37 @@
 """A worker's side of the store: lease a checkpoint's image and see it as torch tensors.
 
-The connection is the lease: it ends when the Store is closed or the process dies, however it dies. Tensors stay valid
-after that, because they hold the memory themselves; the store then no longer counts it.
+A lease lasts as long as any of its tensors, and no longer than the process, however that dies. It outlives the Store's
+close() and the store's own restart.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+from uuid import uuid4
 
-from . import _core, link
+from . import link
+from .arena_view import ArenaView, tensors_in
 from .errors import (
+    LoaderError,
     StoreCancelled,
     StoreProtocolError,
     StoreTimeout,
     StoreUnavailable,
     error_of,
 )
+from .held_leases import HeldLeases
+from .keys import Keys, wanted
 from .messages import (
+    ArenaMapped,
     Attach,
     Attached,
     Cancel,
@@ -39,50 +44,69 @@ from .messages import (
     GetStatus,
     ImageStatus,
     LoadReceipt,
+    MapArena,
     Pin,
     Pinned,
     Prefetch,
     Prefetching,
     Question,
+    Reclaim,
+    Reclaimed,
     Release,
     Reply,
     Status,
     StoreStatus,
     Unpin,
     Unpinned,
-    decode_reply,
-    encode,
 )
+from .opener import is_url
+from .progress import Progress
+from .store_link import Interrupted, OnProgress, StoreLink
 
 if TYPE_CHECKING:
     import torch
 
+    from ._core import ArenaSlice
+
+Answer = TypeVar("Answer", bound=Reply)
+
 # How long a cancelled request may take to be answered before the store is taken for stuck.
 CANCEL_GRACE_S = 2.0
-CONNECT_RETRY_S = 0.01
+# A daemon that died is replaced at once by its holder, a store that was stopped by whoever supervises it.
+RECONNECT_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
-    """A lease: read-only tensors by name, and what it cost to get them."""
+    """A lease: read-only tensors by name, and what it cost to get them.
+
+    The lease lasts until neither the attachment nor any of the tensors is referred to.
+    """
 
     tensors: Mapping[str, torch.Tensor]
     receipt: LoadReceipt
     image_id: int
+    _contents: dict[str, torch.Tensor] = field(repr=False)
+    _memory: list[ArenaSlice] = field(repr=False)
 
 
 class Store:
-    """A connection to the node's store daemon. One thread at a time waits in it; close() may come from any thread."""
+    """A connection to the node's store daemon. One thread at a time waits in it; close() may come from any thread.
+
+    Where the daemon dies, the request in flight raises StoreUnavailable and the next one connects again; tensors stay
+    valid, and their leases too where the daemon's successor has the same arena.
+    """
 
     def __init__(self, socket_path: Path | str, *, timeout_s: float = 120.0, connect_timeout_s: float = 2.0) -> None:
         """Connects, waiting up to `connect_timeout_s` for a store that is just starting. Raises StoreUnavailable."""
         self._path = os.fspath(socket_path)
         self._timeout_s = timeout_s
         self._ids = count(1)
+        self._session = uuid4().hex
         self._lock = threading.Lock()
         self._closed = False
-        self._frames = link.FrameBuffer(link.MAX_REPLY_BYTES)
-        self._sock = _connect(self._path, connect_timeout_s)
+        self._view: ArenaView | None = None
+        self._link = StoreLink(self._path, connect_timeout_s)
 
     def __enter__(self) -> Store:
         return self
@@ -92,201 +116,223 @@ class Store:
     ) -> None:
         self.close()
 
-    def attach(self, path: Path | str, timeout_s: float | None = None) -> Attachment:
-        """Leases the checkpoint at `path`, which the store loads first if it does not hold it.
+    def attach(
+        self,
+        path: Path | str,
+        timeout_s: float | None = None,
+        *,
+        keys: Keys | None = None,
+        progress: Progress | None = None,
+    ) -> Attachment:
+        """Leases the checkpoint at `path`, a local path or a URL, which the store loads first if it does not hold it.
 
-        Raises CheckpointError, StoreFull, StoreTimeout, StoreCancelled (close() from another thread),
-        StoreUnavailable.
+        With `keys` only those tensors are made. `progress` is called with the bytes done and in all, a few times a
+        second while the load goes on; what it raises cancels the attach. Raises CheckpointError, StoreFull,
+        StoreTimeout, StoreCancelled (close() from another thread), StoreUnavailable; TensorNotFound for a name that
+        the checkpoint does not have.
         """
-        request = Attach(id=next(self._ids), path=str(Path(path).absolute()))
-        reply, fds = self._ask(request, timeout_s)
+        chosen = wanted(keys)
+        attached = self._attached(path, timeout_s, progress)
+        begin_s = time.perf_counter()
         try:
-            if not isinstance(reply, Attached) or len(fds) != 1:
-                raise self._unexpected(reply)
-            return _attachment(reply, fds[0])
+            memory = self._hold(attached)
         except BaseException:
-            if isinstance(reply, Attached):
-                self._send(encode(Release(image_id=reply.image_id)))
+            self._link.post(Release(image_id=attached.image_id))
             raise
-        finally:
-            link.close_all(fds)
+        contents = tensors_in(memory, attached.extents, chosen.accepts)
+        chosen.check(contents.keys(), str(path))
+        receipt = replace(attached.receipt, attach_s=time.perf_counter() - begin_s)
+        return Attachment(
+            tensors=MappingProxyType(contents),
+            receipt=receipt,
+            image_id=attached.image_id,
+            _contents=contents,
+            _memory=memory,
+        )
+
+    def premap(self) -> None:
+        """Maps the arena and fills the page tables of all memory it has by now; attach() then only makes views.
+
+        Raises StoreUnavailable, StoreFull.
+        """
+        self._mapped().populate()
 
     def release(self, attachment: Attachment) -> None:
-        """Gives a lease back without closing the connection; the store may then evict the image."""
-        with self._lock:
-            self._send(encode(Release(image_id=attachment.image_id)))
+        """Empties the attachment. The lease ends with that, or with the last tensor that somebody took out of it."""
+        attachment._contents.clear()
+        attachment._memory.clear()
 
     def prefetch(self, path: Path | str, timeout_s: float | None = None) -> ImageStatus:
         """Has the store load a checkpoint and returns at once; status() shows the progress.
 
         Raises CheckpointError for what is wrong before reading, StoreFull, StoreUnavailable.
         """
-        reply, _ = self._ask(Prefetch(id=next(self._ids), path=str(Path(path).absolute())), timeout_s)
-        if not isinstance(reply, Prefetching):
-            raise self._unexpected(reply)
-        return reply.image
+        return self._ask(Prefetch(id=next(self._ids), path=_absolute(path)), Prefetching, timeout_s).image
 
-    def load(self, path: Path | str, timeout_s: float | None = None) -> LoadReceipt:
+    def load(
+        self, path: Path | str, timeout_s: float | None = None, *, progress: Progress | None = None
+    ) -> LoadReceipt:
         """Brings a checkpoint into the store and says what it cost, without attaching. Raises what attach() does."""
-        reply, fds = self._ask(Attach(id=next(self._ids), path=str(Path(path).absolute())), timeout_s)
-        link.close_all(fds)
-        if not isinstance(reply, Attached):
-            raise self._unexpected(reply)
-        with self._lock:
-            self._send(encode(Release(image_id=reply.image_id)))
-        return reply.receipt
+        attached = self._attached(path, timeout_s, progress)
+        self._link.post(Release(image_id=attached.image_id))
+        return attached.receipt
 
     def pin(self, path: Path | str, timeout_s: float | None = None) -> ImageStatus:
         """As prefetch(), and the image then stays without a lease, until unpin(); it outlives this connection.
 
         What stays is the version that is there now: a checkpoint that is rewritten needs a pin of its own.
         """
-        reply, _ = self._ask(Pin(id=next(self._ids), path=str(Path(path).absolute())), timeout_s)
-        if not isinstance(reply, Pinned):
-            raise self._unexpected(reply)
-        return reply.image
+        return self._ask(Pin(id=next(self._ids), path=_absolute(path)), Pinned, timeout_s).image
 
     def unpin(self, path: Path | str, timeout_s: float | None = None) -> int:
         """Lets every image of a checkpoint go again when its room is needed; returns how many were pinned."""
-        reply, _ = self._ask(Unpin(id=next(self._ids), path=str(Path(path).absolute())), timeout_s)
-        if not isinstance(reply, Unpinned):
-            raise self._unexpected(reply)
-        return reply.images
+        return self._ask(Unpin(id=next(self._ids), path=_absolute(path)), Unpinned, timeout_s).images
 
     def estimate(self, path: Path | str, timeout_s: float | None = None) -> Estimate:
         """How long an attach would take now, from which tier, behind which queue; nothing is loaded.
 
         Raises CheckpointError for what is wrong before reading, StoreFull where the attach would, StoreUnavailable.
         """
-        reply, _ = self._ask(GetEstimate(id=next(self._ids), path=str(Path(path).absolute())), timeout_s)
-        if not isinstance(reply, Estimated):
-            raise self._unexpected(reply)
-        return reply.estimate
+        return self._ask(GetEstimate(id=next(self._ids), path=_absolute(path)), Estimated, timeout_s).estimate
 
     def evict(self, path: Path | str, timeout_s: float | None = None) -> int:
         """Has the store drop every image of a checkpoint; returns how many there were, once their memory is free.
 
         Raises ImageLeased where somebody uses one, ImagePinned, StoreUnavailable.
         """
-        reply, _ = self._ask(Evict(id=next(self._ids), path=str(Path(path).absolute())), timeout_s)
-        if not isinstance(reply, Evicted):
-            raise self._unexpected(reply)
-        return reply.images
+        return self._ask(Evict(id=next(self._ids), path=_absolute(path)), Evicted, timeout_s).images
 
     def status(self, timeout_s: float | None = None) -> StoreStatus:
         """What the store holds and does at this moment."""
-        reply, _ = self._ask(GetStatus(id=next(self._ids)), timeout_s)
-        if not isinstance(reply, Status):
-            raise self._unexpected(reply)
-        return reply.status
+        return self._ask(GetStatus(id=next(self._ids)), Status, timeout_s).status
 
     def close(self) -> None:
-        """Ends the leases of this connection. A thread that waits in it gets StoreCancelled."""
-        self._closed = True
-        with contextlib.suppress(OSError):  # the store may have closed it already
-            self._sock.shutdown(socket.SHUT_RDWR)
-        with self._lock:
-            self._sock.close()
+        """Ends the use of this Store; a thread that waits in it gets StoreCancelled.
 
-    def _ask(self, request: Question, timeout_s: float | None) -> tuple[Reply, list[int]]:
-        budget_s = self._timeout_s if timeout_s is None else timeout_s
+        Tensors stay valid and keep their leases: the connection stays until the last of them is gone.
+        """
+        self._closed = True
+        self._link.interrupt()
         with self._lock:
-            self._send(encode(request))
+            if self._view is None:
+                self._link.close()
+            else:
+                self._view.leases.close_link_after_last()
+                self._view = None
+
+    # Attaching
+
+    def _attached(self, path: Path | str, timeout_s: float | None, progress: Progress | None) -> Attached:
+        request = Attach(id=next(self._ids), path=_absolute(path), session=self._session, progress=progress is not None)
+        return self._ask(request, Attached, timeout_s, progress)
+
+    def _hold(self, attached: Attached) -> list[ArenaSlice]:
+        view = self._view
+        if view is None or view.arena_id != attached.arena_id:
+            view = self._mapped()
+        return view.hold(attached.image_id, attached.extents)
+
+    def _mapped(self) -> ArenaView:
+        with self._lock:
+            reply, fds = self._exchange(MapArena(id=next(self._ids)), self._timeout_s, None)
             try:
-                reply, fds = self._wait(request.id, time.monotonic() + budget_s)
-            except TimeoutError:
-                reply, fds = self._give_up(request, budget_s)
-        if isinstance(reply, Failed):
+                mapped = self._checked(reply, ArenaMapped)
+                if self._view is None or self._view.arena_id != mapped.arena_id:
+                    self._view = ArenaView(mapped, os.dup(fds[0]), HeldLeases(self._link))
+                return self._view
+            finally:
+                link.close_all(fds)
+
+    # Asking
+
+    def _ask(
+        self, request: Question, kind: type[Answer], timeout_s: float | None, progress: Progress | None = None
+    ) -> Answer:
+        with self._lock:
+            budget_s = self._timeout_s if timeout_s is None else timeout_s
+            reply, fds = self._exchange(request, budget_s, progress)
             link.close_all(fds)
-            raise error_of(reply.error, reply.message)
-        return reply, fds
+            return self._checked(reply, kind)
+
+    def _exchange(self, request: Question, budget_s: float, on_progress: OnProgress | None) -> tuple[Reply, list[int]]:
+        self._check_open()
+        if self._link.is_lost():
+            self._reconnect()
+        self._link.send(request, self._timeout_s)
+        try:
+            return self._link.wait(request.id, time.monotonic() + budget_s, on_progress)
+        except TimeoutError:
+            return self._give_up(request, budget_s)
+        except Interrupted:
+            self._abandon(request)
+            raise StoreCancelled(f"the connection to {self._path} was closed while waiting") from None
+        except LoaderError:
+            raise
+        except BaseException:
+            self._abandon(request)
+            raise
 
     def _give_up(self, request: Question, budget_s: float) -> tuple[Reply, list[int]]:
         """Cancels, and takes the answer that may have been under way."""
-        self._send(encode(Cancel(id=request.id)))
+        self._link.send(Cancel(id=request.id), CANCEL_GRACE_S)
         try:
-            reply, fds = self._wait(request.id, time.monotonic() + CANCEL_GRACE_S)
+            reply, fds = self._link.wait(request.id, time.monotonic() + CANCEL_GRACE_S, None)
         except TimeoutError:
-            self._closed = True
-            self._sock.close()
+            self._link.close()
             raise StoreTimeout(
                 f"the store at {self._path} did not answer within {budget_s} s nor to the cancellation; this "
-                "connection and its leases are closed; check the store process"
+                "connection is closed; check the store process"
             ) from None
         if isinstance(reply, Failed) and reply.error == StoreCancelled.__name__:
             raise StoreTimeout(f"{type(request).__name__} took longer than {budget_s} s at the store {self._path}")
         return reply, fds
 
-    def _wait(self, request_id: int, deadline_s: float) -> tuple[Reply, list[int]]:
-        """The reply to that request and its descriptors. Raises TimeoutError, StoreUnavailable, StoreCancelled."""
-        fds: list[int] = []
-        try:
-            while True:
-                data, more_fds = self._receive(deadline_s - time.monotonic())
-                fds += more_fds
-                for payload in self._frames.feed(data):
-                    reply = decode_reply(payload)
-                    if reply.id in (0, request_id):
-                        return reply, fds
-        except BaseException:
+    def _abandon(self, request: Question) -> None:
+        """Cancels, and gives back what the answer that may have been under way brings."""
+        with contextlib.suppress(TimeoutError, StoreUnavailable, Interrupted):
+            self._link.send(Cancel(id=request.id), CANCEL_GRACE_S)
+            reply, fds = self._link.wait(request.id, time.monotonic() + CANCEL_GRACE_S, None)
             link.close_all(fds)
-            raise
+            if isinstance(reply, Attached):
+                self._link.post(Release(image_id=reply.image_id))
+            return
+        self._link.close()
 
-    def _receive(self, timeout_s: float) -> tuple[bytes, list[int]]:
-        if timeout_s <= 0:
-            raise TimeoutError
+    def _reconnect(self) -> None:
+        """Raises StoreUnavailable."""
+        self._link.close()
+        self._link = StoreLink(self._path, RECONNECT_TIMEOUT_S)
+        if self._view is None:
+            return
+        leases = self._view.leases.counts
+        request = Reclaim(id=next(self._ids), arena_id=self._view.arena_id, session=self._session, leases=leases)
+        self._link.send(request, self._timeout_s)
         try:
-            self._sock.settimeout(timeout_s)
-            data, fds = link.receive(self._sock, 1)
-        except TimeoutError:
-            raise
-        except OSError as error:
-            raise self._lost() from error
-        if not data:
-            raise self._lost()
-        return data, fds
+            reply, fds = self._link.wait(request.id, time.monotonic() + self._timeout_s, None)
+        except (TimeoutError, Interrupted) as error:
+            raise self._link.lost() from error
+        link.close_all(fds)
+        reclaimed = self._checked(reply, Reclaimed)
+        if reclaimed.arena_id != self._view.arena_id:
+            self._view = None  # its memory lives on for as long as its tensors do
+            return
+        self._view.leases.reconnect(self._link, reclaimed.leases)
+        if reclaimed.leases != leases:
+            raise StoreProtocolError(f"the store at {self._path} lost leases of this process; restart this process")
 
-    def _send(self, payload: bytes) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise StoreCancelled(f"the connection to {self._path} was closed; open a new Store")
-        try:
-            self._sock.settimeout(self._timeout_s)
-            self._sock.sendall(link.frame(payload))
-        except OSError as error:
-            raise self._lost() from error
 
-    def _lost(self) -> StoreUnavailable | StoreCancelled:
-        if self._closed:
-            return StoreCancelled(f"the connection to {self._path} was closed while waiting")
-        return StoreUnavailable(f"the store at {self._path} closed the connection; check whether it is running")
-
-    def _unexpected(self, reply: Reply) -> StoreProtocolError:
-        return StoreProtocolError(
-            f"the store at {self._path} answered with {type(reply).__name__}; run the same version on both sides"
-        )
+    def _checked(self, reply: Reply, kind: type[Answer]) -> Answer:
+        if isinstance(reply, Failed):
+            raise error_of(reply.error, reply.message)
+        if not isinstance(reply, kind):
+            raise StoreProtocolError(
+                f"the store at {self._path} answered with {type(reply).__name__}; run the same version on both sides"
+            )
+        return reply
 
 
-def _connect(path: str, timeout_s: float) -> socket.socket:
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(timeout_s)
-            sock.connect(path)
-            return sock
-        except OSError as error:
-            sock.close()
-            is_starting = isinstance(error, (FileNotFoundError, ConnectionRefusedError, BlockingIOError))
-            if not is_starting or time.monotonic() > deadline_s:
-                raise StoreUnavailable(f"no store answers at {path} ({error}); start one, or check the path") from error
-        time.sleep(CONNECT_RETRY_S)
-
-
-def _attachment(reply: Attached, fd: int) -> Attachment:
-    from .tensors import tensors_of
-
-    begin_s = time.perf_counter()
-    memory = _core.Mapping.read_only(fd, reply.memory_bytes)
-    tensors = tensors_of(memory, reply.extents)
-    receipt = replace(reply.receipt, attach_s=time.perf_counter() - begin_s)
-    return Attachment(tensors=MappingProxyType(tensors), receipt=receipt, image_id=reply.image_id)
+def _absolute(path: Path | str) -> str:
+    return path if isinstance(path, str) and is_url(path) else str(Path(path).absolute())

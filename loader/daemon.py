@@ -24,8 +24,10 @@ from . import _core
 from .errors import StoreError, StoreUnavailable
 from .holder import hold
 from .host_settings import configure_host
+from .loading import ImageLoader
 from .memory_limits import dram_budget, read_memory_limits
-from .server import StoreServer
+from .opener import NoRemote
+from .server import StoreParts, StoreServer
 from .state_slots import StateSlots
 from .store_config import StoreConfig, parse_arguments
 
@@ -61,20 +63,27 @@ def _create_arena(config: StoreConfig) -> _core.Arena:
     return arena
 
 
-def _serve_clients(config: StoreConfig, listener: socket.socket, arena: _core.Arena, _slots: StateSlots) -> None:
+def _serve_clients(config: StoreConfig, listener: socket.socket, arena: _core.Arena, slots: StateSlots) -> None:
     """The daemon's life. Raises StoreError for what it cannot start with."""
     with ExitStack() as stack:
-        server = StoreServer(
-            listener,
-            dram_bytes=arena.bytes,
-            threads=config.threads,
-            bytes_per_second=config.ssd_bytes_per_second,
-            verify=config.verify,
-        )
+        server = StoreServer(_parts_of(config, listener, arena, slots))
         if config.metrics_port is not None:
             stack.enter_context(_metrics_of(server, config.metrics_port))
         stack.enter_context(_stopped_by_signals(server))
         server.run()
+
+
+def _parts_of(config: StoreConfig, listener: socket.socket, arena: _core.Arena, slots: StateSlots) -> StoreParts:
+    reader = _core.Reader(threads=config.threads, bytes_per_second=config.ssd_bytes_per_second)
+    return StoreParts(
+        listener=listener,
+        arena=arena,
+        slots=slots,
+        loader=ImageLoader(arena=arena, reader=reader, verify=config.verify),
+        opener=NoRemote(),
+        bytes_per_second=config.ssd_bytes_per_second,
+        prefault=config.prefault,
+    )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ IN_DRAM = Estimate(tier="dram", queue_s=0.0, read_s=0.0, total_s=0.0, is_measure
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bandwidths:
-    """What is known of the tiers: averages of past loads, and the configured limit of all reads, 0 for none."""
+    """What is known of a device's tiers: averages of past loads, and the configured limit of all reads, 0 for none."""
 
     measured: Mapping[str, float]
     throttle_bytes_per_second: int
@@ -31,10 +31,11 @@ class Bandwidths:
 def estimate_read(*, tier: Tier, unread_bytes: int, bytes_ahead: int, bandwidths: Bandwidths) -> Estimate:
     """The load of a checkpoint that has `unread_bytes` to go in `tier`, once `bytes_ahead` of others are read.
 
-    Where those lie is not asked: they count as on the SSD, so a queue is rather over- than underestimated.
+    Where those lie is not asked: they count as in the slower tier of the device that they share, so a queue is rather
+    over- than underestimated.
     """
     speed, is_measured = bandwidths.of(tier)
-    ahead_speed, is_ahead_measured = bandwidths.of("ssd")
+    ahead_speed, is_ahead_measured = bandwidths.of("remote" if tier == "remote" else "ssd")
     queue_s, read_s = bytes_ahead / ahead_speed, unread_bytes / speed
     return Estimate(
         tier=tier,

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from .errors import StoreUnavailable
-from .messages import ImageStatus
+from .messages import ImageStatus, QueueStatus
 from .metrics import StoreSnapshot
 
 PREFIX = "serverless_triton_store"
@@ -30,6 +30,7 @@ class StoreCollector(Collector):
         snapshot = self._snapshot()
         yield from _totals(snapshot)
         yield from _memory(snapshot)
+        yield from _devices(snapshot.status.queues)
         yield _by("images", "Images by state.", "state", Counter(i.state for i in snapshot.status.images))
         speeds = snapshot.status.bandwidth_bytes_per_second
         yield _by("bandwidth_bytes_per_second", "Moving average of past loads.", "tier", speeds)
@@ -71,16 +72,38 @@ def _totals(snapshot: StoreSnapshot) -> Iterable[Metric]:
 
 
 def _memory(snapshot: StoreSnapshot) -> Iterable[Metric]:
-    status = snapshot.status
+    status, arena = snapshot.status, snapshot.status.arena
     for name, text, value in (
-        ("dram_bytes", "Budget of all images together.", status.dram_bytes),
-        ("used_bytes", "Bytes of the budget that images hold.", status.used_bytes),
+        ("dram_bytes", "Size of the arena.", status.dram_bytes),
+        ("used_bytes", "Bytes of the arena that images hold.", status.used_bytes),
         ("leased_bytes", "Bytes of images with a lease.", status.leased_bytes),
         ("queued_loads", "Loads that wait or run.", status.queue_depth),
         ("leases", "Attachments of all clients.", _sum(status.images, lambda image: image.leases)),
+        ("orphaned_leases", "Those whose process has no connection.", _sum(status.images, lambda i: i.orphaned_leases)),
+        ("arena_page_bytes", "Size of the arena's pages.", arena.page_bytes),
+        ("arena_prefaulted_bytes", "Bytes of the arena that were touched ahead.", arena.prefaulted_bytes),
+        ("arena_largest_free_bytes", "Longest run of the arena that is free.", arena.largest_free_bytes),
+        ("arena_fragmentation_ratio", "1 - longest free run / free bytes.", arena.fragmentation),
         ("pinned_images", "Images that stay without a lease.", _sum(status.images, lambda image: image.pinned)),
     ):
         yield GaugeMetricFamily(f"{PREFIX}_{name}", text, value=value)
+
+
+def _devices(queues: Iterable[QueueStatus]) -> Iterable[Metric]:
+    for name, text, value_of in (
+        ("device_loads_running", "Loads that read from the device now.", lambda queue: bool(queue.running)),
+        ("device_loads_waiting", "Loads that somebody waits for.", lambda queue: queue.waiting_loads),
+        ("device_prefetches", "Prefetches that wait or are paused.", lambda queue: queue.prefetches),
+        ("device_unread_bytes", "What all loads of the device have left.", lambda queue: queue.unread_bytes),
+    ):
+        yield _by(name, text, "device", {queue.device: value_of(queue) for queue in queues})
+    speeds = GaugeMetricFamily(
+        f"{PREFIX}_device_bandwidth_bytes_per_second", "Moving average of its past loads.", labels=("device", "tier")
+    )
+    for queue in queues:
+        for tier, speed in queue.bandwidth_bytes_per_second.items():
+            speeds.add_metric((queue.device, tier), speed)
+    yield speeds
 
 
 def _sum(images: Iterable[ImageStatus], value_of: Callable[[ImageStatus], int]) -> int:

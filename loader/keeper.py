@@ -1,4 +1,4 @@
-"""Decides which images are loaded, kept and dropped, and who is told.
+"""Decides which images are loaded, moved, kept and dropped, and who is told.
 
 Pure but for its Effects: events come in as method calls with the time, what is to be done goes out through Effects.
 One thread calls it, so it has no locks.
@@ -6,11 +6,14 @@ One thread calls it, so it has no locks.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from .cache import Image, ImageCache, ImageState, is_evictable
 from .checkpoint import Checkpoint
+from .compaction import Move
+from .effects import Effects, LoadResult
 from .errors import (
     CheckpointCorrupted,
     ImageLeased,
@@ -21,52 +24,39 @@ from .errors import (
     StoreUnavailable,
 )
 from .estimator import IN_DRAM, Bandwidths, estimate_read
-from .load_queue import Load, LoadQueue, Waiter
+from .load_queue import DeviceQueue, Load, LoadQueues, Waiter
 from .messages import (
     Attached,
     Estimate,
     Estimated,
     Evicted,
     Failed,
-    ImageStatus,
+    LeaseCount,
     LoadReceipt,
     Pinned,
     Prefetching,
-    Reply,
+    Progress,
+    Reclaimed,
     Status,
-    StoreStatus,
     Tier,
     Unpinned,
 )
 from .metrics import BandwidthMeter, LoadTotals, Outcome, StoreSnapshot
+from .peers import Holder, Peers
+from .processes import ProcessId
+from .reports import Reporter
+from .state import LeaseRecord, StoreState
+
+_CANCELLED = "the attach was cancelled; ask again if it is still wanted"
 
 
-class Effects(Protocol):
-    """What the keeper may do to the world. None of these blocks or calls back."""
+@dataclass(slots=True, kw_only=True)
+class _Eviction:
+    """An answer that waits until images have given their memory back."""
 
-    def reply(self, client: int, message: Reply, image_id: int | None = None) -> None:
-        """Sends a reply, with the image's descriptor where `image_id` is given."""
-
-    def start_load(self, image: Image) -> None:
-        """Begins a load; load_finished or load_failed follows."""
-
-    def cancel_load(self, image: Image) -> None:
-        """Asks the running load to stop; load_failed or load_finished follows all the same."""
-
-    def free(self, image: Image) -> None:
-        """Gives the image's memory back; freed follows, in the order of these calls."""
-
-    def read_bytes(self, image: Image) -> int:
-        """How far the image's load has come; 0 before it starts."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadResult:
-    """Where a finished load took its bytes from, and whether all of them were compared with their hashes."""
-
-    tier: Tier
-    direct_io: bool
-    verified: bool
+    client: int
+    reply: Evicted
+    images: set[int]
 
 
 class Keeper:
@@ -78,40 +68,114 @@ class Keeper:
         self._throttle = throttle_bytes_per_second
         self._meter = BandwidthMeter()
         self._totals = LoadTotals()
-        self._queue = LoadQueue()
-        self._evictions: dict[int, list[tuple[int, Evicted]]] = {}
+        self._queues = LoadQueues()
+        self._peers = Peers()
+        self._saved: StoreState | None = None
+        self._evictions: list[_Eviction] = []
+        # Attaches to images that are being moved, and the load that the moves make room for.
+        self._arrivals: list[tuple[Image, Waiter]] = []
+        self._awaits_moves: Load | None = None
+        self._report = Reporter(
+            cache=cache,
+            queues=self._queues,
+            peers=self._peers,
+            meter=self._meter,
+            throttle_bytes_per_second=throttle_bytes_per_second,
+            arena=effects.arena,
+            read_bytes=effects.read_bytes,
+        )
+
+    # Who is there
+
+    def adopt(self, state: StoreState, first_client: int) -> int:
+        """Takes over what a predecessor left, numbering lease holders from `first_client`; returns the next number."""
+        for record in state.images:
+            self._cache.adopt(record)
+        self._cache.adopt_next_id(state.next_image_id)
+        numbers: dict[Holder, int] = {}
+        for lease in state.leases:
+            orphan = numbers.setdefault(lease.holder, first_client + len(numbers))
+            self._cache.adopt_lease(lease.image_id, orphan, lease.count)
+        for holder, orphan in numbers.items():
+            self._peers.orphan(orphan, holder)
+            self._effects.watch(orphan, holder.process)
+        self._save()
+        return first_client + len(numbers)
+
+    def connect(self, client: int, process: ProcessId) -> None:
+        """A client is there."""
+        self._peers.connect(client, process)
+
+    def reclaim(
+        self, client: int, request_id: int, arena_id: str, session: str, leases: Sequence[LeaseCount], now_s: float
+    ) -> None:
+        """Gives a client those leases that its session has without a connection, and ends the others of it."""
+        self._peers.name(client, session)
+        own_arena_id = self._effects.arena().id
+        taken = [replace(lease, count=self._adopt_lease(client, lease)) for lease in leases if arena_id == own_arena_id]
+        for orphan in self._peers.orphans_of(self._peers.holder_of(client)):
+            self._cache.release_all(orphan)
+            self._peers.forget(orphan)
+        self._save()
+        reclaimed = tuple(lease for lease in taken if lease.count)
+        self._effects.reply(client, Reclaimed(id=request_id, arena_id=own_arena_id, leases=reclaimed))
+        self._advance(now_s)
+
+    def disconnect(self, client: int, now_s: float) -> None:
+        """The connection is gone: the client's waiting ends now, its leases with its process, or it reclaims them."""
+        self._stop_waiting(client, None)
+        if self._cache.is_leased_by(client):
+            holder = self._peers.holder_of(client)
+            self._peers.orphan(client, holder)
+            self._effects.watch(client, holder.process)
+        else:
+            self._peers.forget(client)
+        self._advance(now_s)
+
+    def process_ended(self, client: int, now_s: float) -> None:
+        """The process of an orphan is gone, and its tensors with it."""
+        self._cache.release_all(client)
+        self._peers.forget(client)
+        self._save()
+        self._advance(now_s)
 
     # Requests
 
-    def attach(self, client: int, request_id: int, checkpoint: Checkpoint, now_s: float) -> None:
-        """Leases the image at once, or once its load is complete. Raises StoreFull."""
+    def attach(
+        self, client: int, request_id: int, session: str, checkpoint: Checkpoint, now_s: float, *, progress: bool
+    ) -> None:
+        """Leases the image at once, or once it is complete and in its place. Raises StoreFull."""
+        self._peers.name(client, session)
         image = self._image_of(checkpoint)
-        if image.state is ImageState.READY:
-            self._totals.loaded("dram", 0, 0.0)
-            self._hand_over(image, client, request_id, self._receipt(image, "dram"))
-            return
-        waiter = Waiter(client=client, request_id=request_id, asked_at_s=now_s)
-        self._queue.of(image).waiters.append(waiter)
-        self._start_next(now_s)
+        waiter = Waiter(client=client, request_id=request_id, asked_at_s=now_s, wants_progress=progress)
+        if image.state is not ImageState.READY:
+            self._queues.of(image).waiters.append(waiter)
+        elif image.moving:
+            self._arrivals.append((image, waiter))
+        else:
+            self._hand_over_ready(image, waiter, now_s)
+        self._advance(now_s)
 
     def prefetch(self, client: int, request_id: int, checkpoint: Checkpoint, now_s: float) -> None:
         """Queues a load that goes on without anybody waiting. Raises StoreFull."""
         image = self._wanted_image_of(checkpoint)
-        self._effects.reply(client, Prefetching(id=request_id, image=self._status_of(image)))
-        self._start_next(now_s)
+        self._advance(now_s)
+        self._effects.reply(client, Prefetching(id=request_id, image=self._report.image(image)))
 
     def pin(self, client: int, request_id: int, checkpoint: Checkpoint, now_s: float) -> None:
         """As prefetch(), and the image stays until it is unpinned. Raises StoreFull."""
         image = self._wanted_image_of(checkpoint)
         image.pinned = True
-        self._effects.reply(client, Pinned(id=request_id, image=self._status_of(image)))
-        self._start_next(now_s)
+        self._save()
+        self._advance(now_s)
+        self._effects.reply(client, Pinned(id=request_id, image=self._report.image(image)))
 
     def unpin(self, client: int, request_id: int, path: str) -> None:
         """Lets every version of a checkpoint go again when its room is needed."""
         images = [image for image in self._cache.at_path(path) if image.pinned]
         for image in images:
             image.pinned = False
+        self._save()
         self._effects.reply(client, Unpinned(id=request_id, images=len(images)))
 
     def evict(self, client: int, request_id: int, path: str, now_s: float) -> None:
@@ -119,17 +183,15 @@ class Keeper:
         images = self._cache.at_path(path)
         if any(image.pinned for image in images):
             raise ImagePinned(f"{path} is pinned; unpin it, then evict it again")
-        if any(self._is_in_use(image) for image in images):
+        if any(map(self._is_in_use, images)):
             raise ImageLeased(f"{path} is in use; stop the models that use it, then evict it again")
-        freed = [image for image in images if is_evictable(image)]
-        for image in images:
-            self._evict(image) if image in freed else self._stop_prefetch(image)
         reply = Evicted(id=request_id, images=len(images))
-        if freed:
-            self._evictions.setdefault(freed[-1].id, []).append((client, reply))
-        else:
-            self._effects.reply(client, reply)
-        self._start_next(now_s)
+        self._evictions.append(_Eviction(client=client, reply=reply, images={image.id for image in images}))
+        for image in images:
+            self._evict(image) if is_evictable(image) else self._stop_prefetch(image)
+        self._answer_evictions()
+        self._save()
+        self._advance(now_s)
 
     def estimate(self, client: int, request_id: int, checkpoint: Checkpoint, tier: Tier) -> None:
         """Says how long an attach would take; `tier` is where the files are. Raises StoreFull where it would."""
@@ -137,76 +199,94 @@ class Keeper:
 
     def status(self, client: int, request_id: int) -> None:
         """Answers with the store's state at this moment."""
-        self._effects.reply(client, Status(id=request_id, status=self._status()))
+        self._effects.reply(client, Status(id=request_id, status=self._report.store()))
 
     def snapshot(self) -> StoreSnapshot:
         """The store's state and all it has counted."""
-        return StoreSnapshot.of(self._status(), self._totals)
+        return StoreSnapshot.of(self._report.store(), self._totals)
 
     def cancel(self, client: int, request_id: int, now_s: float) -> None:
         """Answers the waiting attach with StoreCancelled; one that was answered already keeps its answer."""
-        for load, waiter in self._queue.take_waiters(client, request_id):
-            self._fail(waiter, StoreCancelled("the attach was cancelled; ask again if it is still wanted"))
-            self._drop_if_unwanted(load)
-        self._start_next(now_s)
+        for waiter in self._stop_waiting(client, request_id):
+            self._fail(waiter, StoreCancelled(_CANCELLED))
+        self._advance(now_s)
 
     def release(self, client: int, image_id: int) -> None:
         """Ends one lease; the image stays until its room is needed."""
         self._cache.release(image_id, client)
+        self._save()
 
-    def disconnect(self, client: int, now_s: float) -> None:
-        """The client is gone: its leases and its waiting end."""
-        self._cache.release_all(client)
-        for load, _ in self._queue.take_waiters(client, None):
-            self._drop_if_unwanted(load)
-        self._start_next(now_s)
+    def tell_progress(self) -> bool:
+        """Sends a notice to everybody who waits and asked for them; False where nobody does."""
+        asked = [
+            (load.image, waiter) for load in self._queues.loads for waiter in load.waiters if waiter.wants_progress
+        ]
+        for image, waiter in asked:
+            done, total = self._effects.read_bytes(image), image.checkpoint.total_bytes
+            self._effects.reply(waiter.client, Progress(id=waiter.request_id, bytes_done=done, bytes_total=total))
+        return bool(asked)
 
     def shut_down(self) -> None:
-        """Cancels the running load and tells everybody who waits."""
-        for load in self._queue.loads:
-            self._fail_all(load, StoreUnavailable("the store is shutting down; ask again once it runs"))
-        if self._queue.running:
-            self._effects.cancel_load(self._queue.running.image)
+        """Cancels the loads that have begun and tells everybody who waits."""
+        waiters = [waiter for load in self._queues.loads for waiter in load.waiters]
+        for waiter in [*waiters, *(waiter for _, waiter in self._arrivals)]:
+            self._fail(waiter, StoreUnavailable("the store is shutting down; ask again once it runs"))
+        for load in self._queues.loads:
+            if load.started_at_s is not None:
+                self._effects.cancel_load(load.image)
 
     # What became of the effects
 
-    def load_finished(self, result: LoadResult, now_s: float) -> None:
+    def load_finished(self, image: Image, result: LoadResult, now_s: float) -> None:
         """The bytes are in place: everybody who waited gets a lease."""
-        load = self._queue.finish()
+        load = self._queues.of(image)
+        self._queues.remove(load)
         assert load.started_at_s is not None
-        self._cache.ready(load.image, verified=result.verified)
-        self._meter.record(result.tier, load.image.checkpoint.total_bytes, now_s - load.started_at_s)
-        self._totals.loaded(result.tier, load.image.checkpoint.total_bytes, now_s - load.started_at_s)
+        self._cache.ready(image, verified=result.verified)
+        paused_s = load.paused_s + (now_s - load.paused_at_s if load.paused_at_s is not None else 0.0)
+        duration_s = now_s - load.started_at_s - paused_s
+        self._meter.record(image.checkpoint.device, result.tier, image.checkpoint.total_bytes, duration_s)
+        self._totals.loaded(result.tier, image.checkpoint.total_bytes, duration_s)
         for waiter in load.waiters:
             began_s = max(waiter.asked_at_s, load.started_at_s)
             receipt = replace(
-                self._receipt(load.image, result.tier),
+                self._report.receipt(image, result.tier),
                 queue_s=began_s - waiter.asked_at_s,
                 read_s=now_s - began_s,
                 direct_io=result.direct_io,
             )
-            self._hand_over(load.image, waiter.client, waiter.request_id, receipt)
-        self._start_next(now_s)
+            self._hand_over(image, waiter, receipt)
+        self._save()
+        self._advance(now_s)
 
-    def load_failed(self, error: LoaderError, now_s: float) -> None:
+    def load_failed(self, image: Image, error: LoaderError, now_s: float) -> None:
         """Every waiter learns why; who joined a load after it was cancelled gets a new one."""
-        load = self._queue.finish()
-        load.image.charged = False
+        load = self._queues.of(image)
+        self._queues.remove(load)
+        self._cache.empty(image)
         outcome: Outcome = "cancelled" if isinstance(error, StoreCancelled) else "failed"
         self._totals.failed(outcome, corrupted=isinstance(error, CheckpointCorrupted))
         if load.cancelled and load.is_wanted:
-            self._queue.requeue(load)
+            self._queues.requeue(load)
         else:
-            self._cache.forget(load.image)
-            self._fail_all(load, error)
-        self._start_next(now_s)
+            self._give_up(load, error)
+        self._advance(now_s)
 
-    def freed(self, image: Image, now_s: float) -> None:
-        """The image's memory is back."""
-        self._cache.forget(image)
-        for client, reply in self._evictions.pop(image.id, []):
-            self._effects.reply(client, reply)
-        self._start_next(now_s)
+    def moved(self, now_s: float) -> None:
+        """The moves are done: images are where they should be, and the load that they made room for may begin."""
+        load, self._awaits_moves = self._awaits_moves, None
+        assert load is not None
+        for image in self._cache.end_moves():
+            if image.state is ImageState.EVICTING:
+                self._forget(image)
+        arrivals, self._arrivals = self._arrivals, []
+        for image, waiter in arrivals:
+            self._hand_over_ready(image, waiter, now_s)
+        if load.cancelled:
+            self.load_failed(load.image, StoreCancelled(_CANCELLED), now_s)
+        else:
+            self._begin(load, now_s)
+            self._advance(now_s)
 
     # Decisions
 
@@ -215,15 +295,15 @@ class Keeper:
         if image is not None:
             return image
         image = self._cache.admit(checkpoint)
-        self._queue.add(image)
+        self._queues.add(image)
         for stale in filter(is_evictable, self._cache.at_path(checkpoint.path)):
             self._evict(stale)
         return image
 
     def _wanted_image_of(self, checkpoint: Checkpoint) -> Image:
         image = self._image_of(checkpoint)
-        if image.state is ImageState.LOADING:
-            self._queue.of(image).prefetched = True
+        if image.state is not ImageState.READY:
+            self._queues.of(image).prefetched = True
         return image
 
     def _estimate(self, checkpoint: Checkpoint, tier: Tier) -> Estimate:
@@ -232,108 +312,175 @@ class Keeper:
             return IN_DRAM
         if image is None:
             self._cache.check_room(checkpoint)
-        ahead = self._queue.ahead_of(image)
+        ahead = self._queues.ahead_of_attach(checkpoint.device, image)
+        measured = self._meter.bytes_per_second(checkpoint.device)
         return estimate_read(
             tier=tier,
             unread_bytes=checkpoint.total_bytes - (self._effects.read_bytes(image) if image else 0),
-            bytes_ahead=sum(map(self._unread_bytes, ahead)),
-            bandwidths=Bandwidths(measured=self._meter.bytes_per_second(), throttle_bytes_per_second=self._throttle),
+            bytes_ahead=sum(map(self._report.unread_bytes, ahead)),
+            bandwidths=Bandwidths(measured=measured, throttle_bytes_per_second=self._throttle),
         )
 
-    def _unread_bytes(self, load: Load) -> int:
-        return load.image.checkpoint.total_bytes - self._effects.read_bytes(load.image)
-
-    def _start_next(self, now_s: float) -> None:
-        while (load := self._queue.next) is not None:
-            try:
-                victims = self._cache.victims_for(load.image)
-            except StoreFull as error:
-                self._queue.remove(load)
-                self._cache.forget(load.image)
-                self._fail_all(load, error)
+    def _advance(self, now_s: float) -> None:
+        for queue in self._queues.devices:
+            while (load := queue.next) is not None and self._try_next(queue, load, now_s):
                 continue
-            for victim in victims:
-                self._evict(victim)
-            if load.image.bytes > self._cache.free_bytes:
-                return  # freed() comes back here
-            self._cache.charge(load.image)
-            self._queue.start(load, now_s)
-            self._effects.start_load(load.image)
+
+    def _try_next(self, queue: DeviceQueue, load: Load, now_s: float) -> bool:
+        """Starts or resumes the load; False where it has to wait for room, True where the queue changed."""
+        if load.paused_at_s is None:
+            try:
+                moves = self._make_room(load)
+            except StoreFull as error:
+                self._queues.remove(load)
+                self._give_up(load, error)
+                return True
+            if moves is None:
+                return False
+        if queue.running is not None:
+            self._effects.pause_load(queue.pause(now_s).image)
+        if load.paused_at_s is not None:
+            queue.resume(load, now_s)
+            self._effects.resume_load(load.image)
+            return True
+        queue.start(load)
+        if not moves:
+            self._begin(load, now_s)
+            return True
+        self._awaits_moves = load
+        self._save()
+        self._effects.start_moves(moves)
+        return True
+
+    def _make_room(self, load: Load) -> tuple[Move, ...] | None:
+        """Places the load's image, evicting what must go; None while room is on its way. Raises StoreFull."""
+        if self._awaits_moves is not None:
+            return None
+        try:
+            victims = self._cache.victims_for(load.image)
+        except StoreFull:
+            if load.waiters and self._cancel_a_prefetch():
+                return None
+            raise
+        for victim in victims:
+            self._evict(victim)
+        return self._cache.place(load.image)
+
+    def _cancel_a_prefetch(self) -> bool:
+        """A prefetch must not keep a load that somebody waits for out of the arena; False where there is none."""
+        begun = [load for load in self._queues.loads if load.started_at_s is not None]
+        if any(load.cancelled for load in begun):
+            return True
+        prefetches = [load for load in begun if not load.waiters and not load.image.pinned]
+        if prefetches:
+            self._stop_prefetch(max(prefetches, key=lambda load: load.order).image)
+        return bool(prefetches)
+
+    def _begin(self, load: Load, now_s: float) -> None:
+        load.started_at_s = now_s
+        # What is overwritten from now on must not be found by a successor.
+        self._save()
+        self._effects.start_load(load.image)
 
     def _is_in_use(self, image: Image) -> bool:
-        is_awaited = image.state is ImageState.LOADING and bool(self._queue.of(image).waiters)
-        return is_awaited or bool(image.leases)
+        is_loading = image.state in (ImageState.EMPTY, ImageState.LOADING)
+        is_awaited = is_loading and bool(self._queues.of(image).waiters)
+        return is_awaited or bool(image.leases) or any(arrived is image for arrived, _ in self._arrivals)
 
     def _evict(self, image: Image) -> None:
-        self._cache.begin_eviction(image)
-        self._effects.free(image)
+        if image.moving:
+            self._cache.begin_eviction(image)
+        else:
+            self._forget(image)
 
     def _stop_prefetch(self, image: Image) -> None:
-        load = self._queue.of(image)
+        load = self._queues.of(image)
         load.prefetched = False
         self._drop_if_unwanted(load)
 
     def _drop_if_unwanted(self, load: Load) -> None:
         if load.is_wanted or load.cancelled:
             return
-        if load is self._queue.running:
-            load.cancelled = True
+        if load.image.state is ImageState.EMPTY:
+            self._queues.remove(load)
+            self._forget(load.image)
+            return
+        load.cancelled = True
+        if load is not self._awaits_moves:
             self._effects.cancel_load(load.image)
-        else:
-            self._queue.remove(load)
-            self._cache.forget(load.image)
+
+    def _stop_waiting(self, client: int, request_id: int | None) -> list[Waiter]:
+        """Takes the waiters of one request (None: of all) of a client out, and stops what nobody else wants."""
+        taken = self._queues.take_waiters(client, request_id)
+        for load, _ in taken:
+            self._drop_if_unwanted(load)
+        leaving = [
+            arrival
+            for arrival in self._arrivals
+            if arrival[1].client == client and request_id in (None, arrival[1].request_id)
+        ]
+        self._arrivals = [arrival for arrival in self._arrivals if arrival not in leaving]
+        return [waiter for _, waiter in [*taken, *leaving]]
+
+    def _adopt_lease(self, client: int, lease: LeaseCount) -> int:
+        taken = 0
+        for orphan in self._peers.orphans_of(self._peers.holder_of(client)):
+            taken += self._cache.pass_on(lease.image_id, orphan, client, lease.count - taken)
+        return taken
+
+    def _give_up(self, load: Load, error: LoaderError) -> None:
+        self._forget(load.image)
+        for waiter in load.waiters:
+            self._fail(waiter, error)
+
+    def _forget(self, image: Image) -> None:
+        self._cache.forget(image)
+        for eviction in self._evictions:
+            eviction.images.discard(image.id)
+        self._answer_evictions()
 
     # Answers
 
-    def _hand_over(self, image: Image, client: int, request_id: int, receipt: LoadReceipt) -> None:
-        self._cache.lease(image, client)
+    def _hand_over_ready(self, image: Image, waiter: Waiter, now_s: float) -> None:
+        self._totals.loaded("dram", 0, 0.0)
+        self._hand_over(image, waiter, replace(self._report.receipt(image, "dram"), queue_s=now_s - waiter.asked_at_s))
+
+    def _hand_over(self, image: Image, waiter: Waiter, receipt: LoadReceipt) -> None:
+        self._cache.lease(image, waiter.client)
+        self._save()
         reply = Attached(
-            id=request_id,
+            id=waiter.request_id,
             image_id=image.id,
-            memory_bytes=image.bytes,
-            extents=image.layout.extents,
+            arena_id=self._effects.arena().id,
+            extents=image.extents,
             receipt=receipt,
         )
-        self._effects.reply(client, reply, image.id)
+        self._effects.reply(waiter.client, reply)
 
-    def _receipt(self, image: Image, tier: Tier) -> LoadReceipt:
-        return LoadReceipt(
-            tier=tier,
-            bytes=image.checkpoint.total_bytes,
-            queue_s=0.0,
-            read_s=0.0,
-            attach_s=0.0,
-            direct_io=False,
-            verified=image.verified,
-            throttle_bytes_per_second=self._throttle,
-        )
-
-    def _status(self) -> StoreStatus:
-        return StoreStatus(
-            images=tuple(self._status_of(image) for image in self._cache.images),
-            dram_bytes=self._cache.dram_bytes,
-            used_bytes=self._cache.used_bytes,
-            leased_bytes=self._cache.leased_bytes,
-            queue_depth=self._queue.depth,
-            throttle_bytes_per_second=self._throttle,
-            bandwidth_bytes_per_second=self._meter.bytes_per_second(),
-        )
-
-    def _status_of(self, image: Image) -> ImageStatus:
-        is_loading = image.state is ImageState.LOADING
-        return ImageStatus(
-            path=image.checkpoint.path,
-            bytes=image.bytes,
-            state=image.state.value,
-            leases=image.leases.total(),
-            read_bytes=self._effects.read_bytes(image) if is_loading else image.checkpoint.total_bytes,
-            pinned=image.pinned,
-        )
-
-    def _fail_all(self, load: Load, error: LoaderError) -> None:
-        for waiter in load.waiters:
-            self._fail(waiter, error)
+    def _answer_evictions(self) -> None:
+        done = [eviction for eviction in self._evictions if not eviction.images]
+        self._evictions = [eviction for eviction in self._evictions if eviction.images]
+        for eviction in done:
+            self._effects.reply(eviction.client, eviction.reply)
 
     def _fail(self, waiter: Waiter, error: LoaderError) -> None:
         failed = Failed(id=waiter.request_id, error=type(error).__name__, message=str(error))
         self._effects.reply(waiter.client, failed)
+
+    def _save(self) -> None:
+        state = StoreState(
+            arena_id=self._effects.arena().id,
+            next_image_id=self._cache.next_id,
+            images=self._cache.records(),
+            leases=self._leases(),
+        )
+        if state != self._saved:
+            self._effects.save(state)
+            self._saved = state
+
+    def _leases(self) -> tuple[LeaseRecord, ...]:
+        counts: Counter[tuple[int, Holder]] = Counter()
+        for image in self._cache.images:
+            for client, count in image.leases.items():
+                counts[image.id, self._peers.holder_of(client)] += count
+        return tuple(LeaseRecord(image_id=i, holder=holder, count=n) for (i, holder), n in counts.items())

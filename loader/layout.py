@@ -1,47 +1,40 @@
-"""Where each file of a checkpoint lies in its memory image.
+"""Where each file of a checkpoint lies in the arena: the file's bytes as they are on disk, header included.
 
-An image is the files' bytes as they are on disk, headers included, one contiguous extent a file, each at an aligned
-offset so that direct reads land in place. Pure.
+A file has one piece, or several where the arena had no contiguous room left. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-from .checkpoint import CheckpointFile
 
 # Equals the core's ALIGNMENT_BYTES (a test compares them); written here so that this module needs no extension.
 ALIGNMENT_BYTES = 4096
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Piece:
+    """A run of `length` bytes from `offset` of the arena; both are multiples of ALIGNMENT_BYTES."""
+
+    offset: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
-    """One file in an image: `bytes` from `offset`. `file_name` is its real path, for messages."""
+    """One file in the arena: its first `bytes` over its pieces in order. `file_name` is its real path, for messages.
+
+    What lies between the file's end and its last piece's is undefined.
+    """
 
     file_name: str
-    offset: int
     bytes: int
+    pieces: tuple[Piece, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """The extents of an image and its whole size in bytes, padding included."""
-
-    extents: tuple[Extent, ...]
-    bytes: int
-
-
-def lay_out(files: Iterable[CheckpointFile]) -> Layout:
-    """Places the files one after the other, each at a multiple of ALIGNMENT_BYTES."""
-    extents = []
-    offset = 0
-    for file in files:
-        extents.append(Extent(file_name=file.real_path, offset=offset, bytes=file.bytes))
-        offset += padded(file.bytes)
-    return Layout(extents=tuple(extents), bytes=offset)
-
-
-def padded(size_bytes: int) -> int:
-    """The next multiple of ALIGNMENT_BYTES."""
-    return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+def aligned(size_bytes: int, granule_bytes: int = ALIGNMENT_BYTES) -> int:
+    """The next multiple of the granule."""
+    return -(-size_bytes // granule_bytes) * granule_bytes

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from .errors import StoreProtocolError
 
-# A request is a path and an id. A reply lists images or shards: a thousand of either fit easily.
+# A request is a path and an id, or the leases of one process. A reply lists images or shards: a thousand of
+# either fit easily.
 MAX_REQUEST_BYTES = 64 * 1024
 MAX_REPLY_BYTES = 16 * 1024 * 1024
 RECEIVE_BYTES = 256 * 1024
@@ -80,11 +81,11 @@ def close_all(fds: Sequence[int]) -> None:
         os.close(fd)
 
 
-def peer_uid(sock: socket.socket) -> int:
-    """The user that connected this unix socket (SO_PEERCRED)."""
+def peer_of(sock: socket.socket) -> tuple[int, int]:
+    """Process and user that connected this unix socket (SO_PEERCRED); the pid is 0 in another pid namespace."""
     credentials = struct.Struct("3i")
-    _, uid, _ = credentials.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))
-    return int(uid)
+    pid, uid, _ = credentials.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))
+    return int(pid), int(uid)
 
 
 def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:

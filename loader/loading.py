@@ -1,50 +1,46 @@
-"""Brings one checkpoint from its files into a sealed memory file, verified where hashes lie beside them.
+"""Brings checkpoints from their files into the arena, verified where hashes lie beside them.
 
-Blocking; used by the store's loader thread.
+Blocking; used by the store's loading threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from . import _core
 from .checkpoint import Checkpoint, CheckpointFile
 from .chunk_hashes import ChunkHashes, read_hashes
+from .effects import LoadResult
 from .errors import CheckpointChanged
 from .indices import read_indices
-from .keeper import LoadResult
-from .layout import Layout, padded
+from .layout import Extent
 from .messages import Tier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedImage:
-    """The memory that clients map, and where its bytes came from."""
+class ImageLoader:
+    """Fills places in the arena, verifying where hashes lie beside the files and it was told to."""
 
-    memory: _core.MemoryFile
-    result: LoadResult
+    arena: _core.Arena
+    reader: _core.Reader
+    verify: bool
 
+    def load(self, checkpoint: Checkpoint, extents: Sequence[Extent], job: _core.ReadJob) -> LoadResult:
+        """Checks every header first, then reads all files at once.
 
-def load_image(
-    checkpoint: Checkpoint, layout: Layout, reader: _core.Reader, job: _core.ReadJob, *, verify: bool
-) -> LoadedImage:
-    """Checks every header first, then reads all files at once, then seals.
-
-    Raises CheckpointError (CheckpointCorrupted and ChunkHashesInvalid only if told to verify), StoreFull where memory
-    runs out, StoreCancelled after job.cancel(); nothing is left behind.
-    """
-    hashes = [read_hashes(checkpoint, file) if verify else None for file in checkpoint.files]
-    files = [_open(file) for file in checkpoint.files]
-    read_indices(files)
-    memory = _core.MemoryFile(layout.bytes)
-    pieces = [[(extent.offset, padded(extent.bytes))] for extent in layout.extents]
-    report = reader.read(files, memory, pieces, job, _digests(hashes))
-    for file in files:
-        if not file.is_unchanged():
-            raise _changed(file.path)
-    memory.seal()
-    return LoadedImage(memory=memory, result=_result(report, verified=None not in hashes))
+        Raises CheckpointError (CheckpointCorrupted and ChunkHashesInvalid only if told to verify), StoreFull where
+        memory runs out, StoreCancelled after job.cancel(). Nothing is written to the extents after it returned.
+        """
+        hashes = [read_hashes(checkpoint, file) if self.verify else None for file in checkpoint.files]
+        files = [_open(file) for file in checkpoint.files]
+        read_indices(files)
+        pieces = [[(piece.offset, piece.length) for piece in extent.pieces] for extent in extents]
+        report = self.reader.read(files, self.arena, pieces, job, _digests(hashes))
+        for file in files:
+            if not file.is_unchanged():
+                raise _changed(file.path)
+        return _result(report, verified=None not in hashes)
 
 
 def _digests(hashes: Iterable[ChunkHashes | None]) -> list[tuple[str, ...]]:

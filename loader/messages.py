@@ -1,8 +1,8 @@
 """What clients and the store daemon say to each other over the store's unix socket.
 
 A frame is a u32 big-endian length and that many bytes of JSON (link.py). A client sends requests, each with an `id` of
-its choice; the store answers each with exactly one reply of that id, except Cancel and Release, which have none. The
-reply Attached carries one descriptor, the image's sealed memory file. Closing the connection ends all its leases.
+its choice; the store answers each with exactly one reply of that id, except Cancel and Release, which have none; an
+Attach may have Progress before. The reply ArenaMapped carries one descriptor, the arena's, which cannot be written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from . import codec
 from .layout import Extent
 
 Tier = Literal["remote", "ssd", "page_cache", "dram"]
-State = Literal["loading", "ready", "evicting"]
+State = Literal["empty", "loading", "ready", "evicting"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +25,8 @@ class LoadReceipt:
     `tier` is where most bytes were when this client asked. `queue_s` until the load began and `read_s` from there (or
     from asking, where it had begun) until it was complete, by the store's monotonic clock; `attach_s` mapping and
     making tensors, by the client's. `direct_io` says that every byte from the SSD went past the page cache, `verified`
-    that every byte was compared with its hash when the store read it. `throttle_bytes_per_second` is the store's
-    configured limit, 0 for none.
+    that every byte was compared with its hash when the store read it, `scattered` that a file has no contiguous place
+    in the arena. `throttle_bytes_per_second` is the store's configured limit, 0 for none.
     """
 
     tier: Tier
@@ -36,29 +36,69 @@ class LoadReceipt:
     attach_s: float
     direct_io: bool
     verified: bool
+    scattered: bool
     throttle_bytes_per_second: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageStatus:
-    """One image in the store; `leases` counts attachments, `read_bytes` is the progress of a load.
+    """One image in the store; `bytes` is what it takes of the arena, `read_bytes` the progress of a load.
 
-    A `pinned` image stays without a lease.
+    `leases` counts attachments, `orphaned_leases` those of them whose process lives on without a connection. A `pinned`
+    image stays without a lease.
     """
 
     path: str
     bytes: int
     state: State
     leases: int
+    orphaned_leases: int
     read_bytes: int
     pinned: bool
+    scattered: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArenaStatus:
+    """The arena. `kind` and `page_bytes` are what it really got; a byte counts as prefaulted once it was touched.
+
+    `fragmentation` is 1 - largest free run / free bytes.
+    """
+
+    kind: str
+    page_bytes: int
+    prefaulted_bytes: int
+    free_bytes: int
+    largest_free_bytes: int
+    fragmentation: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStatus:
+    """The loads of one source device: the path that is read now ("" for none), and how many others there are.
+
+    `bandwidth_bytes_per_second`: moving average of its past loads by tier, absent if none.
+    """
+
+    device: str
+    running: str
+    waiting_loads: int
+    prefetches: int
+    paused_loads: int
+    unread_bytes: int
+    bandwidth_bytes_per_second: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStatus:
-    """The store at one moment. `bandwidth_bytes_per_second`: moving average of past loads by tier, absent if none."""
+    """The store at one moment. `dram_bytes` is the arena's size, `queue_depth` counts all loads that wait or run.
+
+    `bandwidth_bytes_per_second`: moving average of past loads by tier over all devices, absent if none.
+    """
 
     images: tuple[ImageStatus, ...]
+    arena: ArenaStatus
+    queues: tuple[QueueStatus, ...]
     dram_bytes: int
     used_bytes: int
     leased_bytes: int
@@ -83,10 +123,43 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attach:
-    """Lease the checkpoint's image, loading it first if need be."""
+    """Lease the checkpoint's image, loading it first if need be; `progress` asks for notices while it is loaded.
+
+    `session` names the client across its connections, so that it can reclaim the lease.
+    """
 
     id: int
     path: str
+    session: str
+    progress: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapArena:
+    """Ask for the arena's descriptor."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseCount:
+    """`count` attachments of one image."""
+
+    image_id: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reclaim:
+    """Take over the leases that this session of this process got over a connection that is gone.
+
+    They are of arena `arena_id`, and all that the client still has: others of the session end.
+    """
+
+    id: int
+    arena_id: str
+    session: str
+    leases: tuple[LeaseCount, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +211,7 @@ class GetStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """Stop waiting for the attach of that id; it is answered with StoreCancelled, unless its answer is under way."""
+    """Stop waiting for the request of that id; it is answered with StoreCancelled, unless its answer is under way."""
 
     id: int
 
@@ -152,13 +225,40 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attached:
-    """The client now holds a lease; the descriptor of `memory_bytes` comes with the frame."""
+    """The client now holds a lease on the files that lie in the arena at `extents`."""
 
     id: int
     image_id: int
-    memory_bytes: int
+    arena_id: str
     extents: tuple[Extent, ...]
     receipt: LoadReceipt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far the load that an attach waits for has come."""
+
+    id: int
+    bytes_done: int
+    bytes_total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArenaMapped:
+    """The descriptor of the arena's `bytes` comes with the frame; it can be mapped read-only."""
+
+    id: int
+    arena_id: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reclaimed:
+    """These leases are the connection's now; none where they were of another arena, which is gone for the store."""
+
+    id: int
+    arena_id: str
+    leases: tuple[LeaseCount, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,9 +318,12 @@ class Failed:
     message: str
 
 
-Question = Attach | Prefetch | Pin | Unpin | Evict | GetEstimate | GetStatus
+# The requests that name a checkpoint which has to be opened.
+PathQuestion = Attach | Prefetch | Pin | GetEstimate
+Question = PathQuestion | Unpin | Evict | GetStatus | MapArena | Reclaim
 Request = Question | Cancel | Release
-Reply = Attached | Prefetching | Pinned | Unpinned | Evicted | Estimated | Status | Failed
+Answer = Attached | Prefetching | Pinned | Unpinned | Evicted | Estimated | Status | ArenaMapped | Reclaimed
+Reply = Answer | Progress | Failed
 
 _REQUESTS: dict[str, type] = {kind.__name__: kind for kind in get_args(Request)}
 _REPLIES: dict[str, type] = {kind.__name__: kind for kind in get_args(Reply)}

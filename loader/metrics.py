@@ -15,27 +15,34 @@ NO_TIER = "none"
 
 # Weight of the newest load. Bandwidth shifts with what else uses the disk, so the last handful of loads should rule.
 NEWEST_WEIGHT = 0.3
+ALL_DEVICES = ""
 # Shorter loads measure latency, not bandwidth.
 MIN_SAMPLE_BYTES = 1 << 20
 
 
 class BandwidthMeter:
-    """An exponentially weighted moving average of bytes per second for each tier."""
+    """An exponentially weighted moving average of bytes per second for each device and tier, and for each tier."""
 
     def __init__(self) -> None:
-        self._averages: dict[str, float] = {}
+        self._averages: dict[tuple[str, str], float] = {}
 
-    def record(self, tier: str, moved_bytes: int, duration_s: float) -> None:
+    def record(self, device: str, tier: str, moved_bytes: int, duration_s: float) -> None:
         """Takes one finished load into account."""
         if moved_bytes < MIN_SAMPLE_BYTES or duration_s <= 0:
             return
         sample = moved_bytes / duration_s
-        average = self._averages.get(tier, sample)
-        self._averages[tier] = average + NEWEST_WEIGHT * (sample - average)
+        for key in ((device, tier), (ALL_DEVICES, tier)):
+            average = self._averages.get(key, sample)
+            self._averages[key] = average + NEWEST_WEIGHT * (sample - average)
 
-    def bytes_per_second(self) -> dict[str, float]:
+    def bytes_per_second(self, device: str = ALL_DEVICES) -> dict[str, float]:
         """The averages by tier; tiers that were never measured are absent."""
-        return dict(sorted(self._averages.items()))
+        return {tier: self._averages[name, tier] for name, tier in sorted(self._averages) if name == device}
+
+    @property
+    def devices(self) -> list[str]:
+        """Those that were measured."""
+        return sorted({device for device, _ in self._averages} - {ALL_DEVICES})
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The store daemon's socket loop: accepts clients, turns frames into Keeper calls, carries out the Keeper's effects.
 
-One thread runs the loop and owns the keeper and every connection. Two helper threads do what blocks, reading images and
-giving memory back, and report through a queue that wakes the loop.
+One thread runs the loop and owns the keeper and every connection; what blocks is done by the threads of work.py and
+opener.py, which report through a queue that wakes the loop.
 """
 
 from __future__ import annotations
@@ -10,116 +10,100 @@ import logging
 import os
 import selectors
 import socket
-import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from queue import SimpleQueue
+from uuid import uuid4
 
 from . import _core, link
 from .cache import Image, ImageCache
-from .checkpoint import Checkpoint, canonical_path
-from .errors import LoaderError, StoreError, StoreProtocolError
+from .checkpoint import Checkpoint
+from .compaction import Move
+from .connection import Connection
+from .effects import LoadResult
+from .errors import LoaderError, StoreCancelled, StoreError, StoreProtocolError
 from .keeper import Keeper
-from .loading import LoadedImage, load_image
 from .messages import (
+    ArenaMapped,
     Attach,
     Cancel,
     Evict,
     Failed,
     GetEstimate,
     GetStatus,
+    MapArena,
+    PathQuestion,
     Pin,
     Prefetch,
+    Reclaim,
     Release,
     Reply,
     Request,
     Tier,
     Unpin,
-    decode_request,
-    encode,
 )
 from .metrics import StoreSnapshot
+from .opener import Opener, Resolver, is_url, known_as
+from .prefaulter import Prefaulter
+from .processes import ProcessId, open_process, process_of
+from .reports import ArenaFacts
 from .residency import likely_tier
+from .state import Slots, StoreState, decode_state, encode_state
+from .work import Loader, Work
 
 log = logging.getLogger("serverless_triton.store")
 
 MAX_CLIENTS = 1024
-# A client that does not read its replies is cut off rather than buffered for.
-MAX_UNSENT_REPLIES = 256
 SNAPSHOT_TIMEOUT_S = 5.0
+PROGRESS_S = 0.1
 
 
-class Connection:
-    """One client: its socket, the frames that arrive, the replies that wait for room."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreParts:
+    """What a server works with. `bytes_per_second` is the limit of all reads from the SSD, 0 for none."""
 
-    def __init__(self, client: int, sock: socket.socket) -> None:
-        self.client = client
-        self.sock = sock
-        self.frames = link.FrameBuffer(link.MAX_REQUEST_BYTES)
-        self._outbox: deque[tuple[memoryview, _core.MemoryFile | None]] = deque()
-
-    @property
-    def has_unsent(self) -> bool:
-        return bool(self._outbox)
-
-    def queue(self, message: Reply, memory: _core.MemoryFile | None) -> None:
-        """The memory file stays open until its descriptor is sent. Raises StoreProtocolError for a stalled client."""
-        if len(self._outbox) >= MAX_UNSENT_REPLIES:
-            raise StoreProtocolError("a client does not read its replies")
-        self._outbox.append((memoryview(link.frame(encode(message))), memory))
-
-    def flush(self) -> None:
-        """Sends what fits without blocking. Raises OSError where the client is gone."""
-        while self._outbox:
-            data, memory = self._outbox[0]
-            try:
-                sent = link.send(self.sock, data, [memory.fileno()] if memory else [])
-            except BlockingIOError:
-                return
-            self._outbox.popleft()
-            if sent < len(data):
-                self._outbox.appendleft((data[sent:], None))
+    listener: socket.socket
+    arena: _core.Arena
+    slots: Slots
+    loader: Loader
+    opener: Opener
+    bytes_per_second: int = 0
+    prefault: bool = True
 
 
 class StoreServer:
     """Serves one listening socket until stop(). Only stop() and snapshot() may be called from other threads."""
 
-    def __init__(
-        self, listener: socket.socket, *, dram_bytes: int, threads: int, bytes_per_second: int, verify: bool
-    ) -> None:
-        self._listener = listener
-        self._verify = verify
-        self._keeper = Keeper(ImageCache(dram_bytes), self, bytes_per_second)
-        self._reader = _core.Reader(threads=threads, bytes_per_second=bytes_per_second)
+    def __init__(self, parts: StoreParts) -> None:
+        self._parts = parts
+        self._arena_id = uuid4().hex
+        self._keeper = Keeper(ImageCache(parts.arena.bytes), self, parts.bytes_per_second)
+        self._prefaulter = Prefaulter(parts.arena)
+        self._work = Work(parts.arena, parts.loader, self, self._post)
+        self._resolver = Resolver(parts.opener, self._post)
         self._connections: dict[int, Connection] = {}
         self._client_ids = count(1)
-        self._memories: dict[int, _core.MemoryFile] = {}
-        self._jobs: dict[int, _core.ReadJob] = {}
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._loads: SimpleQueue[tuple[Image, _core.ReadJob] | None] = SimpleQueue()
-        self._garbage: SimpleQueue[Image | None] = SimpleQueue()
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._selector = selectors.DefaultSelector()
+        self._has_watchers = False
         self._is_stopping = False
 
     def run(self) -> None:
-        """Blocks until stop(); then cancels the running load, answers all who wait and closes everything."""
-        helpers = [
-            threading.Thread(target=self._load_loop, name="store-loader", daemon=True),
-            threading.Thread(target=self._free_loop, name="store-free", daemon=True),
-        ]
-        for helper in helpers:
-            helper.start()
+        """Blocks until stop(); then cancels the loads, answers all who wait and closes everything."""
         self._register()
+        self._adopt()
+        if self._parts.prefault:
+            self._prefaulter.start()
         try:
             while not self._is_stopping:
                 self._step()
         finally:
-            self._shut_down(helpers)
+            self._shut_down()
 
     def stop(self) -> None:
         """Ends run() soon. Safe in signal handlers and from any thread, any number of times."""
@@ -134,70 +118,99 @@ class StoreServer:
 
     # Effects of the keeper
 
-    def reply(self, client: int, message: Reply, image_id: int | None = None) -> None:
+    def reply(self, client: int, message: Reply) -> None:
         connection = self._connections.get(client)
         if connection is None:
             return
         try:
-            connection.queue(message, None if image_id is None else self._memories[image_id])
+            connection.queue(message, [self._parts.arena.client_fd()] if isinstance(message, ArenaMapped) else [])
             connection.flush()
         except (OSError, StoreProtocolError) as error:
             # The keeper is in the middle of a decision: the loop tells it about the loss afterwards.
             self._post(partial(self._drop, connection, str(error)))
             return
-        self._watch(connection)
+        self._watch_socket(connection)
+
+    def save(self, state: StoreState) -> None:
+        self._parts.slots.write(encode_state(state))
+
+    def watch(self, client: int, process: ProcessId) -> None:
+        descriptor = open_process(process)
+        ended = partial(self._process_ended, client, descriptor)
+        if descriptor is None:
+            self._post(ended)
+        else:
+            self._selector.register(descriptor, selectors.EVENT_READ, ended)
 
     def start_load(self, image: Image) -> None:
-        job = self._jobs[image.id] = _core.ReadJob()
-        log.info("load started path=%s bytes=%d", image.checkpoint.path, image.bytes)
-        self._loads.put((image, job))
+        self._work.start_load(image)
 
     def cancel_load(self, image: Image) -> None:
-        self._jobs[image.id].cancel()
+        self._work.cancel_load(image)
 
-    def free(self, image: Image) -> None:
-        log.info("evicting path=%s bytes=%d", image.checkpoint.path, image.bytes)
-        self._garbage.put(image)
+    def pause_load(self, image: Image) -> None:
+        self._work.pause_load(image)
+
+    def resume_load(self, image: Image) -> None:
+        self._work.resume_load(image)
+
+    def start_moves(self, moves: Sequence[Move]) -> None:
+        self._work.start_moves(moves)
 
     def read_bytes(self, image: Image) -> int:
-        job = self._jobs.get(image.id)
-        return job.bytes_done if job else 0
+        return self._work.read_bytes(image)
+
+    def arena(self) -> ArenaFacts:
+        return ArenaFacts(
+            id=self._arena_id,
+            kind=self._parts.arena.kind,
+            page_bytes=self._parts.arena.page_bytes,
+            prefaulted_bytes=self._prefaulter.prefaulted_bytes,
+        )
 
     # The loop
 
     def _register(self) -> None:
-        self._listener.setblocking(False)
-        self._wake_receiver.setblocking(False)
-        self._wake_sender.setblocking(False)
-        self._selector.register(self._listener, selectors.EVENT_READ, None)
-        self._selector.register(self._wake_receiver, selectors.EVENT_READ, None)
+        for sock in (self._parts.listener, self._wake_receiver, self._wake_sender):
+            sock.setblocking(False)
+        self._selector.register(self._parts.listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._wake_receiver, selectors.EVENT_READ, self._drain_wakes)
+
+    def _adopt(self) -> None:
+        payload = self._parts.slots.read()
+        if payload is None:
+            return
+        state = decode_state(payload)
+        self._arena_id = state.arena_id
+        self._client_ids = count(self._keeper.adopt(state, 1))
+        log.info("adopted images=%d leases=%d", len(state.images), sum(lease.count for lease in state.leases))
 
     def _step(self) -> None:
-        for key, events in self._selector.select():
-            if key.fileobj is self._listener:
-                self._accept()
-            elif key.fileobj is self._wake_receiver:
-                self._drain_wakes()
-            else:
+        for key, events in self._selector.select(PROGRESS_S if self._has_watchers else None):
+            if isinstance(key.data, Connection):
                 self._serve(key.data, events)
+            else:
+                key.data()
         while not self._events.empty():
             self._events.get()()
+        self._has_watchers = self._has_watchers and self._keeper.tell_progress()
 
     def _accept(self) -> None:
         try:
-            sock, _ = self._listener.accept()
+            sock, _ = self._parts.listener.accept()
         except OSError as error:
             log.warning("cannot accept a client: %s", error)
             return
         sock.setblocking(False)
-        uid = link.peer_uid(sock)
+        pid, uid = link.peer_of(sock)
         if uid not in (os.geteuid(), 0) or len(self._connections) >= MAX_CLIENTS:
             log.warning("refused a client of user %d; %d are connected", uid, len(self._connections))
             sock.close()
             return
-        connection = Connection(next(self._client_ids), sock)
+        connection = Connection(next(self._client_ids), process_of(pid), sock)
         self._connections[connection.client] = connection
         self._selector.register(sock, selectors.EVENT_READ, connection)
+        self._keeper.connect(connection.client, connection.process)
 
     def _serve(self, connection: Connection, events: int) -> None:
         if self._connections.get(connection.client) is not connection:
@@ -205,7 +218,7 @@ class StoreServer:
         try:
             if events & selectors.EVENT_WRITE:
                 connection.flush()
-                self._watch(connection)
+                self._watch_socket(connection)
             if events & selectors.EVENT_READ:
                 self._receive(connection)
         except BlockingIOError:
@@ -214,17 +227,40 @@ class StoreServer:
             self._drop(connection, str(error))
 
     def _receive(self, connection: Connection) -> None:
-        data, fds = link.receive(connection.sock, 1)
-        link.close_all(fds)
-        if not data:
+        requests = connection.receive()
+        if requests is None:
             self._drop(connection, "closed")
             return
-        for payload in connection.frames.feed(data):
-            self._handle(connection.client, decode_request(payload))
+        for request in requests:
+            self._handle(connection.client, request)
+
+    def _watch_socket(self, connection: Connection) -> None:
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.has_unsent else 0)
+        self._selector.modify(connection.sock, wanted, connection)
+
+    def _drop(self, connection: Connection, reason: str) -> None:
+        if self._connections.pop(connection.client, None) is None:
+            return
+        log.debug("client %d left: %s", connection.client, reason)
+        self._selector.unregister(connection.sock)
+        connection.sock.close()
+        self._resolver.cancel_all(connection.client)
+        self._keeper.disconnect(connection.client, time.monotonic())
+
+    def _process_ended(self, client: int, descriptor: int | None) -> None:
+        if descriptor is not None:
+            self._selector.unregister(descriptor)
+            os.close(descriptor)
+        self._keeper.process_ended(client, time.monotonic())
+
+    # Requests
 
     def _handle(self, client: int, request: Request) -> None:
+        self._guarded(client, request, lambda: self._dispatch(client, request))
+
+    def _guarded(self, client: int, request: Request, act: Callable[[], None]) -> None:
         try:
-            self._dispatch(client, request, time.monotonic())
+            act()
         except LoaderError as error:
             self._refuse(client, request, error)
         except Exception as error:
@@ -236,45 +272,76 @@ class StoreServer:
         request_id = 0 if isinstance(request, Release) else request.id
         self.reply(client, Failed(id=request_id, error=type(error).__name__, message=str(error)))
 
-    def _dispatch(self, client: int, request: Request, now_s: float) -> None:
-        if isinstance(request, Attach):
-            self._keeper.attach(client, request.id, Checkpoint.open(request.path), now_s)
-        elif isinstance(request, Prefetch):
-            self._keeper.prefetch(client, request.id, Checkpoint.open(request.path), now_s)
-        elif isinstance(request, Pin):
-            self._keeper.pin(client, request.id, Checkpoint.open(request.path), now_s)
+    def _dispatch(self, client: int, request: Request) -> None:
+        now_s = time.monotonic()
+        if isinstance(request, PathQuestion):
+            self._open(client, request)
         elif isinstance(request, Unpin):
-            self._keeper.unpin(client, request.id, str(canonical_path(request.path)))
+            self._keeper.unpin(client, request.id, known_as(request.path))
         elif isinstance(request, Evict):
-            self._keeper.evict(client, request.id, str(canonical_path(request.path)), now_s)
-        elif isinstance(request, GetEstimate):
-            self._estimate(client, request)
+            self._keeper.evict(client, request.id, known_as(request.path), now_s)
         elif isinstance(request, GetStatus):
             self._keeper.status(client, request.id)
+        elif isinstance(request, MapArena):
+            self.reply(client, self._arena_mapped(request))
+        elif isinstance(request, Reclaim):
+            self._keeper.reclaim(client, request.id, request.arena_id, request.session, request.leases, now_s)
         elif isinstance(request, Cancel):
-            self._keeper.cancel(client, request.id, now_s)
+            self._cancel(client, request.id, now_s)
         else:
             self._keeper.release(client, request.image_id)
 
-    def _estimate(self, client: int, request: GetEstimate) -> None:
-        checkpoint = Checkpoint.open(request.path)
-        # A throttled reader does not look at the page cache, which all nodes of a machine share.
-        tier: Tier = "ssd" if self._reader.bytes_per_second else likely_tier(checkpoint)
-        self._keeper.estimate(client, request.id, checkpoint, tier)
-
-    def _watch(self, connection: Connection) -> None:
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.has_unsent else 0)
-        self._selector.modify(connection.sock, wanted, connection)
-
-    def _drop(self, connection: Connection, reason: str) -> None:
-        if self._connections.pop(connection.client, None) is None:
+    def _open(self, client: int, request: PathQuestion) -> None:
+        if not is_url(request.path):
+            self._ask_keeper(client, request, Checkpoint.open(request.path))
             return
-        log.debug("client %d left: %s", connection.client, reason)
-        self._selector.unregister(connection.sock)
-        connection.sock.close()
-        self._keeper.disconnect(connection.client, time.monotonic())
 
-    # Events from the helper threads
+        def opened(checkpoint: Checkpoint) -> None:
+            self._guarded(client, request, lambda: self._ask_keeper(client, request, checkpoint))
+
+        self._resolver.open(client, request.id, request.path, opened, partial(self._refuse, client, request))
+
+    def _ask_keeper(self, client: int, request: PathQuestion, checkpoint: Checkpoint) -> None:
+        now_s = time.monotonic()
+        if isinstance(request, Attach):
+            self._has_watchers = self._has_watchers or request.progress
+            self._keeper.attach(client, request.id, request.session, checkpoint, now_s, progress=request.progress)
+        elif isinstance(request, Prefetch):
+            self._keeper.prefetch(client, request.id, checkpoint, now_s)
+        elif isinstance(request, Pin):
+            self._keeper.pin(client, request.id, checkpoint, now_s)
+        else:
+            assert isinstance(request, GetEstimate)
+            self._keeper.estimate(client, request.id, checkpoint, self._tier_of(checkpoint))
+
+    def _tier_of(self, checkpoint: Checkpoint) -> Tier:
+        # A throttled reader does not look at the page cache, which all nodes of a machine share.
+        return "ssd" if self._parts.bytes_per_second else likely_tier(checkpoint)
+
+    def _arena_mapped(self, request: MapArena) -> ArenaMapped:
+        return ArenaMapped(id=request.id, arena_id=self._arena_id, bytes=self._parts.arena.bytes)
+
+    def _cancel(self, client: int, request_id: int, now_s: float) -> None:
+        if self._resolver.cancel(client, request_id):
+            error = StoreCancelled("the request was cancelled; ask again if it is still wanted")
+            self.reply(client, Failed(id=request_id, error=type(error).__name__, message=str(error)))
+        else:
+            self._keeper.cancel(client, request_id, now_s)
+
+    # What the threads tell
+
+    def on_loaded(self, image: Image, result: LoadResult) -> None:
+        self._keeper.load_finished(image, result, time.monotonic())
+
+    def on_failed(self, image: Image, error: LoaderError) -> None:
+        self._keeper.load_failed(image, error, time.monotonic())
+
+    def on_moved(self) -> None:
+        self._keeper.moved(time.monotonic())
+
+    def on_broken(self, error: BaseException) -> None:
+        # The next daemon finds the images that did not move.
+        raise error
 
     def _post(self, event: Callable[[], None]) -> None:
         self._events.put(event)
@@ -294,47 +361,11 @@ class StoreServer:
         except BlockingIOError:
             return
 
-    def _load_loop(self) -> None:
-        while (task := self._loads.get()) is not None:
-            self._post(self._outcome_of(*task))
-
-    def _outcome_of(self, image: Image, job: _core.ReadJob) -> Callable[[], None]:
-        try:
-            loaded = load_image(image.checkpoint, image.layout, self._reader, job, verify=self._verify)
-        except LoaderError as error:
-            return partial(self._on_failed, image, error)
-        except Exception as error:
-            # A bug of ours must not silence the loader: the waiters learn of it and the next load runs.
-            log.exception("load crashed path=%s", image.checkpoint.path)
-            return partial(self._on_failed, image, StoreError(f"loading {image.checkpoint.path} failed: {error!r}"))
-        return partial(self._on_loaded, image, loaded)
-
-    def _on_loaded(self, image: Image, loaded: LoadedImage) -> None:
-        self._memories[image.id] = loaded.memory
-        self._jobs.pop(image.id)
-        result = loaded.result
-        log.info("load finished path=%s tier=%s verified=%s", image.checkpoint.path, result.tier, result.verified)
-        self._keeper.load_finished(result, time.monotonic())
-
-    def _on_failed(self, image: Image, error: LoaderError) -> None:
-        self._jobs.pop(image.id)
-        log.warning("load failed path=%s error=%s: %s", image.checkpoint.path, type(error).__name__, error)
-        self._keeper.load_failed(error, time.monotonic())
-
-    def _free_loop(self) -> None:
-        while (image := self._garbage.get()) is not None:
-            self._memories.pop(image.id)
-            self._post(partial(self._on_freed, image))
-
-    def _on_freed(self, image: Image) -> None:
-        self._keeper.freed(image, time.monotonic())
-
-    def _shut_down(self, helpers: list[threading.Thread]) -> None:
+    def _shut_down(self) -> None:
         self._keeper.shut_down()
-        self._loads.put(None)
-        self._garbage.put(None)
-        for helper in helpers:
-            helper.join(timeout=5)
+        self._resolver.close()
+        self._prefaulter.stop()
+        self._work.close()
         for connection in self._connections.values():
             connection.sock.close()
         self._selector.close()

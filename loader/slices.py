@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from . import _core
 from .errors import SliceInvalid
+from .keys import check_present
 from .progress import Progress, watched
-from .standalone import READ_THREADS, OpenFile, check_present, check_unchanged, open_files
+from .standalone import READ_THREADS, OpenFile, check_unchanged, open_files
 from .tensors import typed_shape, view_of
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from . import _core
 from .checkpoint import Checkpoint
 from .chunk_hashes import read_hashes
-from .errors import CheckpointChanged, TensorNotFound
+from .errors import CheckpointChanged
 from .indices import read_indices
-from .layout import Extent, padded
+from .keys import Keys, wanted
+from .layout import aligned
 from .progress import Progress, watched
-from .tensors import tensors_of
+from .tensors import everything, tensors_of
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ def load_file(
     path: Path | str,
     device: str | torch.device = "cpu",
     *,
-    keys: Iterable[str] | Callable[[str], bool] | None = None,
+    keys: Keys | None = None,
     verify: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
@@ -52,16 +53,16 @@ def load_file(
     """
     files = open_files(path, verify=verify)
     names = _chosen(files, keys, str(path))
-    wanted = [None if names is None else _ranges_of(file.index, names) for file in files]
-    total_bytes = sum(_bytes_to_take(file, ranges) for file, ranges in zip(files, wanted, strict=True))
+    parts = [None if names is None else _ranges_of(file.index, names) for file in files]
+    total_bytes = sum(_bytes_to_take(file, ranges) for file, ranges in zip(files, parts, strict=True))
 
     def take(job: _core.ReadJob) -> list[_core.Mapping]:
-        return [_private_memory(file, ranges, job) for file, ranges in zip(files, wanted, strict=True)]
+        return [_private_memory(file, ranges, job) for file, ranges in zip(files, parts, strict=True)]
 
     tensors: dict[str, torch.Tensor] = {}
     for file, memory in zip(files, watched(take, total_bytes, progress), strict=True):
-        extent = Extent(file_name=file.image.path, offset=0, bytes=file.image.bytes)
-        tensors |= tensors_of(memory, [extent], names)
+        is_wanted = everything if names is None else names.__contains__
+        tensors |= tensors_of(memory, file.image.bytes, file.image.path, is_wanted)
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
@@ -82,27 +83,14 @@ def check_unchanged(image: _core.FileImage) -> None:
         raise CheckpointChanged(f"{image.path} changed while it was being loaded; load it again once it is complete")
 
 
-def _chosen(
-    files: Iterable[OpenFile], keys: Iterable[str] | Callable[[str], bool] | None, path: str
-) -> frozenset[str] | None:
+def _chosen(files: Iterable[OpenFile], keys: Keys | None, path: str) -> frozenset[str] | None:
     """The names that `keys` stands for, None for all."""
     if keys is None:
         return None
-    if isinstance(keys, str):
-        raise TypeError(f"keys is one string; give an iterable of names, as in keys=[{keys!r}], or a predicate")
+    chosen = wanted(keys)
     present = {entry.name for file in files for entry in file.index.tensors}
-    if callable(keys):
-        return frozenset(name for name in present if keys(name))
-    names = frozenset(keys)
-    check_present(names, present, path)
-    return names
-
-
-def check_present(names: Iterable[str], present: set[str], path: str) -> None:
-    """Raises TensorNotFound where a name is not among those that are present."""
-    missing = sorted(set(names) - present)
-    if missing:
-        raise TensorNotFound(f"{path} holds no tensor {missing[0]!r} ({len(missing)} of the names are missing)")
+    chosen.check(present, path)
+    return frozenset(filter(chosen.accepts, present))
 
 
 def _ranges_of(index: _core.HeaderIndex, names: frozenset[str]) -> list[Range]:
@@ -122,8 +110,8 @@ def _private_memory(file: OpenFile, ranges: list[Range] | None, job: _core.ReadJ
         if file.digests:
             _core.verify_memory(image, memory, file.digests, ranges=ranges, threads=READ_THREADS, job=job)
     else:
-        memory = _core.Mapping.anonymous(padded(image.bytes))
-        pieces = [[(0, padded(image.bytes))]]
+        memory = _core.Mapping.anonymous(aligned(image.bytes))
+        pieces = [[(0, aligned(image.bytes))]]
         all_ranges = None if ranges is None else [ranges]
         _core.Reader(threads=READ_THREADS).read([image], memory, pieces, job, [file.digests], ranges=all_ranges)
     check_unchanged(image)

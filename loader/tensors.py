@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ._core import TensorEntry, parse_index
 from .errors import NotSafetensors, UnsupportedDtype
-from .layout import Extent
 
 if TYPE_CHECKING:
     import torch
@@ -49,22 +48,22 @@ TORCH_NAMES = {
 _warnings_lock = threading.Lock()
 
 
-def tensors_of(
-    memory: ReadableBuffer, extents: Iterable[Extent], names: Container[str] | None = None
-) -> dict[str, torch.Tensor]:
-    """The tensors of all files that lie in `memory`, by name. No two files may share a name (indices.py sees to it).
+def everything(_name: str) -> bool:
+    """Every tensor is wanted."""
+    return True
 
-    With `names` only these; the bytes of the others need not be there. Tensors are writable exactly where the
-    memory is; torch does not know of read-only tensors, and writing to one kills the process with SIGSEGV. Raises
-    CheckpointError.
+
+def tensors_of(
+    memory: ReadableBuffer, file_bytes: int, file_name: str, is_wanted: Callable[[str], bool] = everything
+) -> dict[str, torch.Tensor]:
+    """The wanted tensors, by name, of the file whose `file_bytes` `memory` begins with.
+
+    The bytes of the others need not be there. Tensors are writable exactly where the memory is; torch does not know of
+    read-only tensors, and writing to one kills the process with SIGSEGV. Raises CheckpointError.
     """
-    tensors: dict[str, torch.Tensor] = {}
+    entries = parse_index(memory, 0, file_bytes, file_name).tensors
     with _quiet():
-        for extent in extents:
-            for entry in parse_index(memory, extent.offset, extent.bytes, extent.file_name).tensors:
-                if names is None or entry.name in names:
-                    tensors[entry.name] = _view(memory, extent, entry)
-    return tensors
+        return {entry.name: _view(memory, file_name, entry) for entry in entries if is_wanted(entry.name)}
 
 
 def typed_shape(entry: TensorEntry, file_name: str) -> tuple[torch.dtype, tuple[int, ...]]:
@@ -96,17 +95,16 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _view(memory: ReadableBuffer, extent: Extent, entry: TensorEntry) -> torch.Tensor:
+def _view(memory: ReadableBuffer, file_name: str, entry: TensorEntry) -> torch.Tensor:
     import torch
 
-    dtype, shape = typed_shape(entry, extent.file_name)
+    dtype, shape = typed_shape(entry, file_name)
     if entry.begin == entry.end:
         return torch.empty(shape, dtype=dtype)
-    offset = extent.offset + entry.begin
-    if offset % dtype.itemsize == 0:
+    if entry.begin % dtype.itemsize == 0:
         count = (entry.end - entry.begin) // dtype.itemsize
-        return torch.frombuffer(memory, dtype=dtype, count=count, offset=offset).reshape(shape)
-    raw = torch.frombuffer(memory, dtype=torch.uint8, count=entry.end - entry.begin, offset=offset)
+        return torch.frombuffer(memory, dtype=dtype, count=count, offset=entry.begin).reshape(shape)
+    raw = torch.frombuffer(memory, dtype=torch.uint8, count=entry.end - entry.begin, offset=entry.begin)
     return raw.clone().view(dtype).reshape(shape)
 
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from .. import _core
 from ..checkpoint import Checkpoint, CheckpointFile
 from ..chunk_hashes import CHUNK_BYTES, MAX_SIDECAR_BYTES, SUFFIX, parse_hashes_of
+from ..effects import LoadResult
 from ..errors import CheckpointChanged, CheckpointNotFound, RemoteDenied
-from ..keeper import LoadResult
 from ..messages import Tier
 from .chunk_source import ArenaMemory, ChunkSource
 from .chunks import Pieces, chunks_of

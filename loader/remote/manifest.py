@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-from ..checkpoint import Checkpoint, CheckpointFile
+from ..checkpoint import Checkpoint, CheckpointFile, remote_device
 
 VERSION = 1
 
@@ -52,7 +52,7 @@ class Manifest:
             CheckpointFile(name=file.name, real_path=file.url, bytes=file.bytes, mtime_ns=0, inode=0, etag=file.etag)
             for file in self.files
         )
-        return Checkpoint(path=self.url, files=tuple(files))
+        return Checkpoint(path=self.url, device=remote_device(self.url), files=tuple(files))
 
     def render(self) -> bytes:
         return json.dumps({"version": VERSION, **asdict(self)}, indent=1).encode() + b"\n"

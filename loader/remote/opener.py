@@ -24,6 +24,7 @@ from ..checkpoint import (
     CheckpointFile,
     only_candidate,
     parse_shard_index,
+    remote_device,
     unsafe_checkpoint,
 )
 from ..errors import CheckpointIndexInvalid, CheckpointNotFound, CheckpointTruncated, RemoteDenied, RemoteUnavailable
@@ -114,7 +115,7 @@ class Opener:
             urls = [str(url)]
         else:
             return await self._directory(url, patience)
-        return Checkpoint(path=str(url), files=await self._probed(urls, patience))
+        return _checkpoint(url, await self._probed(urls, patience))
 
     async def _hub_files(self, url: RemoteUrl, patience: Patience) -> list[str]:
         revision = await asked_patiently(lambda: resolve_revision(url, self._settings), str(url), patience)
@@ -133,7 +134,7 @@ class Opener:
             files = await self._probed([url.child(SINGLE_NAME)], patience)
         except (CheckpointNotFound, RemoteDenied) as error:
             files = await self._shards(url, patience, error)
-        return Checkpoint(path=str(url), files=files)
+        return _checkpoint(url, files)
 
     async def _shards(
         self, url: RemoteUrl, patience: Patience, no_single: CheckpointNotFound | RemoteDenied
@@ -176,3 +177,7 @@ class Opener:
             inode=0,
             etag=version.etag,
         )
+
+
+def _checkpoint(url: RemoteUrl, files: tuple[CheckpointFile, ...]) -> Checkpoint:
+    return Checkpoint(path=str(url), device=remote_device(str(url)), files=files)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, disk_of
 from ..chunk_hashes import SUFFIX
 from ..errors import StoreError
 from .manifest import Manifest, parse_manifest
@@ -83,7 +83,7 @@ class SsdCache:
             self._touch(manifest.key, entry)
         directory = self._directory / "entries" / manifest.key
         files = (replace(file, cached_path=str(directory / file.name)) for file in checkpoint.files)
-        return Checkpoint(path=checkpoint.path, files=tuple(files))
+        return Checkpoint(path=checkpoint.path, device=disk_of(self._directory), files=tuple(files))
 
     def newest(self, url: str) -> Checkpoint | None:
         """The version of a checkpoint that was used last, among those that are complete."""

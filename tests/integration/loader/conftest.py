@@ -46,7 +46,7 @@ def start_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     """start_daemon(*options) starts a store; all of them are killed at the end, whatever happened."""
     daemons: list[Daemon] = []
 
-    def start(*options: str, dram_bytes: int = 1 << 30) -> Daemon:
+    def start(*options: str, dram_bytes: int = 256 << 20) -> Daemon:
         directory = tmp_path / f"daemon{len(daemons)}"
         directory.mkdir()
         daemons.append(Daemon(directory, "--dram-bytes", str(dram_bytes), *options))

@@ -11,7 +11,7 @@ from typing import Any
 from serverless_triton.loader import _core
 from serverless_triton.loader.checkpoint import Checkpoint
 from serverless_triton.loader.chunk_hashes import CHUNK_BYTES, ChunkHashes, render_hashes
-from serverless_triton.loader.keeper import LoadResult
+from serverless_triton.loader.effects import LoadResult
 from serverless_triton.loader.remote.loader import RemoteLoader
 from serverless_triton.loader.remote.opener import Opener
 from serverless_triton.loader.remote.settings import RemoteSettings

@@ -154,7 +154,7 @@ def test_an_absurd_path_is_answered(daemon: Daemon, store: Store, path: str) -> 
     with socket.socket(socket.AF_UNIX) as peer:
         peer.settimeout(20)
         peer.connect(os.fspath(daemon.socket))
-        peer.sendall(frame(b'{"kind":"Attach","id":1,"path":"%b"}' % path.encode()))
+        peer.sendall(frame(b'{"kind":"Attach","id":1,"progress":false,"session":"s","path":"%b"}' % path.encode()))
         assert b'"Failed"' in peer.recv(100_000)
 
     assert store.status().images == ()

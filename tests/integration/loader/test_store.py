@@ -25,6 +25,7 @@ from serverless_triton.loader import (
     StoreFull,
     StoreTimeout,
     StoreUnavailable,
+    TensorNotFound,
     UnsafeCheckpoint,
 )
 
@@ -141,9 +142,84 @@ def test_eviction_is_refused_under_a_lease(store: Store, make_checkpoint: MakeCh
         store.evict(directory)
     store.release(attachment)
 
+    assert dict(attachment.tensors) == {}
     assert store.evict(directory) == 1
     assert store.evict(directory) == 0
-    assert_same(attachment, directory)
+
+
+def test_a_lease_lasts_as_long_as_any_of_its_tensors(
+    daemon: Daemon, store: Store, make_checkpoint: MakeCheckpoint
+) -> None:
+    directory = make_checkpoint()
+    with daemon.connect() as other:
+        attachment = other.attach(directory)
+        kept = attachment.tensors["weight"]
+        other.release(attachment)
+    del attachment, other
+
+    with pytest.raises(ImageLeased, match=str(directory)):
+        store.evict(directory)
+    assert torch.equal(kept, official_load_file(directory / "model.safetensors")["weight"])
+    del kept
+    assert store.evict(directory) == 1
+
+
+def test_a_lease_ends_with_the_last_reference_to_its_attachment(store: Store, make_checkpoint: MakeCheckpoint) -> None:
+    directory = make_checkpoint()
+    first, second = (store.attach(directory) for _ in range(2))
+    assert store.status().images[0].leases == 2
+    del first
+    assert store.status().images[0].leases == 1
+    del second
+    assert store.status().images[0].leases == 0
+
+
+def test_only_wanted_tensors_are_made(store: Store, make_checkpoint: MakeCheckpoint) -> None:
+    directory = make_checkpoint()
+
+    assert store.attach(directory, keys=["bias", "scalar"]).tensors.keys() == {"bias", "scalar"}
+    assert store.attach(directory, keys=lambda name: name.startswith("w")).tensors.keys() == {"weight"}
+    with pytest.raises(TensorNotFound, match="holds no tensor 'wieght'"):
+        store.attach(directory, keys=["wieght"])
+    assert store.status().leased_bytes == 0
+
+
+def test_an_arena_mapped_ahead_shows_what_is_loaded_later(store: Store, make_checkpoint: MakeCheckpoint) -> None:
+    store.premap()
+    directory = make_checkpoint()
+
+    assert_same(store.attach(directory), directory)
+
+
+def test_progress_is_told_while_an_attach_waits(
+    start_daemon: Callable[..., Daemon], make_checkpoint: MakeCheckpoint
+) -> None:
+    daemon = start_daemon("--ssd-bytes-per-second", str(32 * MEGABYTES))
+    directory = make_checkpoint(megabytes=24)
+    told: list[tuple[int, int]] = []
+    with daemon.connect() as store:
+        receipt = store.attach(directory, progress=lambda done, total: told.append((done, total))).receipt
+
+    assert told == sorted(told)
+    assert 0 < told[-1][0] <= receipt.bytes
+    assert {total for _, total in told} == {receipt.bytes}
+
+
+def test_what_a_progress_callback_raises_cancels_the_attach(
+    start_daemon: Callable[..., Daemon], make_checkpoint: MakeCheckpoint
+) -> None:
+    class Enough(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        raise Enough
+
+    daemon = start_daemon("--ssd-bytes-per-second", str(MEGABYTES))
+    with daemon.connect() as store:
+        with pytest.raises(Enough):
+            store.attach(make_checkpoint(megabytes=64), progress=stop)
+
+        eventually(lambda: store.status().images == ())
 
 
 def test_leased_images_fill_the_store(start_daemon: Callable[..., Daemon], make_checkpoint: MakeCheckpoint) -> None:
@@ -270,14 +346,19 @@ def test_errors_of_the_checkpoint_arrive_typed(store: Store, tmp_path: Path) -> 
                 ask(path)
 
 
-def test_the_image_cannot_be_written_by_a_client(daemon: Daemon, make_checkpoint: MakeCheckpoint) -> None:
+@pytest.mark.parametrize("pages", ["tmpfs", "memfd", "4k"])
+def test_the_arena_cannot_be_written_by_a_client(
+    start_daemon: Callable[..., Daemon], make_checkpoint: MakeCheckpoint, pages: str
+) -> None:
+    daemon = start_daemon("--pages", pages)
     directory = make_checkpoint()
     code = (
-        "import mmap, os, sys\nfrom serverless_triton.loader import client, Store\n"
-        "kept = []\nreal = client._attachment\n"
-        "client._attachment = lambda reply, fd: (kept.append(os.dup(fd)), real(reply, fd))[1]\n"
-        "attachment = Store(sys.argv[1], connect_timeout_s=20).attach(sys.argv[2])\n"
-        "for fd in (kept[0], os.open(f'/proc/self/fd/{kept[0]}', os.O_RDWR)):\n"
+        "import mmap, os, sys\nfrom serverless_triton.loader import Store\n"
+        "store = Store(sys.argv[1], connect_timeout_s=20)\nattachment = store.attach(sys.argv[2])\n"
+        "fds = [store._view._fd]\n"
+        "for flags in (os.O_RDWR, os.O_WRONLY):\n"
+        "    try:\n        fds.append(os.open(f'/proc/self/fd/{fds[0]}', flags))\n    except OSError:\n        pass\n"
+        "for fd in fds:\n"
         "    attacks = [lambda: os.pwrite(fd, b'x', 0), lambda: os.ftruncate(fd, 0), lambda: mmap.mmap(fd, 4096)]\n"
         "    for attack in attacks:\n"
         "        try:\n            attack()\n        except (PermissionError, OSError):\n            continue\n"

@@ -3,16 +3,48 @@ from collections import Counter
 from prometheus_client import CollectorRegistry, generate_latest
 
 from serverless_triton.loader.exporter import StoreCollector
-from serverless_triton.loader.messages import ImageStatus, StoreStatus
+from serverless_triton.loader.messages import ArenaStatus, ImageStatus, QueueStatus, State, StoreStatus
 from serverless_triton.loader.metrics import LoadTotals, StoreSnapshot
 
-IMAGES = (
-    ImageStatus(path="/a", bytes=5, state="ready", leases=2, read_bytes=5, pinned=True),
-    ImageStatus(path="/b", bytes=5, state="ready", leases=1, read_bytes=5, pinned=False),
-    ImageStatus(path="/c", bytes=5, state="loading", leases=0, read_bytes=1, pinned=False),
+
+def image(path: str, state: State, leases: int, *, orphaned_leases: int = 0, pinned: bool = False) -> ImageStatus:
+    return ImageStatus(
+        path=path,
+        bytes=5,
+        state=state,
+        leases=leases,
+        orphaned_leases=orphaned_leases,
+        read_bytes=5,
+        pinned=pinned,
+        scattered=False,
+    )
+
+
+ARENA = ArenaStatus(
+    kind="tmpfs",
+    page_bytes=1 << 21,
+    prefaulted_bytes=60,
+    free_bytes=85,
+    largest_free_bytes=68,
+    fragmentation=0.2,
+)
+QUEUE = QueueStatus(
+    device="disk:5",
+    running="/c",
+    waiting_loads=1,
+    prefetches=2,
+    paused_loads=1,
+    unread_bytes=9,
+    bandwidth_bytes_per_second={"ssd": 1e9},
 )
 STATUS = StoreStatus(
-    images=IMAGES,
+    images=(
+        image("/a", "ready", 2, orphaned_leases=1, pinned=True),
+        image("/b", "ready", 1),
+        image("/c", "loading", 0),
+    ),
+    arena=ARENA,
+    queues=(QUEUE,),
     dram_bytes=100,
     used_bytes=15,
     leased_bytes=10,
@@ -42,7 +74,17 @@ def test_a_scrape_shows_the_store_as_it_is() -> None:
             "leased_bytes 10.0",
             "queued_loads 1.0",
             "leases 3.0",
+            "orphaned_leases 1.0",
             "pinned_images 1.0",
+            "arena_page_bytes 2.097152e+06",
+            "arena_prefaulted_bytes 60.0",
+            "arena_largest_free_bytes 68.0",
+            "arena_fragmentation_ratio 0.2",
+            'device_loads_running{device="disk:5"} 1.0',
+            'device_loads_waiting{device="disk:5"} 1.0',
+            'device_prefetches{device="disk:5"} 2.0',
+            'device_unread_bytes{device="disk:5"} 9.0',
+            'device_bandwidth_bytes_per_second{device="disk:5",tier="ssd"} 1e+09',
             'images{state="loading"} 1.0',
             'images{state="ready"} 2.0',
             'bandwidth_bytes_per_second{tier="ssd"} 1.5e+09',

@@ -55,4 +55,4 @@ def test_surplus_descriptors_are_closed_and_refused() -> None:
 def test_the_peer_is_known_by_its_user() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        assert link.peer_uid(ours) == os.geteuid()
+        assert link.peer_of(ours) == (os.getpid(), os.geteuid())

@@ -1,8 +1,10 @@
 import pytest
 
 from serverless_triton.loader.errors import StoreProtocolError
-from serverless_triton.loader.layout import Extent
+from serverless_triton.loader.layout import Extent, Piece
 from serverless_triton.loader.messages import (
+    ArenaMapped,
+    ArenaStatus,
     Attach,
     Attached,
     Cancel,
@@ -14,11 +16,17 @@ from serverless_triton.loader.messages import (
     GetEstimate,
     GetStatus,
     ImageStatus,
+    LeaseCount,
     LoadReceipt,
+    MapArena,
     Pin,
     Pinned,
     Prefetch,
     Prefetching,
+    Progress,
+    QueueStatus,
+    Reclaim,
+    Reclaimed,
     Release,
     Reply,
     Request,
@@ -39,11 +47,40 @@ RECEIPT = LoadReceipt(
     attach_s=0.0,
     direct_io=True,
     verified=True,
+    scattered=False,
     throttle_bytes_per_second=0,
 )
-IMAGE = ImageStatus(path="/a é", bytes=4096, state="loading", leases=2, read_bytes=3, pinned=True)
+IMAGE = ImageStatus(
+    path="/a é",
+    bytes=4096,
+    state="loading",
+    leases=2,
+    orphaned_leases=1,
+    read_bytes=3,
+    pinned=True,
+    scattered=False,
+)
+ARENA = ArenaStatus(
+    kind="tmpfs",
+    page_bytes=1 << 21,
+    prefaulted_bytes=7,
+    free_bytes=5,
+    largest_free_bytes=3,
+    fragmentation=0.4,
+)
+QUEUE = QueueStatus(
+    device="disk:5",
+    running="/a",
+    waiting_loads=1,
+    prefetches=2,
+    paused_loads=1,
+    unread_bytes=9,
+    bandwidth_bytes_per_second={"ssd": 1.5e9},
+)
 STATUS = StoreStatus(
     images=(IMAGE,),
+    arena=ARENA,
+    queues=(QUEUE,),
     dram_bytes=1 << 40,
     used_bytes=2,
     leased_bytes=1,
@@ -56,7 +93,9 @@ STATUS = StoreStatus(
 @pytest.mark.parametrize(
     "request_",
     [
-        Attach(id=1, path="/a"),
+        Attach(id=1, path="/a", session="s", progress=True),
+        MapArena(id=10),
+        Reclaim(id=11, arena_id="abc", session="s", leases=(LeaseCount(image_id=3, count=2),)),
         Prefetch(id=2, path="/a"),
         Evict(id=3, path="/a"),
         GetStatus(id=4),
@@ -77,10 +116,13 @@ def test_requests_survive_the_link(request_: Request) -> None:
         Attached(
             id=1,
             image_id=2,
-            memory_bytes=3,
-            extents=(Extent(file_name="/a", offset=0, bytes=3),),
+            arena_id="abc",
+            extents=(Extent(file_name="/a", bytes=3, pieces=(Piece(offset=8192, length=4096),)),),
             receipt=RECEIPT,
         ),
+        ArenaMapped(id=1, arena_id="abc", bytes=1 << 40),
+        Reclaimed(id=1, arena_id="abc", leases=()),
+        Progress(id=1, bytes_done=2, bytes_total=3),
         Prefetching(id=1, image=IMAGE),
         Pinned(id=1, image=IMAGE),
         Unpinned(id=1, images=2),
@@ -106,11 +148,13 @@ def test_replies_survive_the_link(reply: Reply) -> None:
         b'{"kind":["Attach"]}',
         b'{"kind":"Attached","id":1}',
         b'{"kind":"Attach","id":1}',
-        b'{"kind":"Attach","id":1,"path":"/a","more":1}',
-        b'{"kind":"Attach","id":"1","path":"/a"}',
-        b'{"kind":"Attach","id":true,"path":"/a"}',
-        b'{"kind":"Attach","id":1.0,"path":"/a"}',
-        b'{"kind":"Attach","id":1,"path":null}',
+        b'{"kind":"Pin","id":1,"path":"/a","more":1}',
+        b'{"kind":"Pin","id":"1","path":"/a"}',
+        b'{"kind":"Pin","id":true,"path":"/a"}',
+        b'{"kind":"Pin","id":1.0,"path":"/a"}',
+        b'{"kind":"Pin","id":1,"path":null}',
+        b'{"kind":"Reclaim","id":1,"arena_id":"a","session":"s","leases":[{"image_id":1}]}',
+        b'{"kind":"Reclaim","id":1,"arena_id":"a","session":"s","leases":{}}',
     ],
 )
 def test_malformed_requests_are_refused(payload: bytes) -> None:

@@ -5,23 +5,33 @@ MEGABYTES = 1 << 20
 
 def test_an_average_follows_the_newest_loads() -> None:
     meter = BandwidthMeter()
-    meter.record("ssd", 10 * MEGABYTES, 1.0)
-    meter.record("ssd", 20 * MEGABYTES, 1.0)
+    meter.record("disk:1", "ssd", 10 * MEGABYTES, 1.0)
+    meter.record("disk:1", "ssd", 20 * MEGABYTES, 1.0)
 
     assert meter.bytes_per_second() == {"ssd": (10 + NEWEST_WEIGHT * 10) * MEGABYTES}
 
 
 def test_tiers_are_measured_apart() -> None:
     meter = BandwidthMeter()
-    meter.record("ssd", 2 * MEGABYTES, 1.0)
-    meter.record("page_cache", 8 * MEGABYTES, 1.0)
+    meter.record("disk:1", "ssd", 2 * MEGABYTES, 1.0)
+    meter.record("disk:1", "page_cache", 8 * MEGABYTES, 1.0)
 
     assert meter.bytes_per_second() == {"page_cache": 8 * MEGABYTES, "ssd": 2 * MEGABYTES}
 
 
+def test_devices_are_measured_apart() -> None:
+    meter = BandwidthMeter()
+    meter.record("disk:1", "ssd", 2 * MEGABYTES, 1.0)
+    meter.record("disk:2", "ssd", 8 * MEGABYTES, 1.0)
+
+    assert meter.devices == ["disk:1", "disk:2"]
+    assert meter.bytes_per_second("disk:2") == {"ssd": 8 * MEGABYTES}
+    assert meter.bytes_per_second("disk:3") == {}
+
+
 def test_loads_too_small_to_tell_are_ignored() -> None:
     meter = BandwidthMeter()
-    meter.record("ssd", MIN_SAMPLE_BYTES - 1, 1.0)
-    meter.record("ssd", 10 * MEGABYTES, 0.0)
+    meter.record("disk:1", "ssd", MIN_SAMPLE_BYTES - 1, 1.0)
+    meter.record("disk:1", "ssd", 10 * MEGABYTES, 0.0)
 
     assert meter.bytes_per_second() == {}

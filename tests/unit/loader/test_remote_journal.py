@@ -11,7 +11,7 @@ CHUNKS = st.builds(ChunkId, st.integers(0, 99), st.integers(0, 10**6))
 
 def checkpoint(**changes) -> Checkpoint:
     fields = {"name": "a.safetensors", "real_path": "s3://b/a.safetensors", "bytes": 9, "etag": '"1"', **changes}
-    return Checkpoint(path="s3://b", files=(CheckpointFile(mtime_ns=0, inode=0, **fields),))
+    return Checkpoint(path="s3://b", device="remote:s3://b", files=(CheckpointFile(mtime_ns=0, inode=0, **fields),))
 
 
 @given(st.dictionaries(CHUNKS, DIGESTS, max_size=20), st.integers(0, 2000))

@@ -1,0 +1,58 @@
+"""One client's connection as the server sees it: frames that arrive, replies that wait for room."""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Sequence
+
+from . import link
+from .errors import StoreProtocolError
+from .messages import Progress, Reply, Request, decode_request, encode
+from .processes import ProcessId
+
+# A client that does not read its replies is cut off rather than buffered for.
+MAX_UNSENT_REPLIES = 256
+
+
+class Connection:
+    """Not blocking; used by the server's loop alone."""
+
+    def __init__(self, client: int, process: ProcessId, sock: socket.socket) -> None:
+        self.client = client
+        self.process = process
+        self.sock = sock
+        self._frames = link.FrameBuffer(link.MAX_REQUEST_BYTES)
+        self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._outbox)
+
+    def queue(self, message: Reply, descriptors: Sequence[int] = ()) -> None:
+        """The descriptors must stay open while the connection is. Raises StoreProtocolError for a stalled client."""
+        if isinstance(message, Progress) and self._outbox:
+            return  # news of the past to one who has not read the last
+        if len(self._outbox) >= MAX_UNSENT_REPLIES:
+            raise StoreProtocolError("a client does not read its replies")
+        self._outbox.append((memoryview(link.frame(encode(message))), descriptors))
+
+    def flush(self) -> None:
+        """Sends what fits without blocking. Raises OSError where the client is gone."""
+        while self._outbox:
+            data, descriptors = self._outbox[0]
+            try:
+                sent = link.send(self.sock, data, descriptors)
+            except BlockingIOError:
+                return
+            self._outbox.popleft()
+            if sent < len(data):
+                self._outbox.appendleft((data[sent:], ()))
+
+    def receive(self) -> list[Request] | None:
+        """What has arrived; None where the client closed. Raises OSError, BlockingIOError, StoreProtocolError."""
+        data, descriptors = link.receive(self.sock, 1)
+        link.close_all(descriptors)
+        if not data:
+            return None
+        return [decode_request(payload) for payload in self._frames.feed(data)]

@@ -1,0 +1,109 @@
+"""What the keeper may do to the world, and a world that only writes it down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .cache import Image
+from .compaction import Move
+from .messages import Reply, Tier
+from .processes import ProcessId
+from .reports import ArenaFacts
+from .state import StoreState
+
+
+class Effects(Protocol):
+    """What the keeper may do to the world. None of these blocks for long or calls back."""
+
+    def reply(self, client: int, message: Reply) -> None:
+        """Sends a reply; to a client that is gone, nothing."""
+
+    def save(self, state: StoreState) -> None:
+        """Returns once a daemon that takes over from now on would find this state."""
+
+    def watch(self, client: int, process: ProcessId) -> None:
+        """process_ended(client) follows when that process ends, soon where it has already."""
+
+    def start_load(self, image: Image) -> None:
+        """Begins a load; load_finished or load_failed follows."""
+
+    def cancel_load(self, image: Image) -> None:
+        """Asks the load, paused or not, to stop; load_failed or load_finished follows all the same."""
+
+    def pause_load(self, image: Image) -> None:
+        """Asks the running load to wait for resume_load or cancel_load; it may finish all the same."""
+
+    def resume_load(self, image: Image) -> None:
+        """Lets a paused load go on."""
+
+    def start_moves(self, moves: Sequence[Move]) -> None:
+        """Moves bytes in this order; moved follows."""
+
+    def read_bytes(self, image: Image) -> int:
+        """How far the image's load has come; 0 before it starts."""
+
+    def arena(self) -> ArenaFacts:
+        """What the arena is made of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadResult:
+    """Where a finished load took its bytes from, and whether all of them were compared with their hashes."""
+
+    tier: Tier
+    direct_io: bool
+    verified: bool
+
+
+@dataclass(slots=True)
+class RecordedEffects:
+    """The fake: tests look at what the keeper asked for, and play the world by calling it back.
+
+    `progress` is how far every load that was started has come.
+    """
+
+    replies: list[tuple[int, Reply]] = field(default_factory=list)
+    saved: list[StoreState] = field(default_factory=list)
+    watched: list[tuple[int, ProcessId]] = field(default_factory=list)
+    started: list[Image] = field(default_factory=list)
+    cancelled: list[Image] = field(default_factory=list)
+    paused: list[Image] = field(default_factory=list)
+    resumed: list[Image] = field(default_factory=list)
+    moves: list[Sequence[Move]] = field(default_factory=list)
+    progress: int = 0
+
+    def reply(self, client: int, message: Reply) -> None:
+        self.replies.append((client, message))
+
+    def save(self, state: StoreState) -> None:
+        self.saved.append(state)
+
+    def watch(self, client: int, process: ProcessId) -> None:
+        self.watched.append((client, process))
+
+    def start_load(self, image: Image) -> None:
+        self.started.append(image)
+
+    def cancel_load(self, image: Image) -> None:
+        self.cancelled.append(image)
+
+    def pause_load(self, image: Image) -> None:
+        self.paused.append(image)
+
+    def resume_load(self, image: Image) -> None:
+        self.resumed.append(image)
+
+    def start_moves(self, moves: Sequence[Move]) -> None:
+        self.moves.append(moves)
+
+    def read_bytes(self, image: Image) -> int:
+        return self.progress if image in self.started else 0
+
+    def arena(self) -> ArenaFacts:
+        return ArenaFacts(id="arena", kind="4k", page_bytes=4096, prefaulted_bytes=0)
+
+    def to(self, client: int) -> list[Reply]:
+        """The replies to one client."""
+        return [message for receiver, message in self.replies if receiver == client]

@@ -1,0 +1,78 @@
+"""What a daemon leaves to its successor: which images lie where, and which processes hold leases on them.
+
+The daemon saves it before it acknowledges a lease and before it lets anything overwrite an image that was in it. Images
+that are loading or moving are not in it: after a crash their bytes would be worth nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from . import codec
+from .checkpoint import Checkpoint
+from .layout import Piece
+from .peers import Holder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRecord:
+    """A complete image; `files` are the pieces of each of the checkpoint's files, in their order."""
+
+    id: int
+    checkpoint: Checkpoint
+    files: tuple[tuple[Piece, ...], ...]
+    verified: bool
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRecord:
+    """A session of a process attached an image `count` times."""
+
+    image_id: int
+    holder: Holder
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreState:
+    """Images in the order of their last use, the one used longest ago first."""
+
+    arena_id: str
+    next_image_id: int
+    images: tuple[ImageRecord, ...]
+    leases: tuple[LeaseRecord, ...]
+
+
+def encode_state(state: StoreState) -> bytes:
+    return codec.to_json(StoreState.__name__, state)
+
+
+def decode_state(payload: bytes) -> StoreState:
+    """Raises StoreProtocolError."""
+    state: StoreState = codec.from_json(payload, {StoreState.__name__: StoreState})
+    return state
+
+
+class Slots(Protocol):
+    """Where a daemon's state outlives it. See state_slots.StateSlots."""
+
+    def read(self) -> bytes | None:
+        """The payload of the last complete write; None before the first."""
+
+    def write(self, payload: bytes) -> None:
+        """Returns once read() would give this payload, whatever happens to the process from now on."""
+
+
+class MemorySlots:
+    """Slots within one process: for a store without a successor, and for tests."""
+
+    def __init__(self) -> None:
+        self._payload: bytes | None = None
+
+    def read(self) -> bytes | None:
+        return self._payload
+
+    def write(self, payload: bytes) -> None:
+        self._payload = payload
