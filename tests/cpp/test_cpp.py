@@ -52,6 +52,6 @@ def configure(build: Path, sanitizers: str) -> None:
 
 def run(command: list[str], **environment: str) -> None:
     done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=280, check=False
+        command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=900, check=False
     )
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}"
