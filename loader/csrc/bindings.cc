@@ -12,7 +12,7 @@
 #include "file_image.h"
 #include "gpu_bindings.h"
 #include "index_reader.h"
-#include "memory_file.h"
+#include "mapping.h"
 #include "reader_bindings.h"
 #include "safetensors.h"
 #include "xxh3.h"
@@ -60,7 +60,7 @@ void translate(std::exception_ptr failure) {
 
 py::buffer_info buffer_of(const st::Mapping& mapping) {
     const auto bytes = static_cast<py::ssize_t>(mapping.bytes());
-    return {mapping.data(), 1, "B", 1, {bytes}, {py::ssize_t{1}}, !mapping.is_writable()};
+    return {mapping.data(), 1, "B", 1, {bytes}, {py::ssize_t{1}}, false};
 }
 
 std::span<const std::byte> bytes_of(const py::buffer_info& info) {
@@ -128,21 +128,15 @@ void bind_files(py::module_& m) {
 void bind_memory(py::module_& m) {
     py::class_<st::Mapping>(m, "Mapping", py::buffer_protocol())
         .def_static("anonymous", &st::Mapping::anonymous, py::arg("size_bytes"), ReleaseGil())
-        .def_static("read_only", &st::Mapping::read_only, py::arg("fd"), py::arg("size_bytes"), ReleaseGil())
         .def_static("copy_on_write", &st::Mapping::copy_on_write, py::arg("fd"), py::arg("size_bytes"), ReleaseGil())
         .def_property_readonly("bytes", &st::Mapping::bytes)
         .def_buffer(&buffer_of);
-    py::class_<st::MemoryFile>(m, "MemoryFile")
-        .def(py::init<std::uint64_t>(), py::arg("size_bytes"), ReleaseGil())
-        .def("seal", &st::MemoryFile::seal, ReleaseGil())
-        .def("fileno", &st::MemoryFile::fd)
-        .def_property_readonly("bytes", &st::MemoryFile::bytes);
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
-    m.doc() = "The load path: checked safetensors headers, direct reads, sealed memory files.";
+    m.doc() = "The load path: checked safetensors headers, direct reads, the arena.";
     m.attr("ALIGNMENT_BYTES") = st::kAlignmentBytes;
     py::register_local_exception_translator(&translate);
     bind_index(m);

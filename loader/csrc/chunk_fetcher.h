@@ -12,7 +12,7 @@
 
 #include "chunk.h"
 #include "chunk_grid.h"
-#include "memory_file.h"
+#include "mapping.h"
 #include "read_engine.h"
 #include "uring.h"
 

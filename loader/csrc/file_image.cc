@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "errors.h"
-#include "memory_file.h"
+#include "mapping.h"
 
 namespace serverless_triton::loader {
 namespace {

@@ -14,7 +14,7 @@
 #include "dlpack.h"
 #include "gpu_copy.h"
 #include "gpu_device.h"
-#include "memory_file.h"
+#include "mapping.h"
 #include "pinned_memory.h"
 
 namespace serverless_triton::loader {

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "errors.h"
-#include "memory_file.h"
+#include "mapping.h"
 #include "uring.h"
 
 namespace serverless_triton::loader {

@@ -12,7 +12,7 @@
 #include "chunk_hasher.h"
 #include "chunk_sink.h"
 #include "file_image.h"
-#include "memory_file.h"
+#include "mapping.h"
 #include "read_job.h"
 #include "reader.h"
 #include "strided_copy.h"
@@ -203,7 +203,6 @@ void bind_reader(py::module_& m) {
         .def_property_readonly("engine", [](const Reader& self) { return name_of(self.engine()); })
         .def("gather", &gather_into, py::arg("files"), py::arg("memory"), py::arg("copies"), py::arg("job"),
              py::arg("hashes") = PerFile<HexDigests>());
-    bind_read<MemoryFile>(reader);
     bind_read<const Arena>(reader);
     bind_read<Mapping>(reader);
     m.attr("CHUNK_BYTES") = kChunkBytes;

@@ -9,7 +9,7 @@
 
 #include "errors.h"
 #include "gpu_cases.h"
-#include "memory_file.h"
+#include "mapping.h"
 
 namespace st = serverless_triton::loader;
 

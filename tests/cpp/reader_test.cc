@@ -19,7 +19,7 @@
 #include "check.h"
 #include "chunk_hasher.h"
 #include "errors.h"
-#include "memory_file.h"
+#include "mapping.h"
 
 using namespace serverless_triton::loader;
 
