@@ -40,6 +40,7 @@ from serverless_triton.backend.messages import (
     Tokens,
     WorkerHello,
 )
+from serverless_triton.backend.premapped_store import PremappedStore
 from serverless_triton.backend.worker_load import LoadedEngine, load_engine
 from serverless_triton.backend.worker_stub import HEARTBEAT_S, StubLink, message_of
 from serverless_triton.loader.errors import CheckpointError, LoaderError
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
 RECONNECT_S = 0.1
+PREMAP_S = 0.3  # how long the store's arena may keep an idle worker from saying hello
 STUCK_S = 60.0  # an engine that takes longer over a step has hung; nobody should take it for alive
 
 Command = Callable[[], None]
@@ -68,7 +70,7 @@ class Worker:
     ) -> None:
         self._engines = engines
         self._agent_socket = agent_socket
-        self._store_socket = store_socket
+        self._premapped = PremappedStore(store_socket)
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._hello: WorkerHello | None = WorkerHello()  # None while loading: nothing that another agent could adopt
         self._engine: Engine | None = None
@@ -81,6 +83,7 @@ class Worker:
 
     def run(self) -> None:
         """Until retired or the stub's connection ends."""
+        self._premapped.open_ahead(PREMAP_S)
         self._agent = Channel.connect(str(self._agent_socket), CONNECT_TIMEOUT_S)
         self._agent.send(WorkerHello())
         threading.Thread(target=self._listen_to_agent, daemon=True).start()
@@ -173,7 +176,7 @@ class Worker:
         self._model = message.model
         try:
             spec = ModelSpec.parse(message.parameters)
-            self._become(message, load_engine(self._engines, self._store_socket, spec))
+            self._become(message, load_engine(self._engines, self._premapped, spec))
         except (ValueError, EngineError, CheckpointError) as error:
             self._refuse(message, "INVALID_ARGUMENT", error)
         except (LoaderError, OSError, MemoryError) as error:

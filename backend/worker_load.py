@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 from serverless_triton.backend.engines.protocol import Engine
 from serverless_triton.backend.engines.registry import EngineRegistry
 from serverless_triton.backend.messages import ModelSpec, Span
+from serverless_triton.backend.premapped_store import PremappedStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from serverless_triton.loader.client import Attachment, Store
-
-STORE_TIMEOUT_S = 600.0
 
 
 class SpanRecorder:
@@ -47,7 +46,7 @@ class LoadedEngine:
     spans: list[Span]
 
 
-def load_engine(engines: EngineRegistry, store_socket: Path, spec: ModelSpec) -> LoadedEngine:
+def load_engine(engines: EngineRegistry, premapped: PremappedStore, spec: ModelSpec) -> LoadedEngine:
     """The store fetches the weights while this thread prepares what needs none.
 
     Raises EngineError, the loader's errors, and whatever a checkpoint provokes in the engine.
@@ -58,7 +57,7 @@ def load_engine(engines: EngineRegistry, store_socket: Path, spec: ModelSpec) ->
     recorder = SpanRecorder()
     builder = engines.builder(spec.engine)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        weights: Future[tuple[Store, Attachment]] = pool.submit(_attach, store_socket, spec, recorder)
+        weights: Future[tuple[Store, Attachment]] = pool.submit(_attach, premapped, spec, recorder)
         with recorder.span("worker.skeleton"):
             builder.learn(spec.checkpoint, spec.dtype)
         store, attachment = weights.result()
@@ -74,9 +73,7 @@ def load_engine(engines: EngineRegistry, store_socket: Path, spec: ModelSpec) ->
     return LoadedEngine(engine=engine, store=store, tier=receipt.tier, bytes=receipt.bytes, spans=recorder.spans)
 
 
-def _attach(store_socket: Path, spec: ModelSpec, recorder: SpanRecorder) -> tuple[Store, Attachment]:
-    from serverless_triton.loader.client import Store
-
+def _attach(premapped: PremappedStore, spec: ModelSpec, recorder: SpanRecorder) -> tuple[Store, Attachment]:
     with recorder.span("store.load"):
-        store = Store(store_socket, timeout_s=STORE_TIMEOUT_S)
+        store = premapped.take()
         return store, store.attach(Path(spec.checkpoint))

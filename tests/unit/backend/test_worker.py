@@ -78,10 +78,14 @@ class HandBuilder:
 
 
 class HandStore:
-    def __init__(self, socket: Path, timeout_s: float) -> None:
-        pass
+    def __init__(self, socket: Path, timeout_s: float, connect_timeout_s: float = 2.0) -> None:
+        self.is_mapped = False
+
+    def premap(self) -> None:
+        self.is_mapped = True
 
     def attach(self, checkpoint: Path) -> Any:
+        assert self.is_mapped
         return SimpleNamespace(tensors={}, receipt=SimpleNamespace(tier="dram", bytes=10))
 
 

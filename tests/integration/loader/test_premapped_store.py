@@ -1,0 +1,78 @@
+"""A worker's connection that is opened and mapped before anybody asks for a model."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serverless_triton.backend.premapped_store import PremappedStore
+from serverless_triton.loader import StoreUnavailable
+from tests.integration.loader.test_store import assert_same, eventually
+
+Daemon = Any
+MakeCheckpoint = Callable[..., Path]
+
+
+def mappings_of_an_arena() -> int:
+    return sum("serverless-triton-arena" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_the_arena_is_mapped_before_a_model_is_asked_for(daemon: Daemon, make_checkpoint: MakeCheckpoint) -> None:
+    directory = make_checkpoint()
+    premapped = PremappedStore(daemon.socket)
+    premapped.open_ahead(wait_s=20)
+    before = mappings_of_an_arena()
+
+    with premapped.take() as store:
+        attachment = store.attach(directory)
+
+        assert before == mappings_of_an_arena() == 1
+        assert_same(attachment, directory)
+
+
+def test_a_daemon_that_died_meanwhile_is_no_matter(daemon: Daemon, make_checkpoint: MakeCheckpoint) -> None:
+    directory = make_checkpoint()
+    premapped = PremappedStore(daemon.socket)
+    premapped.open_ahead(wait_s=20)
+    child = daemon.child()
+    os.kill(child, signal.SIGKILL)
+    eventually(lambda: daemon.child() not in (0, child))
+
+    with premapped.take() as store:
+        assert_same(store.attach(directory), directory)
+        assert mappings_of_an_arena() == 1
+
+
+def test_another_store_at_the_same_place_is_mapped_anew(
+    start_daemon: Callable[..., Daemon], make_checkpoint: MakeCheckpoint
+) -> None:
+    first, directory = start_daemon(), make_checkpoint()
+    premapped = PremappedStore(first.socket)
+    premapped.open_ahead(wait_s=20)
+    first.stop()
+    second = start_daemon()
+    with second.connect() as probe:
+        probe.status()
+    first.socket.symlink_to(second.socket)
+
+    with premapped.take() as store:
+        assert_same(store.attach(directory), directory)
+
+
+def test_a_store_that_comes_later_is_asked_for_again(
+    start_daemon: Callable[..., Daemon], make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    premapped = PremappedStore(tmp_path / "later")
+    premapped.open_ahead(wait_s=0)
+    with pytest.raises(StoreUnavailable):
+        premapped.take()
+    daemon, directory = start_daemon(), make_checkpoint()
+    (tmp_path / "later").symlink_to(daemon.socket)
+    with daemon.connect() as store:
+        store.status()
+
+    with premapped.take() as store:
+        assert_same(store.attach(directory), directory)
