@@ -20,7 +20,7 @@ log = logging.getLogger("serverless_triton.store")
 
 STEP_BYTES = 2 << 20
 # Of each second that a step had to wait for a processor.
-WAIT_FACTOR = 20.0
+WAIT_FACTOR = 5.0
 
 
 @dataclass(frozen=True, slots=True)

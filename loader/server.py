@@ -143,6 +143,7 @@ class StoreServer:
             self._selector.register(descriptor, selectors.EVENT_READ, ended)
 
     def start_load(self, image: Image) -> None:
+        self._prefaulter.pause()
         self._work.start_load(image)
 
     def cancel_load(self, image: Image) -> None:
@@ -331,9 +332,11 @@ class StoreServer:
     # What the threads tell
 
     def on_loaded(self, image: Image, result: LoadResult) -> None:
+        self._resume_prefault()
         self._keeper.load_finished(image, result, time.monotonic())
 
     def on_failed(self, image: Image, error: LoaderError) -> None:
+        self._resume_prefault()
         self._keeper.load_failed(image, error, time.monotonic())
 
     def on_moved(self) -> None:
@@ -342,6 +345,10 @@ class StoreServer:
     def on_broken(self, error: BaseException) -> None:
         # The next daemon finds the images that did not move.
         raise error
+
+    def _resume_prefault(self) -> None:
+        if not self._work.is_loading:
+            self._prefaulter.resume()
 
     def _post(self, event: Callable[[], None]) -> None:
         self._events.put(event)

@@ -63,6 +63,10 @@ class Work:
         self._loads = ThreadPoolExecutor(MAX_LOADS, "store-load")
         self._moves = ThreadPoolExecutor(1, "store-move")
 
+    @property
+    def is_loading(self) -> bool:
+        return bool(self._jobs)
+
     def start_load(self, image: Image) -> None:
         job = self._jobs[image.id] = _core.ReadJob()
         log.info("load started path=%s bytes=%d", image.checkpoint.path, image.checkpoint.total_bytes)

@@ -183,3 +183,37 @@ def test_the_log_says_what_memory_it_took_and_why(start_daemon: Callable[..., Da
     log = daemon.log.read_text()
     assert f"budget bytes={4 << 20}: as asked for" in log
     assert f"arena bytes={4 << 20} kind=" in log
+
+
+def test_all_memory_is_taken_ahead_and_again_by_the_next_daemon(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon(dram_bytes=16 << 20)
+    first = answers(daemon)
+    with daemon.connect() as store:
+        wait_until(lambda: store.status().arena.prefaulted_bytes == 16 << 20)
+    os.kill(first, signal.SIGKILL)
+    with daemon.connect() as store:
+        wait_until(lambda: store.status().arena.prefaulted_bytes == 16 << 20)
+
+
+def test_no_memory_is_taken_ahead_where_that_is_told(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon("--no-prefault", "--pages", "4k", dram_bytes=16 << 20)
+    with daemon.connect() as store:
+        assert store.status().arena.prefaulted_bytes == 0
+    memory = Path(f"/proc/{daemon.child()}/status").read_text().split("RssShmem:")[1].split()[0]
+    assert int(memory) < 8 << 10
+
+
+def test_memory_is_not_taken_ahead_while_a_load_runs(
+    start_daemon: Callable[..., Daemon], make_checkpoint: Callable[..., Path]
+) -> None:
+    daemon = start_daemon("--ssd-bytes-per-second", str(8 << 20), dram_bytes=256 << 20)
+    with daemon.connect() as store:
+        store.prefetch(make_checkpoint(megabytes=12))
+        wait_until(lambda: store.status().images[0].read_bytes > 0)
+        before = during = store.status().arena.prefaulted_bytes
+        while (status := store.status()).queue_depth:
+            during = status.arena.prefaulted_bytes
+            time.sleep(0.01)
+
+        assert during - before <= 2 << 20  # the step that had begun
+        wait_until(lambda: store.status().arena.prefaulted_bytes == 256 << 20)
