@@ -16,7 +16,8 @@
 namespace serverless_triton::loader {
 namespace {
 
-// Measured (docs/architecture.md): what keeps the disk busy while one chunk is being hashed.
+// Two: the disk has work while one chunk is being hashed. Measurements (docs/architecture.md) tell neither number from
+// its neighbours.
 constexpr unsigned kChunksInFlight = 2;
 constexpr std::uint64_t kRequestBytes = 1024 * 1024;
 
