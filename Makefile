@@ -12,8 +12,9 @@ CORE_SOURCES := $(wildcard loader/CMakeLists.txt) $(filter loader/%,$(CPP_SOURCE
 CREATED := $(VENV)/.created
 PACKAGES := $(VENV)/.packages
 READY := $(VENV)/.ready
+PEERS := $(VENV)/.peers
 
-.PHONY: help setup demo up test test-slow check format perf-quick perf proto clean
+.PHONY: help setup demo up test test-slow check format perf-quick perf peers proto clean
 
 help:
 	@echo "make demo        cold, warm and swapped models through real Triton servers; a killed server; receipts"
@@ -21,6 +22,7 @@ help:
 	@echo "make test        all tests but the slow ones          make test-slow   those"
 	@echo "make check       ruff, mypy --strict, clang-format, import directions, generated files"
 	@echo "make perf-quick  a few minutes of benchmarks          make perf        all of them"
+	@echo "make peers       what perf.loader compares ours with: runai-model-streamer, fastsafetensors, tensorizer"
 	@echo "make proto       regenerate the agent's gRPC code     make format      let ruff and clang-format rewrite"
 	@echo "make setup       only the environment                 make clean       remove it and all build outputs"
 
@@ -61,8 +63,15 @@ format: $(READY)
 perf-quick: $(READY)
 	@$(PYTHON_IN_VENV) -m perf.quick
 
-perf: $(READY)
+perf: $(READY) $(PEERS)
 	@$(PYTHON_IN_VENV) -m perf
+
+# The loaders that ours is compared with: only `make perf` needs them.
+peers: $(PEERS)
+
+$(PEERS): $(READY)
+	@scripts/install_packages.sh $(VENV) peers
+	@touch $@
 
 proto: $(READY)
 	@scripts/generate_proto.sh $(PYTHON_IN_VENV) backend

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 from perf import claims_report, harness
 from perf.harness import Benchmark
+from perf.loader.benchmark import LoaderBenchmark
 from perf.perf_analyzer import PerfAnalyzerBenchmark
 from perf.start import StartBenchmark
 
 BENCHMARKS: tuple[tuple[Benchmark, str], ...] = (
     (StartBenchmark(), "perf.start"),
     (PerfAnalyzerBenchmark(), "perf.perf_analyzer"),
+    (LoaderBenchmark(), "perf.loader"),
 )
 
 

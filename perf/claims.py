@@ -13,39 +13,30 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from perf.results import Round, Run, read_run, values_of
+from perf.formulas import CappedShare, Formula, Median, MedianRatio, Overhead, RatioToBest
+from perf.loader import rivals
+from perf.results import Round, Run, read_run
 
 RESULTS = Path(__file__).parent / "results"
 COUNTED_RUNS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MedianRatio:
-    """The median of one rival's figure over that of another, in the same rounds."""
-
-    metric: str
-    of: str
-    to: str
-
-    def value(self, rounds: Sequence[Round]) -> float | None:
-        """None where the rounds do not have both."""
-        above, below = values_of(rounds, self.of, self.metric), values_of(rounds, self.to, self.metric)
-        return median(above) / median(below) if above and below else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A goal for one figure of a benchmark; `issue` is the job that must show it."""
+    """A goal for one figure of a benchmark; where the machine bounds it, the goal follows from the rounds too."""
 
     id: str
     benchmark: str
-    formula: MedianRatio
+    formula: Formula
     comparison: Literal["≥", "≤"]
-    goal: float
+    goal: float | Formula
     says: str
 
-    def holds(self, value: float) -> bool:
-        return value >= self.goal if self.comparison == "≥" else value <= self.goal
+    def goal_in(self, rounds: Sequence[Round]) -> float | None:
+        return self.goal if isinstance(self.goal, float) else self.goal.value(rounds)
+
+    def holds(self, value: float, goal: float) -> bool:
+        return value >= goal if self.comparison == "≥" else value <= goal
 
 
 CLAIMS = (
@@ -66,32 +57,98 @@ CLAIMS = (
         goal=7.0,
         says="the same, with the rival's server spared Triton's auto-completion of model configurations",
     ),
+    Claim(
+        id="loader.cold_vs_ceiling",
+        benchmark="loader",
+        formula=RatioToBest(metric="bytes_per_s", of=rivals.COLD_OURS, to=tuple(rivals.CEILINGS)),
+        comparison="≥",
+        goal=0.95,
+        says="2.2 GB from disk until every page was summed, hashes checked: "
+        "what share of the speed at which plain O_DIRECT reads fill memory",
+    ),
+    Claim(
+        id="loader.cold_vs_best_peer",
+        benchmark="loader",
+        formula=RatioToBest(metric="bytes_per_s", of=rivals.COLD_OURS, to=rivals.COLD_PEERS),
+        comparison="≥",
+        goal=0.95,
+        says="the same, against the fastest of safetensors, torch.load, runai-model-streamer, fastsafetensors "
+        "and tensorizer, each at its best setting",
+    ),
+    Claim(
+        id="loader.cold_vs_safetensors",
+        benchmark="loader",
+        formula=MedianRatio(metric="bytes_per_s", of=rivals.COLD_OURS, to=rivals.COLD_SAFETENSORS),
+        comparison="≥",
+        goal=CappedShare(
+            cap=1.3, share=0.95, metric="bytes_per_s", of=tuple(rivals.CEILINGS), to=rivals.COLD_SAFETENSORS
+        ),
+        says="the same, against safetensors' own loader",
+    ),
+    Claim(
+        id="loader.warm_vs_best_copying_peer",
+        benchmark="loader",
+        formula=RatioToBest(metric="bytes_per_s", of=rivals.WARM_OURS_4K, to=rivals.WARM_COPYING_PEERS),
+        comparison="≥",
+        goal=8.0,
+        says="from memory into a new process, with 4 KB pages: "
+        "how many times faster than the fastest loader that copies",
+    ),
+    Claim(
+        id="loader.warm_huge_pages_vs_torch_mmap",
+        benchmark="loader",
+        formula=MedianRatio(metric="bytes_per_s", of=rivals.WARM_OURS_HUGE, to=rivals.WARM_TORCH_MMAP),
+        comparison="≥",
+        goal=1.5,
+        says="the same with 2 MB pages, against torch.load(mmap=True)",
+    ),
+    Claim(
+        id="loader.premapped_attach_s",
+        benchmark="loader",
+        formula=Median(metric="beyond_plain_sum_s", of=rivals.PREMAPPED),
+        comparison="≤",
+        goal=0.020,
+        says="seconds from attach until every page was summed, by a worker that mapped the arena before, "
+        "less the sum's own time over plain memory",
+    ),
+    Claim(
+        id="loader.checksum_cost",
+        benchmark="loader",
+        formula=Overhead(row=rivals.CHECKSUMS, with_it="verified_s", without_it="unverified_s"),
+        comparison="≤",
+        goal=0.05,
+        says="what comparing every byte with its hash adds to a cold load",
+    ),
 )
 
 
 def judge(run: Run) -> list[dict[str, Any]]:
     """The claims that one run's own rounds give, as they stand in its file."""
-    values = {claim: claim.formula.value(run.valid_rounds) for claim in CLAIMS if claim.benchmark == run.benchmark}
+    rounds = run.valid_rounds
+    of_run = [claim for claim in CLAIMS if claim.benchmark == run.benchmark]
+    judged = [(claim, claim.formula.value(rounds), claim.goal_in(rounds)) for claim in of_run]
     return [
-        {"id": claim.id, "value": value, "goal": claim.goal, "holds": claim.holds(value)}
-        for claim, value in values.items()
-        if value is not None
+        {"id": claim.id, "value": value, "goal": goal, "holds": claim.holds(value, goal)}
+        for claim, value, goal in judged
+        if value is not None and goal is not None
     ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """A claim on a hardware class by its last recorded runs, oldest first. `value` is None where there are none."""
+    """A claim on a hardware class by its last recorded runs, oldest first. Both numbers are their
+    median; `value` is None where there are no runs."""
 
     claim: Claim
     hardware_class: str
     value: float | None
+    goal: float | None
     values: tuple[float, ...] = ()
     commits: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
-        return self.value is not None and self.claim.holds(self.value)
+        return self.value is not None and self.goal is not None and self.claim.holds(self.value, self.goal)
 
 
 def recorded_runs(folder: Path = RESULTS) -> list[Run]:
@@ -107,7 +164,7 @@ def verdicts(runs: Iterable[Run], claims: Sequence[Claim] = CLAIMS) -> list[Verd
         of_claim = _by_class(run for run in runs if run.benchmark == claim.benchmark)
         found += [_verdict(claim, name, of_class) for name, of_class in sorted(of_claim.items())]
         if not of_claim:
-            found.append(Verdict(claim=claim, hardware_class="no recorded run", value=None))
+            found.append(Verdict(claim=claim, hardware_class="no recorded run", value=None, goal=claim.goal_in(())))
     return found
 
 
@@ -119,12 +176,15 @@ def _by_class(runs: Iterable[Run]) -> Mapping[str, list[Run]]:
 
 
 def _verdict(claim: Claim, hardware_class: str, runs: Sequence[Run]) -> Verdict:
-    measured = [(run.commit, claim.formula.value(run.valid_rounds)) for run in runs[-COUNTED_RUNS:]]
-    values = tuple(value for _, value in measured if value is not None)
+    counted = [(run.commit, run.valid_rounds) for run in runs[-COUNTED_RUNS:]]
+    measured = [(commit, claim.formula.value(rounds), claim.goal_in(rounds)) for commit, rounds in counted]
+    values = tuple(value for _, value, _ in measured if value is not None)
+    goals = [goal for _, _, goal in measured if goal is not None]
     return Verdict(
         claim=claim,
         hardware_class=hardware_class,
         value=median(values) if values else None,
+        goal=median(goals) if goals else None,
         values=values,
-        commits=tuple(commit for commit, value in measured if value is not None),
+        commits=tuple(commit for commit, value, _ in measured if value is not None),
     )

@@ -20,14 +20,19 @@ class MissingMarkers(Exception):
 def describe(verdict: Verdict) -> str:
     """Two lines for a terminal."""
     claim = verdict.claim
-    value = "–" if verdict.value is None else f"{verdict.value:.2f}"
-    mark = "no run" if verdict.value is None else "holds " if verdict.holds else "FAILS "
+    value = _number(verdict.value)
+    mark = "no run" if verdict.value is None else "holds" if verdict.holds else "FAILS"
     commits = ", ".join(commit[:10] for commit in verdict.commits)
-    runs = f"n = {len(verdict.values)} ({', '.join(f'{v:.2f}' for v in verdict.values)}) at {commits}; "
+    runs = f"n = {len(verdict.values)} ({', '.join(map(_number, verdict.values))}) at {commits}; "
     return (
-        f"{mark}{claim.id}: {value}, goal {claim.comparison} {claim.goal:g}\n"
-        f"      {runs if verdict.values else ''}{verdict.hardware_class}"
+        f"{mark:<6} {claim.id}: {value}, goal {claim.comparison} {_number(verdict.goal)}\n"
+        f"       {runs if verdict.values else ''}{verdict.hardware_class}"
     )
+
+
+def _number(value: float | None) -> str:
+    """Three digits that count; a plain number where they are all before the point."""
+    return "–" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def markdown_table(found: Sequence[Verdict]) -> str:
@@ -37,12 +42,12 @@ def markdown_table(found: Sequence[Verdict]) -> str:
 
 def _markdown_row(verdict: Verdict) -> str:
     claim = verdict.claim
-    value = "not recorded yet" if verdict.value is None else f"{verdict.value:.1f}"
+    value = "not recorded yet" if verdict.value is None else _number(verdict.value)
     shortfall = "" if verdict.holds or verdict.value is None else " (falls short)"
     cells = (
         f"`{claim.id}`: {claim.says}",
         f"{value}{shortfall}",
-        f"{claim.comparison} {claim.goal:g}",
+        f"{claim.comparison} {_number(verdict.goal)}",
         str(len(verdict.values)),
         verdict.hardware_class,
     )

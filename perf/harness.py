@@ -22,11 +22,14 @@ from typing import Protocol
 
 from perf import machine
 from perf.claims import RESULTS, judge
+from perf.page_cache import WrongResidency
 from perf.results import Measurement, Round, Run, UnreadableRun, read_run, summarize, to_json, write_json
 from serverless_triton.backend.errors import BackendError
 from serverless_triton.cli.local_cluster import ClusterEnded
 from serverless_triton.cli.stock_triton import StockTritonFailed
+from serverless_triton.loader import LoaderError
 
+TABLE = ".md"
 OUTPUT = machine.ROOT / "build" / "perf"
 SHARD_VARIABLE = "SHARD"
 DEFAULT_SEED = 1
@@ -56,11 +59,18 @@ class Benchmark(Protocol):
     def full_rounds(self) -> int:
         """How many rounds a recorded run has, at least."""
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Those whose versions matter besides the project's own."""
+
     def rivals(self, seed: int) -> AbstractContextManager[Mapping[str, Measure]]:
         """Everything that is compared, ready to be measured any number of times; nothing is left of it afterwards."""
 
+    def documents(self, run: Run) -> Mapping[str, str]:
+        """What is to lie beside the run's file, by suffix: a table as ".md", a plot as ".svg"; maybe nothing."""
 
-FAILURES = (BenchmarkFailed, UnreadableRun, ClusterEnded, StockTritonFailed, BackendError)
+
+FAILURES = (BenchmarkFailed, UnreadableRun, ClusterEnded, StockTritonFailed, BackendError, LoaderError)
 
 
 @contextmanager
@@ -150,11 +160,13 @@ def run_benchmark(benchmark: Benchmark, options: Options, command: str) -> Path:
     with benchmark.rivals(run.seed) as rivals:
         for number in missing_rounds(run, rounds, options.shard):
             run = _measure_until_valid(benchmark, run, number, rivals, file)
-    print(table(run))
+    documents = benchmark.documents(run)
+    print(documents.get(TABLE) or table(run))
+    print("\n".join(verdict_lines(run)))
     if missing := missing_rounds(run, rounds, Shard()):
         print(f"{len(missing)} of {rounds} rounds are missing; other shards go on with --resume {file}")
         return file
-    return _record(run, file) if options.record else _done(file)
+    return _finish(_record(run, file) if options.record else file, documents)
 
 
 def _begin(benchmark: Benchmark, options: Options, command: str) -> Run:
@@ -165,7 +177,7 @@ def _begin(benchmark: Benchmark, options: Options, command: str) -> Run:
         command=command,
         seed=options.seed,
         hardware=machine.hardware(),
-        versions=machine.versions(),
+        versions=machine.versions(benchmark.packages),
     )
     return continued(read_run(options.resume), fresh) if options.resume else fresh
 
@@ -216,7 +228,7 @@ def _measure_round(rivals: Mapping[str, Measure], order: Sequence[str], number: 
         busy = machine.busy_share(SETTLE_S)
         try:
             measured = rivals[name]()
-        except InvalidRound as error:
+        except (InvalidRound, WrongResidency) as error:
             print(f"round {number + 1}  {name}: invalid, {error}", flush=True)
             return replace(round_, invalid=f"{name}: {error}")
         measurements[name] = replace(measured, figures={**measured.figures, "busy_before_share": busy})
@@ -228,24 +240,28 @@ def _record(run: Run, file: Path) -> Path:
     recorded = RESULTS / run.benchmark / f"{run.stamp}.json"
     write_json(recorded, to_json(run, judge(run)))
     file.unlink()
-    return _done(recorded)
+    return recorded
 
 
-def _done(file: Path) -> Path:
+def _finish(file: Path, documents: Mapping[str, str]) -> Path:
+    for suffix, text in documents.items():
+        file.with_suffix(suffix).write_text(text)
     print(f"written to {file.relative_to(machine.ROOT) if file.is_relative_to(machine.ROOT) else file}")
     return file
 
 
 def table(run: Run) -> str:
-    """The summary and the claims of one run, for a terminal."""
+    """The summary of one run, for a terminal."""
     rows = [("row", "metric", "median", "p99", "n", "unit")]
     rows += [
         (row.row, row.metric, f"{row.median:.4g}", f"{row.p99:.4g}", str(row.n), row.unit)
         for row in summarize(run.valid_rounds)
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def verdict_lines(run: Run) -> Iterator[str]:
     for claim in judge(run):
         mark = "holds" if claim["holds"] else "falls short"
-        lines.append(f"{claim['id']}: {claim['value']:.2f}, goal {claim['goal']:g}: {mark} in this run")
-    return "\n".join(lines)
+        yield f"{claim['id']}: {claim['value']:.3g}, goal {claim['goal']:.3g}: {mark} in this run"

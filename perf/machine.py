@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -46,15 +47,24 @@ def _gpu() -> str:
     return f"{len(found)} × {found[0]}" if found else "none"
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Iterable[str] = ()) -> dict[str, str]:
+    """Of Python, Linux, Triton and what we build on; of `packages` those that are installed."""
     triton = find_triton().version
-    packages = {name: metadata.version(name) for name in _PACKAGES}
+    installed = {name: version for name in (*_PACKAGES, *packages) if (version := version_of(name))}
     return {
         "python": platform.python_version(),
         "linux": platform.release().partition("-")[0],
         "triton": "unknown" if triton is None else "{}.{}".format(*triton),
-        **packages,
+        **installed,
     }
+
+
+def version_of(package: str) -> str | None:
+    """None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def commit() -> str:

@@ -17,7 +17,7 @@ from statistics import median
 from perf import harness
 from perf.harness import Measure
 from perf.perf_analyzer_tool import Analysis, PerfAnalyzer, analyze, find_perf_analyzer
-from perf.results import Measurement
+from perf.results import Measurement, Run
 from perf.workloads import Request, WorkloadSpec, generate
 from serverless_triton.backend.model_repository import EngineLimits, add_model, describe_checkpoint
 from serverless_triton.cli.demo_model import ensure_demo_model
@@ -35,6 +35,7 @@ class PerfAnalyzerBenchmark:
     name: str = "perf_analyzer"
     headline: str = "first_response_s"
     full_rounds: int = 5
+    packages: tuple[str, ...] = ()
 
     @contextmanager
     def rivals(self, seed: int) -> Iterator[Mapping[str, Measure]]:
@@ -42,6 +43,9 @@ class PerfAnalyzerBenchmark:
         with harness.scratch_folder() as folder, small_cluster(folder, checkpoint) as cluster:
             load = Load(analyzer=analyzer, cluster=cluster, folder=folder, seed=seed)
             yield {"sleeping": load.sleeping, "waking": load.waking, "ready": load.ready}
+
+    def documents(self, run: Run) -> Mapping[str, str]:
+        return {}
 
 
 @contextmanager

@@ -6,8 +6,13 @@ import argparse
 import sys
 
 from perf import harness
+from perf.loader.benchmark import LoaderBenchmark
+from perf.loader.forms import LLAMA_130M
 from perf.perf_analyzer import PerfAnalyzerBenchmark
 from perf.start import StartBenchmark
+
+# A tenth of the checkpoint, and beside those peers only that are installed.
+SMALL_LOADS = LoaderBenchmark(name="loader-quick", shape=LLAMA_130M, needs_peers=False)
 
 
 def main() -> int:
@@ -17,6 +22,7 @@ def main() -> int:
     statuses = (
         harness.main(StartBenchmark(), "perf.start", ["--rounds", "3", *seed]),
         harness.main(PerfAnalyzerBenchmark(), "perf.perf_analyzer", ["--rounds", "1", *seed]),
+        harness.main(SMALL_LOADS, "perf.loader", ["--rounds", "1", *seed]),
     )
     return max(statuses)
 

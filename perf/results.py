@@ -16,6 +16,7 @@ STAMP = "%Y%m%dT%H%M%SZ"
 # Figures carry their unit at the end of their name, the longest that fits.
 _UNITS = (
     ("_tokens_per_s", "tokens/s"),
+    ("bytes_per_s", "B/s"),
     ("_per_s", "1/s"),
     ("_bytes", "B"),
     ("_tokens", "tokens"),

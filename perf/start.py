@@ -6,7 +6,6 @@ client sees: from asking until the first token is there. `python -m perf.start`.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -20,9 +19,9 @@ from typing import Any
 import tritonclient.grpc as triton_grpc
 import yaml
 
-from perf import harness
+from perf import harness, page_cache
 from perf.harness import InvalidRound, Measure
-from perf.results import Measurement
+from perf.results import Measurement, Run
 from serverless_triton.backend.model_repository import add_model
 from serverless_triton.backend.triton_install import find_triton
 from serverless_triton.cli.demo_model import ensure_demo_model
@@ -42,6 +41,7 @@ class StartBenchmark:
     name: str = "start"
     headline: str = "first_token_s"
     full_rounds: int = 9
+    packages: tuple[str, ...] = ()
 
     @contextmanager
     def rivals(self, _seed: int) -> Iterator[Mapping[str, Measure]]:
@@ -67,9 +67,12 @@ class StartBenchmark:
                 "stock_no_auto_complete": lambda: _stock(spared, checkpoint),
             }
 
+    def documents(self, run: Run) -> Mapping[str, str]:
+        return {}
+
 
 def _stock(server: StockTriton, checkpoint: Path) -> Measurement:
-    fill_page_cache(checkpoint)
+    page_cache.fill(_files(checkpoint))
     return Measurement(figures={"first_token_s": server.cold_start_s(PROMPT)})
 
 
@@ -89,7 +92,7 @@ class OurStarts:
         self._make_cold()
         with Store(self.cluster.run_directory() / "server-0.store") as store:
             store.evict(self.checkpoint)
-        empty_page_cache(self.checkpoint)
+        page_cache.evict(_files(self.checkpoint))
         return self._first_token("cold", "ssd")
 
     def warm(self) -> Measurement:
@@ -138,18 +141,6 @@ def path_figures(receipt: Mapping[str, Any]) -> dict[str, float]:
         seconds[segment["name"]] += segment["duration_s"]
     figures = {f"path.{name}_s": spent_s for name, spent_s in seconds.items() if name != UNEXPLAINED}
     return {**figures, "unexplained_share": seconds[UNEXPLAINED] / receipt["actual_s"]}
-
-
-def fill_page_cache(checkpoint: Path) -> None:
-    for file in _files(checkpoint):
-        file.read_bytes()
-
-
-def empty_page_cache(checkpoint: Path) -> None:
-    for file in _files(checkpoint):
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())  # dirty pages would stay
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _files(checkpoint: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Claims follow from raw rounds, hold or fall short by the last three recorded runs, and stand in the README so."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from perf import claims_report
 from perf.claims import CLAIMS, judge, recorded_runs, verdicts
 from perf.claims_report import BEGIN, END, MissingMarkers, describe, markdown_table, with_table
+from perf.formulas import CappedShare
 from tests.unit.perf.runs import round_of, run_of, start_run
 
 README = Path(__file__).parents[3] / "README.md"
@@ -44,14 +46,25 @@ def test_a_claim_without_recorded_run_does_not_hold():
 
 
 def test_an_upper_bound_holds_below_it():
-    bound = type(CLAIMS[0])(id="x", benchmark="start", formula=CLAIMS[0].formula, comparison="≤", goal=2.0, says="")
-    assert bound.holds(2.0)
-    assert not bound.holds(2.1)
+    bound = replace(CLAIMS[0], comparison="≤")
+    assert bound.holds(2.0, 2.0)
+    assert not bound.holds(2.1, 2.0)
+
+
+def test_a_goal_that_the_machine_bounds_follows_from_each_run():
+    goal = CappedShare(cap=10.0, share=0.5, metric="first_token_s", of=("ceiling",), to="stock")
+    claim = replace(CLAIMS[0], goal=goal)
+    rounds = [round_of(0, stock=2.0, cold_dram=1.0, ceiling=ceiling) for ceiling in (8.0, 80.0)]
+    runs = [run_of(round_, started_at=f"2026-01-0{day}") for day, round_ in enumerate(rounds, start=1)]
+    assert [verdict.goal for run in runs for verdict in verdicts([run], (claim,))] == [2.0, 10.0]
+    (verdict,) = verdicts(runs, (claim,))
+    assert (verdict.value, verdict.goal, verdict.holds) == (2.0, 6.0, False)
 
 
 @pytest.mark.parametrize(("stock_s", "status"), [(20.0, 0), (5.0, 1)])
 def test_the_command_fails_where_a_claim_falls_short(monkeypatch: pytest.MonkeyPatch, stock_s: float, status: int):
     monkeypatch.setattr(claims_report, "recorded_runs", lambda: [start_run(1, stock_s=stock_s)])
+    monkeypatch.setattr(claims_report, "verdicts", lambda runs: verdicts(runs, COLD))
     assert claims_report.main([]) == status
 
 
@@ -64,7 +77,7 @@ def test_the_table_replaces_what_stood_between_the_markers():
     text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
     table = markdown_table(verdicts([start_run(1, stock_s=12.0)], COLD))
     assert with_table(text, table) == f"before\n{BEGIN}\n{table}\n{END}\nafter\n"
-    assert "| 12.0 | ≥ 10 | 1 | 2 cores |" in table
+    assert "| 12 | ≥ 10 | 1 | 2 cores |" in table
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, f"{END} {BEGIN}"])

@@ -20,7 +20,8 @@ from perf.harness import (
     order_of,
     run_benchmark,
 )
-from perf.results import Measurement, read_run
+from perf.page_cache import WrongResidency
+from perf.results import Measurement, Run, read_run
 from tests.unit.perf.runs import round_of, run_of
 
 CLEAN = "0123456789abcdef"
@@ -33,6 +34,8 @@ class FakeBenchmark:
     name: str = "fake"
     headline: str = "answer_s"
     full_rounds: int = 3
+    packages: tuple[str, ...] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
     invalid: frozenset[int] = frozenset()
     broken: frozenset[int] = frozenset()
     calls: Counter[str] = field(default_factory=Counter)
@@ -40,6 +43,9 @@ class FakeBenchmark:
     @contextmanager
     def rivals(self, seed: int) -> Iterator[Mapping[str, Measure]]:
         yield {name: lambda name=name: self._answer(name) for name in "abc"}
+
+    def documents(self, run: Run) -> Mapping[str, str]:
+        return self.texts
 
     def _answer(self, name: str) -> Measurement:
         self.calls[name] += 1
@@ -55,7 +61,7 @@ def a_machine_at_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "busy_share", lambda _during_s: 0.0)
     monkeypatch.setattr(machine, "commit", lambda: CLEAN)
     monkeypatch.setattr(machine, "hardware", lambda: {"class": "2 cores"})
-    monkeypatch.setattr(machine, "versions", dict)
+    monkeypatch.setattr(machine, "versions", lambda _packages: {})
     monkeypatch.setattr(harness, "OUTPUT", tmp_path / "output")
     monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
 
@@ -86,6 +92,21 @@ def test_a_full_run_from_a_clean_tree_is_recorded(tmp_path: Path):
     assert file.is_relative_to(tmp_path / "results" / "fake")
     assert len(read_run(file).rounds) == 3
     assert not list((tmp_path / "output").rglob("*.json"))
+
+
+def test_documents_lie_beside_the_runs_file():
+    texts = {".md": "| a table |", ".svg": "<svg/>"}
+    file = run_benchmark(FakeBenchmark(texts=texts), Options(record=True), "fake")
+    assert {suffix: file.with_suffix(suffix).read_text() for suffix in texts} == texts
+
+
+def test_files_in_the_wrong_state_make_a_round_invalid(monkeypatch: pytest.MonkeyPatch):
+    def cached(_benchmark: FakeBenchmark, _name: str) -> Measurement:
+        raise WrongResidency("still cached")
+
+    monkeypatch.setattr(FakeBenchmark, "_answer", cached)
+    with pytest.raises(BenchmarkFailed, match="still cached"):
+        run_benchmark(FakeBenchmark(), Options(), "fake")
 
 
 @pytest.mark.parametrize("commit", ["unknown", f"{CLEAN}-dirty"])

@@ -1,0 +1,90 @@
+"""How a claim's value, or its goal, follows from raw rounds. Pure; None where the rounds lack what a formula needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Protocol
+
+from perf.results import Round, values_of
+
+
+class Formula(Protocol):
+    def value(self, rounds: Sequence[Round]) -> float | None: ...
+
+
+def median_of(rounds: Sequence[Round], row: str, metric: str) -> float | None:
+    values = values_of(rounds, row, metric)
+    return median(values) if values else None
+
+
+def best_of(rounds: Sequence[Round], rows: Sequence[str], metric: str) -> float | None:
+    """The largest median of some rows."""
+    medians = [median_of(rounds, row, metric) for row in rows]
+    return max((value for value in medians if value is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Median:
+    metric: str
+    of: str
+
+    def value(self, rounds: Sequence[Round]) -> float | None:
+        return median_of(rounds, self.of, self.metric)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MedianRatio:
+    """The median of one rival's figure over that of another, in the same rounds."""
+
+    metric: str
+    of: str
+    to: str
+
+    def value(self, rounds: Sequence[Round]) -> float | None:
+        return _ratio(median_of(rounds, self.of, self.metric), median_of(rounds, self.to, self.metric))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatioToBest:
+    """One rival's median over the largest median among others: a figure of which more is better."""
+
+    metric: str
+    of: str
+    to: tuple[str, ...]
+
+    def value(self, rounds: Sequence[Round]) -> float | None:
+        return _ratio(median_of(rounds, self.of, self.metric), best_of(rounds, self.to, self.metric))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overhead:
+    """What something costs: the median of a figure with it over that without it, less 1, of one row."""
+
+    row: str
+    with_it: str
+    without_it: str
+
+    def value(self, rounds: Sequence[Round]) -> float | None:
+        ratio = _ratio(median_of(rounds, self.row, self.with_it), median_of(rounds, self.row, self.without_it))
+        return None if ratio is None else ratio - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CappedShare:
+    """A goal that the machine bounds: a share of what the best of some rows is to another, but never above the cap."""
+
+    cap: float
+    share: float
+    metric: str
+    of: tuple[str, ...]
+    to: str
+
+    def value(self, rounds: Sequence[Round]) -> float | None:
+        ratio = _ratio(best_of(rounds, self.of, self.metric), median_of(rounds, self.to, self.metric))
+        return None if ratio is None else min(self.cap, self.share * ratio)
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None

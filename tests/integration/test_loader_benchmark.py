@@ -1,0 +1,58 @@
+"""The loader benchmark end to end on a tiny checkpoint: real stores, real processes, real caches; no claim is about it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import prod
+
+import pytest
+
+from perf import harness
+from perf.harness import Measure
+from perf.loader import rivals
+from perf.loader.benchmark import LoaderBenchmark
+from perf.loader.forms import TINY, Shape
+from serverless_triton.backend.package_cache import CACHE_VARIABLE
+
+# Large enough for several chunks.
+SMALL: Shape = replace(TINY, name="small", hidden=512, intermediate=1408, key_value=128, vocabulary=16000)
+SMALL_BYTES = sum(2 * prod(shape) for _, shape in SMALL.tensors())
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Measure]]:
+    folder = tmp_path_factory.mktemp("loader")
+    benchmark = LoaderBenchmark(name="loader-test", shape=SMALL, needs_peers=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(folder / "cache"))
+        patch.setattr(harness, "OUTPUT", folder)
+        with benchmark.rivals(1) as rivals_of_a_run:
+            yield rivals_of_a_run
+
+
+def test_cold_rows_are_measured_from_disk(rows: Mapping[str, Measure]) -> None:
+    ceiling, ours, theirs = (rows[row]() for row in ("ceiling.4x8", rivals.COLD_OURS, rivals.COLD_SAFETENSORS))
+    assert ours.details["receipt"]["tier"] == "ssd"
+    assert ours.details["receipt"]["verified"]
+    assert ours.details["tensors"] == theirs.details["tensors"] == len(list(SMALL.tensors()))
+    assert min(m.figures["bytes_per_s"] for m in (ceiling, ours, theirs)) > 0
+    assert ours.figures["peak_bytes"] > SMALL_BYTES
+
+
+def test_warm_rows_attach_what_the_store_holds(rows: Mapping[str, Measure]) -> None:
+    new, ahead = rows[rivals.WARM_OURS_4K](), rows[rivals.PREMAPPED_4K]()
+    assert {new.details["receipt"]["tier"], ahead.details["receipt"]["tier"]} == {"dram"}
+    total_s = ahead.figures["plain_sum_s"] + ahead.figures["beyond_plain_sum_s"]
+    assert ahead.figures["elapsed_s"] == pytest.approx(total_s)
+
+
+def test_hashes_are_compared_in_one_half_of_each_pair(rows: Mapping[str, Measure]) -> None:
+    figures = rows[rivals.CHECKSUMS]().figures
+    assert figures["verified_s"] > 0
+    assert figures["unverified_s"] > 0
+
+
+def test_an_arenas_start_is_a_row_of_its_own(rows: Mapping[str, Measure]) -> None:
+    started = rows[rivals.ARENA_4K]()
+    assert started.figures["page_bytes"] == 4096
+    assert 0 < started.figures["listening_s"] <= started.figures["elapsed_s"]
+    assert started.figures["peak_bytes"] > SMALL_BYTES

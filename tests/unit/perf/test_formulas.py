@@ -1,0 +1,51 @@
+"""Formulas take medians over rounds, and give nothing where a round lacks what they need."""
+
+import pytest
+
+from perf.formulas import CappedShare, Formula, Median, MedianRatio, Overhead, RatioToBest
+from perf.results import Measurement, Round
+from tests.unit.perf.runs import round_of
+
+METRIC = "first_token_s"
+ROUNDS = [
+    round_of(n, a=a, b=b, c=c) for n, (a, b, c) in enumerate(((6.0, 2.0, 3.0), (8.0, 2.0, 4.0), (90.0, 1.0, 5.0)))
+]
+
+
+@pytest.mark.parametrize(
+    ("formula", "value"),
+    [
+        (Median(metric=METRIC, of="a"), 8.0),
+        (MedianRatio(metric=METRIC, of="a", to="b"), 4.0),
+        (RatioToBest(metric=METRIC, of="a", to=("b", "c")), 2.0),
+        (RatioToBest(metric=METRIC, of="a", to=("b", "absent")), 4.0),
+        (CappedShare(cap=1.3, share=0.95, metric=METRIC, of=("b", "c"), to="a"), 0.475),
+        (CappedShare(cap=0.3, share=0.95, metric=METRIC, of=("b", "c"), to="a"), 0.3),
+    ],
+)
+def test_a_formula_is_about_medians(formula: Formula, value: float):
+    assert formula.value(ROUNDS) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        Median(metric=METRIC, of="absent"),
+        MedianRatio(metric=METRIC, of="a", to="absent"),
+        MedianRatio(metric="absent_s", of="a", to="b"),
+        RatioToBest(metric=METRIC, of="a", to=("absent",)),
+        Overhead(row="a", with_it=METRIC, without_it="absent_s"),
+        CappedShare(cap=1.3, share=0.95, metric=METRIC, of=("absent",), to="a"),
+    ],
+)
+def test_what_was_not_measured_gives_no_value(formula: Formula):
+    assert formula.value(ROUNDS) is None
+
+
+def test_an_overhead_is_what_comes_on_top():
+    figures = [{"with_s": with_s, "without_s": without_s} for with_s, without_s in ((1.1, 1.0), (2.2, 2.0), (3.0, 2.1))]
+    rounds = [
+        Round(number=number, order=("pair",), measurements={"pair": Measurement(figures=pair)})
+        for number, pair in enumerate(figures)
+    ]
+    assert Overhead(row="pair", with_it="with_s", without_it="without_s").value(rounds) == pytest.approx(0.1)
