@@ -1,4 +1,4 @@
-"""The loader benchmark end to end on a tiny checkpoint: real stores, real processes, real caches; no claim is about it."""
+"""The loader benchmark end to end on a small checkpoint: real stores, processes and caches. No claim is about it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
