@@ -18,6 +18,7 @@ from perf.loader import report, rivals
 from perf.loader.forms import LLAMA_1B, TINY, Shape, forms_in_cache
 from perf.loader.heat import Cache
 from perf.loader.loaders import PEER_PACKAGES, missing_packages
+from perf.loader.memory import HUGE_PAGE_BYTES
 from perf.loader.ours import OurRows
 from perf.loader.rivals import PEERS, Peer
 from perf.loader.store_process import StoreProcess, running_store
@@ -28,7 +29,6 @@ from perf.results import Measurement, Run
 CHECKPOINT_SEED = 1
 # An arena holds one image, whatever its form, and the tiny one that processes warm up with.
 ARENA_SPARE_BYTES = 256 << 20
-HUGE_PAGE_BYTES = 2 << 20
 OUR_FORMS = ("single", "unhashed", "sharded", "repacked")
 BEST_PAGES, SMALL_PAGES = "auto", "4k"
 

@@ -3,14 +3,14 @@ was touched before. No tensors, no checks; the fastest of a few depths is the ce
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from perf.loader.memory import private_memory, touched
+
 ALIGNMENT_BYTES = 4096
-HUGE_PAGE_BYTES = 2 << 20
 
 
 class DirectReader:
@@ -18,7 +18,7 @@ class DirectReader:
 
     def __init__(self, *, threads: int, chunk_bytes: int, size_bytes: int) -> None:
         self._threads, self._chunk_bytes = threads, chunk_bytes
-        self.content = touched_memory(size_bytes + HUGE_PAGE_BYTES)
+        self.content = touched(private_memory(size_bytes))
 
     def read(self, files: tuple[Path, ...]) -> None:
         """Whole files. Raises OSError where the file system refuses O_DIRECT."""
@@ -65,12 +65,3 @@ def _next(chunks: Iterator[int], lock: threading.Lock) -> int | None:
 
 def aligned(size_bytes: int) -> int:
     return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-
-
-def touched_memory(size_bytes: int) -> mmap.mmap:
-    """Private memory, in 2 MB pages where the kernel has them, every page of it there."""
-    memory = mmap.mmap(-1, -(-size_bytes // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    for offset in range(0, len(memory), ALIGNMENT_BYTES):
-        memory[offset] = 1
-    return memory

@@ -8,7 +8,6 @@ memory, whoever brought them there.
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import sys
 import time
@@ -21,6 +20,7 @@ import torch
 from perf import page_cache, processes
 from perf.loader.heat import WRONG_STATE_STATUS, Heat, Outcome, heat_from_json
 from perf.loader.loaders import LOADERS, Load, Loaded
+from perf.loader.memory import private_memory, touched
 
 STRIDE_BYTES = 4096
 # What touching free memory leaves to everybody else.
@@ -53,11 +53,7 @@ def touch_free_memory(size_bytes: int) -> None:
     size_bytes = min(size_bytes, processes.available_bytes() - SPARED_BYTES)
     if size_bytes <= 0:
         return
-    with mmap.mmap(-1, size_bytes) as memory:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        pages = np.frombuffer(memory, dtype=np.uint8)[::STRIDE_BYTES]
-        pages[:] = 1
-        del pages
+    touched(private_memory(size_bytes)).close()
 
 
 def timed(heat: Heat, load: Load, emptied_by: str | None) -> Outcome:
@@ -94,9 +90,7 @@ def _strided_sum(content: np.ndarray) -> int:
 def plain_sum_s(tensors: Mapping[str, torch.Tensor]) -> float:
     """The fastest of a few sums over copies in private memory of 2 MB pages: the sum's own time."""
     ends = np.cumsum([tensor.nbytes for tensor in tensors.values()])
-    memory = mmap.mmap(-1, int(ends[-1]))
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    plain = np.split(np.frombuffer(memory, dtype=np.uint8), ends[:-1])
+    plain = np.split(np.frombuffer(private_memory(int(ends[-1])), dtype=np.uint8, count=int(ends[-1])), ends[:-1])
     for copy, tensor in zip(plain, tensors.values(), strict=True):
         copy[:] = tensor.reshape(-1).view(torch.uint8).numpy()
     return min(_sum_s(plain) for _ in range(PLAIN_SUMS))

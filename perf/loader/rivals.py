@@ -73,7 +73,8 @@ CEILINGS = {
     "ceiling.2x8": (2, 8 * MIB),
     "ceiling.4x8": (4, 8 * MIB),
     "ceiling.8x8": (8, 8 * MIB),
-    "ceiling.8x2": (8, 2 * MIB),
+    "ceiling.4x32": (4, 32 * MIB),
+    "ceiling.16x1": (16, MIB),
 }
 
 COLD_OURS, COLD_OURS_SHARDED, COLD_OURS_REPACKED = "cold.ours", "cold.ours_sharded", "cold.ours_repacked"
