@@ -51,7 +51,8 @@ class ArenaMapping {
 
   private:
     void fault_in(Piece piece);
-    [[nodiscard]] bool is_populated(std::size_t granule) const;
+    [[nodiscard]] Piece next_unpopulated(Piece piece) const;
+    void mark_populated(Piece piece);
 
     UniqueFd fd_;
     std::shared_ptr<const AlignedMapping> memory_;
