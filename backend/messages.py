@@ -199,7 +199,11 @@ def parse_json_object(text: str, what: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """What a model's config.pbtxt says about its engine, parsed once and strictly."""
+    """What a model's config.pbtxt says about its engine, parsed once and strictly.
+
+    `checkpoint` is a path or a URL. `files` is the directory with configuration and tokenizer, "" where that is the
+    checkpoint itself.
+    """
 
     checkpoint: str
     checkpoint_bytes: int
@@ -209,6 +213,12 @@ class ModelSpec:
     max_sequence_tokens: int = 2048
     max_streams: int = 8
     threads: int = 1
+    files: str = ""
+
+    @property
+    def directory(self) -> str:
+        """Where configuration and tokenizer are."""
+        return self.files or self.checkpoint
 
     @property
     def device_bytes(self) -> int:
@@ -224,7 +234,9 @@ class ModelSpec:
         for name in ("checkpoint", "checkpoint_bytes", "kv_cache_bytes"):
             if not parameters.get(name):
                 raise ValueError(f"parameters.{name} is missing; `serverless-triton add` writes it")
-        texts: dict[str, Any] = {n: parameters[n] for n in ("checkpoint", "engine", "dtype") if n in parameters}
+        texts: dict[str, Any] = {
+            n: parameters[n] for n in ("checkpoint", "engine", "dtype", "files") if n in parameters
+        }
         if texts.get("dtype", "auto") not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"parameters.dtype is {texts['dtype']!r}; use auto, float32, bfloat16 or float16")
         counts = ("checkpoint_bytes", "kv_cache_bytes", "max_sequence_tokens", "max_streams", "threads")

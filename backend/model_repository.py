@@ -5,6 +5,7 @@ What stands in a config.pbtxt is `model_config`'s; what a checkpoint is, the loa
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
@@ -19,12 +20,15 @@ from typing import Any
 from serverless_triton.backend.errors import InvalidModelConfig, InvalidModelName, ModelExists, UnsupportedSource
 from serverless_triton.backend.messages import ModelSpec
 from serverless_triton.backend.model_config import parse_parameters, render_config
-from serverless_triton.loader import Checkpoint
+from serverless_triton.loader import Checkpoint, fetch_model_files
+from serverless_triton.loader.opener import is_url, known_as
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_SOURCE_SCHEME = re.compile(r"[A-Za-z0-9]+://")
+CONFIG_NAME = "config.pbtxt"
+VERSION = "1"  # Triton wants a version, even an empty one; here configuration and tokenizer of a remote model lie in it
+LOCAL_SCHEME = "file://"
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ENGINES = ("torch", "fake")
 
@@ -62,17 +66,24 @@ def check_name(name: str) -> str:
     return name
 
 
-def describe_checkpoint(source: str | Path, limits: EngineLimits) -> ModelSpec:
-    """What goes into the `parameters` of a model with this checkpoint, after looking at all of its headers.
+def describe_checkpoint(source: str | Path, limits: EngineLimits, fetched: Path | None = None) -> ModelSpec:
+    """What goes into the `parameters` of a model with this checkpoint; `source` is a directory or a URL.
 
-    Raises UnsupportedSource, InvalidModelConfig, or the loader's errors for files that are no checkpoint.
+    The weights of a URL stay where they are; its other files come into `fetched`. Raises UnsupportedSource,
+    InvalidModelConfig, or the loader's errors for what is no checkpoint.
     """
-    folder = _local_directory(str(source))
-    checkpoint = Checkpoint.open(folder)
+    if is_url(str(source)) and not str(source).startswith(LOCAL_SCHEME):
+        if fetched is None:
+            raise UnsupportedSource(f"{source} is not on this machine; download it and give its folder")
+        checkpoint, folder = fetch_model_files(str(source), fetched), fetched
+        reference = checkpoint.path
+    else:
+        folder = _local_directory(str(source))
+        checkpoint, reference = Checkpoint.open(folder), str(folder)
     config = _read_config(folder / "config.json")
     kv_cache_bytes = kv_bytes_per_token(config, limits.dtype) * limits.max_sequence_tokens * limits.max_streams
     return ModelSpec(
-        checkpoint=str(folder),
+        checkpoint=reference,
         checkpoint_bytes=checkpoint.total_bytes,
         kv_cache_bytes=kv_cache_bytes,
         engine=limits.engine,
@@ -84,11 +95,7 @@ def describe_checkpoint(source: str | Path, limits: EngineLimits) -> ModelSpec:
 
 
 def _local_directory(source: str) -> Path:
-    if _SOURCE_SCHEME.match(source):
-        raise UnsupportedSource(
-            f"{source}: only local directories are supported so far; download it and give its folder"
-        )
-    folder = Path(source).expanduser().absolute()
+    folder = Path(known_as(source)) if is_url(source) else Path(source).expanduser().absolute()
     if not folder.is_dir():
         raise UnsupportedSource(f"{folder} is no directory; give the folder with config.json and *.safetensors")
     return folder
@@ -134,15 +141,19 @@ def add_model(
     Raises InvalidModelName, ModelExists, and what `describe_checkpoint` raises.
     """
     check_name(name)
-    spec = describe_checkpoint(source, limits or EngineLimits())
-    repository.mkdir(parents=True, exist_ok=True)
     folder = repository / name
-    if folder.exists() and not replace:
+    is_there = folder.exists()
+    if is_there and not replace:
         raise ModelExists(f"model {name!r} is already in {repository}; pass --replace to overwrite its configuration")
-    if folder.exists():
-        _replace_config(folder, render_config(name, spec))
-    else:
-        _create(folder, render_config(name, spec))
+    with _scratch(repository) as scratch:
+        version = scratch / "model" / VERSION
+        version.mkdir(parents=True)
+        spec = describe_checkpoint(source, limits or EngineLimits(), version)
+        if any(version.iterdir()):
+            spec = dataclasses.replace(spec, files=str((folder / VERSION).absolute()))
+        (scratch / "model" / CONFIG_NAME).write_text(render_config(name, spec))
+        repository.mkdir(exist_ok=True)
+        _update(folder, scratch / "model") if is_there else _create(folder, scratch / "model")
     return folder
 
 
@@ -167,28 +178,25 @@ def _read_parameters(file: Path) -> dict[str, str] | None:
     return parameters
 
 
-def _replace_config(folder: Path, text: str) -> None:
-    # Only the file changes places, so that a server never sees the model without its folder.
-    with _scratch(folder.parent) as scratch:
-        (scratch / "config.pbtxt").write_text(text)
-        (folder / "1").mkdir(exist_ok=True)
-        (scratch / "config.pbtxt").replace(folder / "config.pbtxt")
+def _update(folder: Path, model: Path) -> None:
+    """Only files change places, the configuration last, so that a server never sees the model without its folder."""
+    (folder / VERSION).mkdir(exist_ok=True)
+    for file in sorted((model / VERSION).iterdir()):
+        file.replace(folder / VERSION / file.name)
+    (model / CONFIG_NAME).replace(folder / CONFIG_NAME)
 
 
-def _create(folder: Path, text: str) -> None:
-    with _scratch(folder.parent) as scratch:
-        model = scratch / "model"
-        (model / "1").mkdir(parents=True)  # Triton wants a version, even an empty one
-        (model / "config.pbtxt").write_text(text)
-        try:
-            model.rename(folder)
-        except OSError as error:
-            raise ModelExists(f"model {folder.name!r} came into {folder.parent} meanwhile: {error}") from error
+def _create(folder: Path, model: Path) -> None:
+    try:
+        model.rename(folder)
+    except OSError as error:
+        raise ModelExists(f"model {folder.name!r} came into {folder.parent} meanwhile: {error}") from error
 
 
 @contextmanager
 def _scratch(repository: Path) -> Iterator[Path]:
     """A folder on the repository's own file system, beside it: inside, a server might take it for a model."""
+    repository.absolute().parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".serverless-triton-", dir=repository.absolute().parent))
     try:
         yield scratch

@@ -34,6 +34,9 @@ class NodeConfig:
     pages: Pages = "auto"
     prefault: bool = True
     ssd_bytes_per_second: int | None = None
+    remote_bytes_per_second: int | None = None
+    cache_directory: Path | None = None
+    cache_bytes: int = 0
     spare_workers: int = 1
 
 
@@ -70,6 +73,9 @@ def _store(config: NodeConfig, socket: Path) -> ProcessSpec:
         *(() if config.dram_bytes is None else ("--dram-bytes", str(config.dram_bytes))),
         *(() if config.prefault else ("--no-prefault",)),
         *(("--ssd-bytes-per-second", str(config.ssd_bytes_per_second)) if config.ssd_bytes_per_second else ()),
+        *(("--remote-bytes-per-second", str(config.remote_bytes_per_second)) if config.remote_bytes_per_second else ()),
+        *(("--cache-dir", str(config.cache_directory)) if config.cache_directory else ()),
+        *(("--cache-bytes", str(config.cache_bytes)) if config.cache_directory else ()),
     ]
     return ProcessSpec(name=f"{config.name}.store", command=command)
 

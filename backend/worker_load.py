@@ -6,7 +6,6 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serverless_triton.backend.engines.protocol import Engine
@@ -59,11 +58,11 @@ def load_engine(engines: EngineRegistry, premapped: PremappedStore, spec: ModelS
     with ThreadPoolExecutor(max_workers=1) as pool:
         weights: Future[tuple[Store, Attachment]] = pool.submit(_attach, premapped, spec, recorder)
         with recorder.span("worker.skeleton"):
-            builder.learn(spec.checkpoint, spec.dtype)
+            builder.learn(spec.directory, spec.dtype)
         store, attachment = weights.result()
     with recorder.span("worker.engine"):
         engine = builder.build(
-            spec.checkpoint,
+            spec.directory,
             attachment.tensors,
             dtype=spec.dtype,
             max_sequence_tokens=spec.max_sequence_tokens,
@@ -76,4 +75,4 @@ def load_engine(engines: EngineRegistry, premapped: PremappedStore, spec: ModelS
 def _attach(premapped: PremappedStore, spec: ModelSpec, recorder: SpanRecorder) -> tuple[Store, Attachment]:
     with recorder.span("store.load"):
         store = premapped.take()
-        return store, store.attach(Path(spec.checkpoint))
+        return store, store.attach(spec.checkpoint)

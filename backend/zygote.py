@@ -88,7 +88,7 @@ class Zygote:
     def _learn(self, message: Learn) -> None:
         try:
             spec = ModelSpec.parse(message.parameters)
-            self._engines.builder(spec.engine).learn(spec.checkpoint, spec.dtype)
+            self._engines.builder(spec.engine).learn(spec.directory, spec.dtype)
         except Exception as error:  # noqa: BLE001 - whatever a checkpoint provokes; the worker that loads it reports it
             logger.warning("learn_failed checkpoint=%s error=%s", message.parameters.get("checkpoint"), error)
 

@@ -33,7 +33,11 @@ def command(
     replace: bool,
     as_json: bool,
 ) -> None:
-    """Put SOURCE, a Hugging Face directory, into a Triton model repository: a complete config.pbtxt for each name."""
+    """Put SOURCE into a Triton model repository: a complete config.pbtxt for each name.
+
+    SOURCE is a Hugging Face directory or the URL of one: hf://organisation/model, s3://bucket/prefix, https://host/path.
+    The weights of a URL stay there until a node loads them; configuration and tokenizer come into the repository.
+    """
     limits = EngineLimits(
         engine=engine,
         dtype=dtype,

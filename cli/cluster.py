@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 class NodeBudgets:
     """What each node may use. Bandwidth is throttled only where it is given.
 
+    Copies of remote checkpoints lie in `cache_directory`, in a folder for each node, of up to `cache_bytes` each.
     Without `dram_bytes` the nodes share equally what one store would take by itself.
     """
 
@@ -39,6 +40,9 @@ class NodeBudgets:
     pages: Pages = "auto"
     prefault: bool = True
     ssd_bytes_per_second: int | None = None
+    remote_bytes_per_second: int | None = None
+    cache_directory: Path | None = None
+    cache_bytes: int = 0
     spare_workers: int = 1
 
 
@@ -111,6 +115,9 @@ def _nodes(config: ClusterConfig) -> list[NodeConfig]:
     budgets = asdict(config.node)
     if config.node.dram_bytes is None:
         budgets["dram_bytes"] = dram_budget(None, read_memory_limits()).bytes // config.servers
+    copies = budgets.pop("cache_directory")
+    if (copies is None) != (config.node.cache_bytes == 0):
+        raise ConfigError("configuration.node: give cache_directory and cache_bytes together")
     return [
         NodeConfig(
             name=f"server-{number}",
@@ -119,6 +126,7 @@ def _nodes(config: ClusterConfig) -> list[NodeConfig]:
             grpc_port=next(ports),
             metrics_port=next(ports),
             agent_port=next(ports),
+            cache_directory=None if copies is None else copies.resolve() / f"server-{number}",
             **budgets,
         )
         for number in range(config.servers)

@@ -39,11 +39,12 @@ class LocalCluster:
         servers: int = 2,
         logs: Path | None = None,
         relay: Mapping[str, float] | None = None,
-        **node: int,
+        **node: int | str,
     ) -> None:
         """`node` are budgets of each node, as `NodeBudgets` names them; `relay` limits, as `RelayLimits` does."""
         self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
         self.logs = logs or folder / "logs"
+        self.repository = repository
         self._config = folder / "cluster.yaml"
         ports = {"http_port": self.http_port, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
         config = {"model_repository": str(repository), "servers": servers, "node": node}

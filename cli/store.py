@@ -16,7 +16,7 @@ import click
 from serverless_triton.loader.client import Store
 from serverless_triton.loader.daemon import serve
 from serverless_triton.loader.integrity import hash_checkpoint, verify_checkpoint
-from serverless_triton.loader.messages import ImageStatus, LoadReceipt, QueueStatus, StoreStatus
+from serverless_triton.loader.messages import ImageStatus, LoadReceipt, QueueStatus, SsdCacheStatus, StoreStatus
 from serverless_triton.loader.progress import Progress
 from serverless_triton.loader.repack import repack_checkpoint
 from serverless_triton.loader.store_config import PAGES, StoreConfig
@@ -51,8 +51,10 @@ def command() -> None:
 @click.option("--configure-host", is_flag=True, help="May change this machine's settings for --pages.")
 @click.option("--threads", type=click.IntRange(1, 256), default=4, show_default=True, help="Reading threads of a load.")
 @click.option("--ssd-bytes-per-second", type=click.IntRange(0), default=0, help="Limit of all reads. [default: none]")
+@click.option("--remote-bytes-per-second", type=click.IntRange(0), default=0, help="The same for the network.")
+@click.option("--cache-dir", type=click.Path(path_type=Path), help="Where copies of remote checkpoints are kept.")
+@click.option("--cache-bytes", type=click.IntRange(0), default=0, help="How much of them at most.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare with the hashes beside files.")
-@click.option("--pages", type=click.Choice(PAGES), default="auto", show_default=True, help="What memory is made of.")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), help="Prometheus, on 127.0.0.1. [default: none]")
 def serve_command(socket: Path, **options: Any) -> None:
     """Run the store until Ctrl-C."""
@@ -200,6 +202,13 @@ def _print(content: dict[str, Any], line: str, as_json: bool) -> None:
     click.echo(json.dumps(content) if as_json else line)
 
 
+def _cache_lines(status: SsdCacheStatus) -> list[str]:
+    if not status.capacity_bytes:
+        return []
+    line = f"{status.entries} copies on the SSD, {_size(status.used_bytes)} of {_size(status.capacity_bytes)}"
+    return [f"{line}; {status.problem}" if status.problem else line]
+
+
 def _loaded(path: str, receipt: LoadReceipt) -> str:
     if receipt.tier == "dram":
         return f"{path} was in memory: {_size(receipt.bytes)}"
@@ -216,6 +225,7 @@ def _status_lines(now: StoreStatus) -> Iterator[str]:
         f"{arena.fragmentation:.0%} fragmented"
     )
     yield from map(_queue_line, now.queues)
+    yield from _cache_lines(now.ssd_cache)
     yield from map(_image_line, now.images)
 
 

@@ -51,11 +51,13 @@ if TYPE_CHECKING:
     )
     from .integrity import IntegrityReport, hash_checkpoint, verify_checkpoint
     from .messages import Estimate, ImageStatus, LoadReceipt, StoreStatus
+    from .remote.model_files import fetch_model_files
     from .repack import RepackReport, repack_checkpoint
     from .slices import TensorSlice, load_slices, take_slices
     from .standalone import load_file
 
 _HOMES = {
+    "fetch_model_files": "remote.model_files",
     "load_file": "standalone",
     "TensorSlice": "slices",
     "load_slices": "slices",
@@ -121,6 +123,7 @@ __all__ = [
     "TensorSlice",
     "UnsafeCheckpoint",
     "UnsupportedDtype",
+    "fetch_model_files",
     "hash_checkpoint",
     "load_file",
     "load_slices",

@@ -169,8 +169,8 @@ def disk_of(path: Path) -> str:
 
 
 def remote_device(url: str) -> str:
-    """The device of a URL: its scheme and host."""
-    return "remote:" + "/".join(url.split("/", 3)[:3])
+    """The device of a URL: its scheme and host; all of a hub is one."""
+    return "remote:hf://" if url.startswith("hf://") else "remote:" + "/".join(url.split("/", 3)[:3])
 
 
 def unsafe_checkpoint(path: str) -> UnsafeCheckpoint:

@@ -26,7 +26,8 @@ from .holder import hold
 from .host_settings import configure_host
 from .loading import ImageLoader
 from .memory_limits import dram_budget, read_memory_limits
-from .opener import NoRemote
+from .remote.ssd_cache import SsdCache
+from .remote_tier import RemoteTier
 from .server import StoreParts, StoreServer
 from .state_slots import StateSlots
 from .store_config import StoreConfig, parse_arguments
@@ -66,23 +67,34 @@ def _create_arena(config: StoreConfig) -> _core.Arena:
 def _serve_clients(config: StoreConfig, listener: socket.socket, arena: _core.Arena, slots: StateSlots) -> None:
     """The daemon's life. Raises StoreError for what it cannot start with."""
     with ExitStack() as stack:
-        server = StoreServer(_parts_of(config, listener, arena, slots))
+        remote = _remote_tier(config, arena)
+        stack.callback(remote.close)
+        server = StoreServer(
+            StoreParts(
+                listener=listener,
+                arena=arena,
+                slots=slots,
+                loader=remote,
+                opener=remote,
+                ssd_cache=lambda: remote.cache_status,
+                throttles=config.throttles,
+                prefault=config.prefault,
+            )
+        )
         if config.metrics_port is not None:
             stack.enter_context(_metrics_of(server, config.metrics_port))
         stack.enter_context(_stopped_by_signals(server))
         server.run()
 
 
-def _parts_of(config: StoreConfig, listener: socket.socket, arena: _core.Arena, slots: StateSlots) -> StoreParts:
+def _remote_tier(config: StoreConfig, arena: _core.Arena) -> RemoteTier:
     reader = _core.Reader(threads=config.threads, bytes_per_second=config.ssd_bytes_per_second)
-    return StoreParts(
-        listener=listener,
+    return RemoteTier(
+        local=ImageLoader(arena=arena, reader=reader, verify=config.verify),
         arena=arena,
-        slots=slots,
-        loader=ImageLoader(arena=arena, reader=reader, verify=config.verify),
-        opener=NoRemote(),
-        bytes_per_second=config.ssd_bytes_per_second,
-        prefault=config.prefault,
+        verify=config.verify,
+        cache=SsdCache(config.cache_dir, config.cache_bytes) if config.cache_dir else None,
+        bytes_per_second=config.remote_bytes_per_second,
     )
 
 

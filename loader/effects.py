@@ -8,7 +8,7 @@ from typing import Protocol
 
 from .cache import Image
 from .compaction import Move
-from .messages import Reply, Tier
+from .messages import Reply, SsdCacheStatus, Tier
 from .processes import ProcessId
 from .reports import ArenaFacts
 from .state import StoreState
@@ -46,6 +46,9 @@ class Effects(Protocol):
 
     def arena(self) -> ArenaFacts:
         """What the arena is made of."""
+
+    def ssd_cache(self) -> SsdCacheStatus:
+        """What copies of remote checkpoints there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +106,9 @@ class RecordedEffects:
 
     def arena(self) -> ArenaFacts:
         return ArenaFacts(id="arena", kind="4k", page_bytes=4096, prefaulted_bytes=0)
+
+    def ssd_cache(self) -> SsdCacheStatus:
+        return SsdCacheStatus(capacity_bytes=0, used_bytes=0, entries=0, problem="")
 
     def to(self, client: int) -> list[Reply]:
         """The replies to one client."""

@@ -14,6 +14,17 @@ IN_DRAM = Estimate(tier="dram", queue_s=0.0, read_s=0.0, total_s=0.0, is_measure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Throttles:
+    """The configured limits of all reads from the SSD and of all from the network, 0 for none."""
+
+    ssd_bytes_per_second: int = 0
+    remote_bytes_per_second: int = 0
+
+    def of(self, tier: Tier) -> int:
+        return self.remote_bytes_per_second if tier == "remote" else self.ssd_bytes_per_second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bandwidths:
     """What is known of a device's tiers: averages of past loads, and the configured limit of all reads, 0 for none."""
 

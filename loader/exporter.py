@@ -84,6 +84,10 @@ def _memory(snapshot: StoreSnapshot) -> Iterable[Metric]:
         ("arena_prefaulted_bytes", "Bytes of the arena that were touched ahead.", arena.prefaulted_bytes),
         ("arena_largest_free_bytes", "Longest run of the arena that is free.", arena.largest_free_bytes),
         ("arena_fragmentation_ratio", "1 - longest free run / free bytes.", arena.fragmentation),
+        ("ssd_cache_capacity_bytes", "How much of remote checkpoints is kept.", status.ssd_cache.capacity_bytes),
+        ("ssd_cache_used_bytes", "Bytes of remote checkpoints on the SSD.", status.ssd_cache.used_bytes),
+        ("ssd_cache_entries", "Complete copies of remote checkpoints.", status.ssd_cache.entries),
+        ("ssd_cache_refusals", "Whether something was not cached lately.", bool(status.ssd_cache.problem)),
         ("pinned_images", "Images that stay without a lease.", _sum(status.images, lambda image: image.pinned)),
     ):
         yield GaugeMetricFamily(f"{PREFIX}_{name}", text, value=value)

@@ -23,7 +23,7 @@ from .errors import (
     StoreFull,
     StoreUnavailable,
 )
-from .estimator import IN_DRAM, Bandwidths, estimate_read
+from .estimator import IN_DRAM, Bandwidths, Throttles, estimate_read
 from .load_queue import DeviceQueue, Load, LoadQueues, Waiter
 from .messages import (
     Attached,
@@ -62,10 +62,10 @@ class _Eviction:
 class Keeper:
     """The store's decisions over one ImageCache."""
 
-    def __init__(self, cache: ImageCache, effects: Effects, throttle_bytes_per_second: int = 0) -> None:
+    def __init__(self, cache: ImageCache, effects: Effects, throttles: Throttles | None = None) -> None:
         self._cache = cache
         self._effects = effects
-        self._throttle = throttle_bytes_per_second
+        self._throttles = throttles or Throttles()
         self._meter = BandwidthMeter()
         self._totals = LoadTotals()
         self._queues = LoadQueues()
@@ -80,8 +80,9 @@ class Keeper:
             queues=self._queues,
             peers=self._peers,
             meter=self._meter,
-            throttle_bytes_per_second=throttle_bytes_per_second,
+            throttles=self._throttles,
             arena=effects.arena,
+            ssd_cache=effects.ssd_cache,
             read_bytes=effects.read_bytes,
         )
 
@@ -318,7 +319,7 @@ class Keeper:
             tier=tier,
             unread_bytes=checkpoint.total_bytes - (self._effects.read_bytes(image) if image else 0),
             bytes_ahead=sum(map(self._report.unread_bytes, ahead)),
-            bandwidths=Bandwidths(measured=measured, throttle_bytes_per_second=self._throttle),
+            bandwidths=Bandwidths(measured=measured, throttle_bytes_per_second=self._throttles.of(tier)),
         )
 
     def _advance(self, now_s: float) -> None:

@@ -48,9 +48,10 @@ def _digests(hashes: Iterable[ChunkHashes | None]) -> list[tuple[str, ...]]:
 
 
 def _open(file: CheckpointFile) -> _core.FileImage:
-    image = _core.FileImage(file.real_path)
-    if (image.bytes, image.mtime_ns, image.inode) != (file.bytes, file.mtime_ns, file.inode):
-        raise _changed(file.real_path)
+    image = _core.FileImage(file.local_path)
+    is_same_file = file.cached_path or (image.mtime_ns, image.inode) == (file.mtime_ns, file.inode)
+    if image.bytes != file.bytes or not is_same_file:
+        raise _changed(file.local_path)
     return image
 
 

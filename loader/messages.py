@@ -26,7 +26,8 @@ class LoadReceipt:
     from asking, where it had begun) until it was complete, by the store's monotonic clock; `attach_s` mapping and
     making tensors, by the client's. `direct_io` says that every byte from the SSD went past the page cache, `verified`
     that every byte was compared with its hash when the store read it, `scattered` that a file has no contiguous place
-    in the arena. `throttle_bytes_per_second` is the store's configured limit, 0 for none.
+    in the arena. `throttle_bytes_per_second` is the store's configured limit of reads from
+    the tier's device, 0 for none.
     """
 
     tier: Tier
@@ -90,9 +91,23 @@ class QueueStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SsdCacheStatus:
+    """The copies of remote checkpoints; `capacity_bytes` is 0 where none are kept. `entries` are complete copies.
+
+    `problem` says why something was not cached lately, "" if nothing was amiss.
+    """
+
+    capacity_bytes: int
+    used_bytes: int
+    entries: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStatus:
     """The store at one moment. `dram_bytes` is the arena's size, `queue_depth` counts all loads that wait or run.
 
+    `throttle_bytes_per_second` limits reads from the SSD, `remote_throttle_bytes_per_second` those from the network.
     `bandwidth_bytes_per_second`: moving average of past loads by tier over all devices, absent if none.
     """
 
@@ -104,7 +119,9 @@ class StoreStatus:
     leased_bytes: int
     queue_depth: int
     throttle_bytes_per_second: int
+    remote_throttle_bytes_per_second: int
     bandwidth_bytes_per_second: Mapping[str, float]
+    ssd_cache: SsdCacheStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

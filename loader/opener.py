@@ -12,7 +12,8 @@ from functools import partial
 from typing import Protocol
 
 from .checkpoint import Checkpoint, canonical_path
-from .errors import LoaderError, StoreError, StoreUnavailable
+from .errors import LoaderError, StoreError
+from .remote.urls import parse_url
 
 log = logging.getLogger("serverless_triton.store")
 
@@ -28,13 +29,6 @@ class Opener(Protocol):
 
     def open(self, path: str) -> Checkpoint:
         """Raises LoaderError."""
-
-
-class NoRemote:
-    """For a store that was given no remote tier."""
-
-    def open(self, path: str) -> Checkpoint:
-        raise StoreUnavailable(f"this store does not load from URLs, and {path} is one; give a local path")
 
 
 class Resolver:
@@ -94,5 +88,8 @@ def is_url(path: str) -> bool:
 
 
 def known_as(path: str) -> str:
-    """The path by which a checkpoint is known to the store."""
-    return path if is_url(path) else str(canonical_path(path))
+    """The path by which a checkpoint is known to the store. Raises RemoteUrlRefused."""
+    if not is_url(path):
+        return str(canonical_path(path))
+    url = parse_url(path, allow_http=True)
+    return str(canonical_path(url.local_path)) if url.scheme == "file" else str(url)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .cache import Image, ImageCache, ImageState
+from .estimator import Throttles
 from .load_queue import DeviceQueue, Load, LoadQueues
-from .messages import ArenaStatus, ImageStatus, LoadReceipt, QueueStatus, StoreStatus, Tier
+from .messages import ArenaStatus, ImageStatus, LoadReceipt, QueueStatus, SsdCacheStatus, StoreStatus, Tier
 from .metrics import BandwidthMeter
 from .peers import Peers
 
@@ -30,8 +31,9 @@ class Reporter:
     queues: LoadQueues
     peers: Peers
     meter: BandwidthMeter
-    throttle_bytes_per_second: int
+    throttles: Throttles
     arena: Callable[[], ArenaFacts]
+    ssd_cache: Callable[[], SsdCacheStatus]
     read_bytes: Callable[[Image], int]
 
     def receipt(self, image: Image, tier: Tier) -> LoadReceipt:
@@ -45,7 +47,7 @@ class Reporter:
             direct_io=False,
             verified=image.verified,
             scattered=image.is_scattered,
-            throttle_bytes_per_second=self.throttle_bytes_per_second,
+            throttle_bytes_per_second=self.throttles.of(tier),
         )
 
     def image(self, image: Image) -> ImageStatus:
@@ -70,8 +72,10 @@ class Reporter:
             used_bytes=self.cache.map.used_bytes,
             leased_bytes=self.cache.leased_bytes,
             queue_depth=len(self.queues.loads),
-            throttle_bytes_per_second=self.throttle_bytes_per_second,
+            throttle_bytes_per_second=self.throttles.ssd_bytes_per_second,
+            remote_throttle_bytes_per_second=self.throttles.remote_bytes_per_second,
             bandwidth_bytes_per_second=self.meter.bytes_per_second(),
+            ssd_cache=self.ssd_cache(),
         )
 
     def unread_bytes(self, load: Load) -> int:

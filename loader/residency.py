@@ -11,11 +11,13 @@ SAMPLE_BYTES = 4096
 
 
 def likely_tier(checkpoint: Checkpoint) -> Tier:
-    """page_cache where more than half of a few sampled pages of each file are there. Raises CheckpointError.
+    """page_cache where more than half of a few sampled pages of each local file are there. Raises CheckpointError.
 
     Samples, because the answer for every page of a large checkpoint takes longer than an estimate may.
     """
-    cached = sum(file.bytes * _cached_share(_core.FileImage(file.real_path)) for file in checkpoint.files)
+    if checkpoint.is_remote:
+        return "remote"
+    cached = sum(file.bytes * _cached_share(_core.FileImage(file.local_path)) for file in checkpoint.files)
     return "page_cache" if cached * 2 > checkpoint.total_bytes else "ssd"
 
 

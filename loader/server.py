@@ -26,6 +26,7 @@ from .compaction import Move
 from .connection import Connection
 from .effects import LoadResult
 from .errors import LoaderError, StoreCancelled, StoreError, StoreProtocolError
+from .estimator import Throttles
 from .keeper import Keeper
 from .messages import (
     ArenaMapped,
@@ -43,6 +44,7 @@ from .messages import (
     Release,
     Reply,
     Request,
+    SsdCacheStatus,
     Tier,
     Unpin,
 )
@@ -64,14 +66,15 @@ PROGRESS_S = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreParts:
-    """What a server works with. `bytes_per_second` is the limit of all reads from the SSD, 0 for none."""
+    """What a server works with."""
 
     listener: socket.socket
     arena: _core.Arena
     slots: Slots
     loader: Loader
     opener: Opener
-    bytes_per_second: int = 0
+    ssd_cache: Callable[[], SsdCacheStatus]
+    throttles: Throttles
     prefault: bool = True
 
 
@@ -81,7 +84,7 @@ class StoreServer:
     def __init__(self, parts: StoreParts) -> None:
         self._parts = parts
         self._arena_id = uuid4().hex
-        self._keeper = Keeper(ImageCache(parts.arena.bytes), self, parts.bytes_per_second)
+        self._keeper = Keeper(ImageCache(parts.arena.bytes), self, parts.throttles)
         self._prefaulter = Prefaulter(parts.arena)
         self._work = Work(parts.arena, parts.loader, self, self._post)
         self._resolver = Resolver(parts.opener, self._post)
@@ -168,6 +171,9 @@ class StoreServer:
             page_bytes=self._parts.arena.page_bytes,
             prefaulted_bytes=self._prefaulter.prefaulted_bytes,
         )
+
+    def ssd_cache(self) -> SsdCacheStatus:
+        return self._parts.ssd_cache()
 
     # The loop
 
@@ -317,7 +323,8 @@ class StoreServer:
 
     def _tier_of(self, checkpoint: Checkpoint) -> Tier:
         # A throttled reader does not look at the page cache, which all nodes of a machine share.
-        return "ssd" if self._parts.bytes_per_second else likely_tier(checkpoint)
+        is_throttled = bool(self._parts.throttles.ssd_bytes_per_second)
+        return "ssd" if is_throttled and not checkpoint.is_remote else likely_tier(checkpoint)
 
     def _arena_mapped(self, request: MapArena) -> ArenaMapped:
         return ArenaMapped(id=request.id, arena_id=self._arena_id, bytes=self._parts.arena.bytes)

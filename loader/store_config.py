@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from .estimator import Throttles
+
 # sockaddr_un holds 108 bytes, the last of them a zero.
 MAX_SOCKET_PATH_BYTES = 107
 
@@ -22,6 +24,8 @@ class StoreConfig:
     """`dram_bytes`: budget of all images together; None for a share of what is there (memory_limits.py).
     `prefault`: take all of it ahead, in the background. `configure_host`: change machine settings for `pages`.
     `ssd_bytes_per_second`: limit of all reads together, 0 for none.
+    `cache_dir`, `cache_bytes`: where copies of remote checkpoints are kept, and how much of them; None and 0 for none.
+    `remote_bytes_per_second`: limit of all reads from the network together, 0 for none.
     `verify`: compare what is read with the hashes beside it, where there are some.
     `metrics_port`: of the loopback interface, for Prometheus; None for no metrics, 0 for any free port.
 
@@ -35,6 +39,9 @@ class StoreConfig:
     configure_host: bool = False
     threads: int = 4
     ssd_bytes_per_second: int = 0
+    remote_bytes_per_second: int = 0
+    cache_dir: Path | None = None
+    cache_bytes: int = 0
     verify: bool = True
     metrics_port: int | None = None
     die_with_parent: bool = False
@@ -50,8 +57,20 @@ class StoreConfig:
             raise ValueError(f"threads must be between 1 and 256, not {self.threads}")
         if self.ssd_bytes_per_second < 0:
             raise ValueError(f"ssd_bytes_per_second must be 0 (no limit) or more, not {self.ssd_bytes_per_second}")
+        if self.remote_bytes_per_second < 0:
+            raise ValueError(
+                f"remote_bytes_per_second must be 0 (no limit) or more, not {self.remote_bytes_per_second}"
+            )
+        if (self.cache_dir is None) != (self.cache_bytes == 0) or self.cache_bytes < 0:
+            raise ValueError("cache_dir and cache_bytes, more than 0, must be given together")
         if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
             raise ValueError(f"metrics_port must be between 0 and 65535, not {self.metrics_port}")
+
+    @property
+    def throttles(self) -> Throttles:
+        return Throttles(
+            ssd_bytes_per_second=self.ssd_bytes_per_second, remote_bytes_per_second=self.remote_bytes_per_second
+        )
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> StoreConfig:
@@ -64,6 +83,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> StoreConfig:
     parser.add_argument("--configure-host", action="store_true", help="may change this machine's settings for --pages")
     parser.add_argument("--threads", type=int, default=4, help="reading threads of a load")
     parser.add_argument("--ssd-bytes-per-second", type=int, default=0, help="limit of all reads together; 0: none")
+    parser.add_argument("--remote-bytes-per-second", type=int, default=0, help="the same for the network; 0: none")
+    parser.add_argument("--cache-dir", type=Path, help="where copies of remote checkpoints are kept")
+    parser.add_argument("--cache-bytes", type=int, default=0, help="how much of them at most")
     parser.add_argument("--no-verify", action="store_true", help="leave the hashes beside checkpoints alone")
     parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on 127.0.0.1; 0: any free port")
     parser.add_argument("--die-with-parent", action="store_true", help="get SIGTERM when the parent process exits")
@@ -77,6 +99,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> StoreConfig:
             configure_host=options.configure_host,
             threads=options.threads,
             ssd_bytes_per_second=options.ssd_bytes_per_second,
+            remote_bytes_per_second=options.remote_bytes_per_second,
+            cache_dir=options.cache_dir,
+            cache_bytes=options.cache_bytes,
             verify=not options.no_verify,
             metrics_port=options.metrics_port,
             die_with_parent=options.die_with_parent,

@@ -31,7 +31,7 @@ class Span:
 class StartRecord:
     """How a replica came to be, for the receipts of the requests that waited for it."""
 
-    tier: str  # where the weights came from: "dram", "ssd", "page_cache"
+    tier: str  # where the weights came from: "dram", "ssd", "page_cache", "remote"
     bytes: int
     predicted_s: float
     spans: tuple[Span, ...]

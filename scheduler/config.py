@@ -110,6 +110,8 @@ def _field(value: Any, hint: Any, path: str) -> Any:
     (kind,) = kinds
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if kind is Path and isinstance(value, str):
+        value = Path(value)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ConfigError(f"{path}: is {value!r}; give {_KIND_NAMES[kind]}")
     if isinstance(value, (int, float)) and value < 0:

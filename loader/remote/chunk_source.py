@@ -53,6 +53,10 @@ class ChunkSource:
         self._throttle = throttle
         self._patience = patience
 
+    def may_restore(self, chunk: Chunk) -> bool:
+        """Whether the partial cache entry says that it has the chunk."""
+        return chunk.id in self._left_there
+
     def restore(self, chunk: Chunk) -> bool:
         """Takes the chunk from the partial cache entry; False where that does not have it as it was written."""
         known = self._left_there.get(chunk.id)
@@ -69,31 +73,29 @@ class ChunkSource:
         self._entry.forget(chunk.id)
         return False
 
-    async def fetch(self, chunk: Chunk) -> tuple[list[Any], str]:
-        """Reads the chunk into the arena and returns its bytes and their digest.
+    async def fetch(self, chunk: Chunk) -> str:
+        """Reads the chunk into the arena and returns its digest.
 
         Raises CheckpointError, RemoteUnavailable.
         """
         for _ in range(TRIES_OF_A_CORRUPT_CHUNK):
-            buffers = await self._read(chunk)
+            await self._read(chunk)
             digest = self._arena.hash(chunk.offset, chunk.bytes)
             if self._expected.get(chunk.id, digest) == digest:
-                return buffers, digest
+                return digest
         url = self._objects[chunk.id.file][0].url
         raise CheckpointCorrupted(
             f"{url}: chunk {chunk.id.number} (bytes {chunk.begin} to {chunk.end}), read from the remote tier "
             f"{TRIES_OF_A_CORRUPT_CHUNK} times, does not match its hash; upload the file again, or renew its hashes"
         )
 
-    async def _read(self, chunk: Chunk) -> list[Any]:
+    async def _read(self, chunk: Chunk) -> None:
         remote, version = self._objects[chunk.id.file]
-        buffers: list[Any] = []
         done, failures = chunk.begin, 0
         while True:
             try:
                 async for buffer in remote.read(done, chunk.end, version):
                     self._arena.write(chunk.offset + done - chunk.begin, buffer)
-                    buffers.append(buffer)
                     done += len(buffer)
                     await asyncio.sleep(self._throttle.take(len(buffer), time.monotonic()))
             except TransientFailure as failure:
@@ -104,4 +106,4 @@ class ChunkSource:
                 await asyncio.sleep(pause_s or 0.0)
             if done == chunk.end:
                 self._patience.succeeded()
-                return buffers
+                return

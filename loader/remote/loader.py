@@ -64,7 +64,7 @@ class RemoteLoader:
         patience = Patience(self._settings.patience_s)
         expected = await self._hashes(checkpoint.files, patience) if verify else [None] * len(checkpoint.files)
         entry = self._cache.begin(checkpoint) if self._cache else None
-        writer = self._writer(entry) if entry else None
+        writer = self._writer(entry, arena) if entry else None
         source = ChunkSource(
             objects=[(self._objects.object_at(file.real_path), _version(file)) for file in checkpoint.files],
             arena=arena,
@@ -94,10 +94,10 @@ class RemoteLoader:
                 writer.close(problem)
         return _result(report, verified=None not in expected)
 
-    def _writer(self, entry: PartialEntry) -> WriteBehind:
+    def _writer(self, entry: PartialEntry, arena: ArenaMemory) -> WriteBehind:
         assert self._cache is not None
         self._writers = [writer for writer in self._writers if writer.is_writing]
-        self._writers.append(WriteBehind(self._cache, entry))
+        self._writers.append(WriteBehind(self._cache, entry, arena))
         return self._writers[-1]
 
     @property

@@ -11,7 +11,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -46,7 +45,7 @@ class _Known(NamedTuple):
     until_s: float
 
 
-class Opener:
+class RemoteOpener:
     """Any thread may call it. `cache` is None where there is no SSD cache."""
 
     def __init__(
@@ -67,7 +66,7 @@ class Opener:
         """
         url = parse_url(path, allow_http=self._settings.allow_http)
         if url.scheme == "file":
-            return Checkpoint.open(Path(f"/{unquote(url.path)}"))
+            return Checkpoint.open(url.local_path)
         return self._located(self._current(url))
 
     def forget(self, checkpoint: Checkpoint) -> None:

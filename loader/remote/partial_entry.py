@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from ..chunk_hashes import CHUNK_BYTES, SUFFIX, ChunkHashes, render_hashes
 from .journal import ChunkId, parse_journal, render_lines
@@ -64,16 +62,14 @@ class PartialEntry:
         """The chunk is not what the journal says. Before its new bytes are written; any thread."""
         self.digests.pop(chunk, None)
 
-    def write(self, chunk: ChunkId, buffers: Sequence[Any], digest: str) -> None:
+    def write(self, chunk: ChunkId, content: bytes, digest: str) -> None:
         """Takes a whole chunk."""
         begin, end = self._bounds(chunk)
-        offset = begin
-        for buffer in buffers:
-            view = memoryview(buffer)
-            while view:
-                written = os.pwrite(self._files[chunk.file], view, offset)
-                offset, view = offset + written, view[written:]
-        assert offset == end
+        assert len(content) == end - begin
+        view, offset = memoryview(content), begin
+        while view:
+            written = os.pwrite(self._files[chunk.file], view, offset)
+            offset, view = offset + written, view[written:]
         self._unflushed.append((chunk, digest))
         self._unflushed_bytes += end - begin
         if self._unflushed_bytes >= FLUSH_BYTES:

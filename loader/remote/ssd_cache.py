@@ -25,20 +25,11 @@ from pathlib import Path
 from ..checkpoint import Checkpoint, disk_of
 from ..chunk_hashes import SUFFIX
 from ..errors import StoreError
+from ..messages import SsdCacheStatus
 from .manifest import Manifest, parse_manifest
 from .partial_entry import MANIFEST_NAME, PartialEntry, sync_directory
 
 log = logging.getLogger("serverless_triton.store")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SsdCacheStatus:
-    """`entries` are complete. `problem` says why something was not cached lately, "" if nothing was amiss."""
-
-    capacity_bytes: int
-    used_bytes: int
-    entries: int
-    problem: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,7 +74,7 @@ class SsdCache:
             self._touch(manifest.key, entry)
         directory = self._directory / "entries" / manifest.key
         files = (replace(file, cached_path=str(directory / file.name)) for file in checkpoint.files)
-        return Checkpoint(path=checkpoint.path, device=disk_of(self._directory), files=tuple(files))
+        return Checkpoint(path=checkpoint.path, device=self._device, files=tuple(files))
 
     def newest(self, url: str) -> Checkpoint | None:
         """The version of a checkpoint that was used last, among those that are complete."""
@@ -172,6 +163,7 @@ class SsdCache:
     def _open(self) -> None:
         for name in ("entries", "partial", "removed"):
             (self._directory / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._device = disk_of(self._directory)
         self._lock_file = (self._directory / "lock").open("w")  # held until close()
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)

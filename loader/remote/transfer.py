@@ -104,13 +104,13 @@ class Transfer:
     async def _work(self, todo: Iterator[Chunk]) -> None:
         for chunk in todo:
             await self._wait_while_paused()
-            if await asyncio.to_thread(self._source.restore, chunk):
+            if self._source.may_restore(chunk) and await asyncio.to_thread(self._source.restore, chunk):
                 self._report.restored_bytes += chunk.bytes
             else:
-                buffers, digest = await self._source.fetch(chunk)
+                digest = await self._source.fetch(chunk)
                 self._report.fetched_bytes += chunk.bytes
                 if self._writer:
-                    self._writer.offer(chunk.id, buffers, digest)
+                    self._writer.offer(chunk, digest)
             self._job.add_done(chunk.bytes)
 
     async def _wait_while_paused(self) -> None:

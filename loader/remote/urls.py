@@ -19,7 +19,6 @@ from ..errors import RemoteUrlRefused
 Scheme = Literal["https", "http", "s3", "file", "hf"]
 
 MAX_URL_BYTES = 4096
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SAFE_TEXT = re.compile(r"[!-\[\]-~]+")  # printable ASCII without blanks and backslashes
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HUB_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,255}")
@@ -42,6 +41,11 @@ class RemoteUrl:
         return f"{self.scheme}://{self.host}/{self.path}".rstrip("/") + revision
 
     @property
+    def local_path(self) -> str:
+        """What a file:// URL names."""
+        return f"/{unquote(self.path)}"
+
+    @property
     def name(self) -> str:
         """The last segment, decoded."""
         return unquote(self.path.rsplit("/", 1)[-1])
@@ -54,11 +58,6 @@ class RemoteUrl:
     def child(self, name: str) -> str:
         """The URL of a file in this directory. `name` is a plain file name."""
         return f"{self}/{quote(name, safe='')}"
-
-
-def is_url(path: str) -> bool:
-    """Whether a checkpoint's path is a URL rather than a local path."""
-    return _SCHEME.match(path) is not None
 
 
 def parse_url(text: str, *, allow_http: bool = False) -> RemoteUrl:

@@ -1,67 +1,55 @@
 """Writes the chunks of a load into the SSD cache behind it, on a thread of its own.
 
-The load never waits for the disk: at most MAX_WAITING_BYTES lie here, and a chunk that finds no room is left out. The
-entry is then complete after a later load, which reads from it what is there.
+The load never waits for the disk, and nothing is held for it: a chunk is read from the arena when its turn comes, which
+may be after the load. Should the image be gone or moved by then, the chunk's hash tells; it is left out, and the entry
+is complete after a later load, which takes from it what is there.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from .journal import ChunkId
+from .. import _core
+from .chunk_source import ArenaMemory
+from .chunks import Chunk
 from .partial_entry import PartialEntry
 from .ssd_cache import SsdCache
 
 log = logging.getLogger("serverless_triton.store")
 
-MAX_WAITING_BYTES = 256 * 1024 * 1024
-
 
 class _Task(NamedTuple):
-    chunk: ChunkId
-    buffers: Sequence[Any]
+    chunk: Chunk
     digest: str
-    bytes: int
 
 
 class WriteBehind:
     """Fills one entry until close(), then completes it if every chunk came. offer() and close() are one thread's."""
 
-    def __init__(self, cache: SsdCache, entry: PartialEntry, max_waiting_bytes: int = MAX_WAITING_BYTES) -> None:
+    def __init__(self, cache: SsdCache, entry: PartialEntry, arena: ArenaMemory) -> None:
         self._cache = cache
         self._entry = entry
-        self._max_waiting_bytes = max_waiting_bytes
-        self._lock = threading.Lock()
-        self._waiting_bytes = 0
+        self._arena = arena
         self._problem = ""
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="store-cache-writer", daemon=True)
         self._thread.start()
 
-    def offer(self, chunk: ChunkId, buffers: Sequence[Any], digest: str) -> bool:
-        """Takes a chunk's bytes, which must not change any more; False where there is no room for them now."""
-        size_bytes = sum(len(buffer) for buffer in buffers)
-        with self._lock:
-            if self._problem or self._waiting_bytes + size_bytes > self._max_waiting_bytes:
-                return False
-            self._waiting_bytes += size_bytes
-        self._tasks.put(_Task(chunk, buffers, digest, size_bytes))
-        return True
-
-    def close(self, problem: str = "") -> None:
-        """No more will come; with a `problem` what came is thrown away. Returns at once."""
-        if problem:
-            with self._lock:
-                self._problem = self._problem or problem
-        self._tasks.put(None)
-
     @property
     def is_writing(self) -> bool:
         return self._thread.is_alive()
+
+    def offer(self, chunk: Chunk, digest: str) -> None:
+        """The chunk is in the arena."""
+        self._tasks.put(_Task(chunk, digest))
+
+    def close(self, problem: str = "") -> None:
+        """No more will come; with a `problem` what came is thrown away. Returns at once."""
+        self._problem = problem
+        self._tasks.put(None)
 
     def join(self, timeout_s: float) -> None:
         """Waits until what close() left to do is done."""
@@ -73,21 +61,19 @@ class WriteBehind:
                 self._write_all()
                 self._finish()
             except OSError as error:
-                with self._lock:
-                    self._problem = f"{error.strerror or error}; free some room, or give --cache-bytes less of the disk"
-                self._cache.abandon(self._entry, self._problem)
+                problem = f"{error.strerror or error}; free some room, or give --cache-bytes less of the disk"
+                self._cache.abandon(self._entry, problem)
             except Exception as error:
                 # A bug of ours must not keep the entry in use for good.
                 log.exception("cache writer crashed url=%s", self._entry.manifest.url)
                 self._cache.abandon(self._entry, f"the writer failed: {error!r}")
 
     def _write_all(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            if self._problem:
-                return
-            self._entry.write(task.chunk, task.buffers, task.digest)
-            with self._lock:
-                self._waiting_bytes -= task.bytes
+        while (task := self._tasks.get()) is not None and not self._problem:
+            chunk = task.chunk
+            content = bytes(memoryview(self._arena)[chunk.offset : chunk.offset + chunk.bytes])
+            if _core.xxh3_128(content) == task.digest:
+                self._entry.write(chunk.id, content, task.digest)
 
     def _finish(self) -> None:
         if self._problem:

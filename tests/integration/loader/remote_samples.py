@@ -13,7 +13,7 @@ from serverless_triton.loader.checkpoint import Checkpoint
 from serverless_triton.loader.chunk_hashes import CHUNK_BYTES, ChunkHashes, render_hashes
 from serverless_triton.loader.effects import LoadResult
 from serverless_triton.loader.remote.loader import RemoteLoader
-from serverless_triton.loader.remote.opener import Opener
+from serverless_triton.loader.remote.opener import RemoteOpener
 from serverless_triton.loader.remote.settings import RemoteSettings
 from serverless_triton.loader.remote.ssd_cache import SsdCache
 
@@ -46,7 +46,7 @@ class Tier:
         self, directory: Path | None = None, *, capacity_bytes: int = 1 << 30, settings: RemoteSettings = SETTINGS
     ) -> None:
         self.cache = SsdCache(directory, capacity_bytes) if directory else None
-        self.opener = Opener(settings, self.cache)
+        self.opener = RemoteOpener(settings, self.cache)
         self.loader = RemoteLoader(settings, self.cache)
 
     def load(

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from serverless_triton.loader import fetch_model_files
 from serverless_triton.loader.errors import (
     CheckpointIndexInvalid,
     CheckpointNotFound,
+    CheckpointUnreadable,
     RemoteDenied,
     RemoteUnavailable,
     RemoteUnsuitable,
@@ -145,3 +147,21 @@ def test_a_hub_that_lists_names_which_lead_elsewhere_is_refused(hub: FileServer)
     hub.files[API] = json.dumps({"sha": COMMIT, "siblings": [{"rfilename": "..\\model.safetensors"}]}).encode()
     with pytest.raises(CheckpointIndexInvalid):
         tier_of(hub).opener.open("hf://org/model")
+
+
+def test_a_models_small_files_are_fetched_and_its_weights_referred_to_by_commit(
+    hub: FileServer, cdn: FileServer, tmp_path: Path
+):
+    small = {"config.json": b"{}", "tokenizer.json": b"[]"}
+    publish(hub, cdn, {**small, "modeling_evil.py": b"import os", "model.safetensors": WEIGHTS})
+    settings = quick(hub_endpoint=hub.url(""), hub_token=TOKEN)
+    checkpoint = fetch_model_files("hf://org/model", tmp_path, settings)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == small
+    assert (checkpoint.path, checkpoint.total_bytes) == (f"hf://org/model@{COMMIT}", len(WEIGHTS))
+
+
+def test_a_small_file_that_is_not_small_is_refused(hub: FileServer, cdn: FileServer, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("serverless_triton.loader.remote.model_files.MAX_FILE_BYTES", 1000)
+    publish(hub, cdn, {"config.json": b" " * 1001, "model.safetensors": WEIGHTS})
+    with pytest.raises(CheckpointUnreadable, match=r"config\.json"):
+        fetch_model_files("hf://org/model", tmp_path, quick(hub_endpoint=hub.url("")))

@@ -26,6 +26,9 @@ from serverless_triton.loader.errors import (
     StoreCancelled,
     UnsafeCheckpoint,
 )
+from serverless_triton.loader.remote.chunks import Chunk
+from serverless_triton.loader.remote.journal import ChunkId
+from serverless_triton.loader.remote.write_behind import WriteBehind
 from tests.integration.loader import file_server as faults
 from tests.integration.loader.file_server import FileServer, Handler, serving_files
 from tests.integration.loader.remote_samples import (
@@ -434,3 +437,17 @@ def test_the_copy_that_was_used_longest_ago_makes_room(server: FileServer, make_
     assert not tier.opener.open(server.url("/models/a")).is_remote
     assert tier.opener.open(server.url("/models/b")).is_remote
     assert not tier.opener.open(server.url("/models/c")).is_remote
+
+
+def test_a_chunk_whose_image_is_gone_before_it_is_written_is_left_out(server: FileServer, make_tier):
+    tier = make_tier()
+    checkpoint = tier.opener.open(server.url(PATH))
+    arena = _core.Arena(16 << 20, "4k")
+    writer = WriteBehind(tier.cache, tier.cache.begin(checkpoint), arena)
+    chunk = Chunk(id=ChunkId(0, 0), begin=0, end=CHUNK_BYTES, offset=0)
+    writer.offer(chunk, _core.xxh3_128(server.files[PATH][:CHUNK_BYTES]))
+    writer.close()
+    writer.join(30)
+    assert tier.opener.open(server.url(PATH)).is_remote
+    with tier.cache.begin(checkpoint) as entry:
+        assert entry.digests == {}

@@ -19,7 +19,7 @@ from serverless_triton.backend.errors import (
 )
 from serverless_triton.backend.messages import ModelSpec
 from serverless_triton.backend.model_repository import EngineLimits, add_model, kv_bytes_per_token, read_parameters
-from serverless_triton.loader import CheckpointNotFound
+from serverless_triton.loader import CheckpointNotFound, RemoteUrlRefused
 
 LLAMA = {
     "num_hidden_layers": 3,
@@ -92,10 +92,17 @@ def test_a_plain_name_is_taken(name: str, checkpoint: Path, repository: Path):
     assert add_model(repository, name, checkpoint).name == name
 
 
-@pytest.mark.parametrize("source", ["s3://bucket/model", "https://example.com/model", "hf://org/model"])
-def test_a_remote_source_is_refused_with_what_would_work(source: str, repository: Path):
-    with pytest.raises(UnsupportedSource, match="only local directories are supported so far"):
+@pytest.mark.parametrize("source", ["ftp://host/model", "https://user:secret@host/model", "http://example.com/model"])
+def test_a_url_that_cannot_be_loaded_is_refused(source: str, repository: Path):
+    with pytest.raises(RemoteUrlRefused):
         add_model(repository, "small", source)
+    assert not repository.exists()
+
+
+def test_a_file_url_is_the_local_directory(checkpoint: Path, repository: Path):
+    parameters = config_of(add_model(repository, "small", f"file://{checkpoint}")).parameters
+    assert parameters["checkpoint"].string_value == str(checkpoint)
+    assert "files" not in parameters
 
 
 def test_a_folder_without_a_checkpoint_is_refused_with_its_path(tmp_path: Path, repository: Path):

@@ -29,9 +29,9 @@ def test_help_lists_every_command_without_importing_any():
 
 
 def test_a_typed_error_is_one_line_and_exit_code_1(tmp_path: Path):
-    finished = run("add", "s3://bucket/model", "--name", "m", "--repository", str(tmp_path))
+    finished = run("add", "http://example.com/model", "--name", "m", "--repository", str(tmp_path))
     assert finished.returncode == 1
-    assert finished.stderr.startswith("serverless-triton: s3://bucket/model: only local directories")
+    assert finished.stderr.startswith("serverless-triton: http://example.com/model cannot be loaded: http:// would")
     assert finished.stderr.count("\n") == 1
 
 

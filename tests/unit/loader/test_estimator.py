@@ -1,4 +1,4 @@
-from serverless_triton.loader.estimator import ASSUMED_BYTES_PER_SECOND, Bandwidths, estimate_read
+from serverless_triton.loader.estimator import ASSUMED_BYTES_PER_SECOND, Bandwidths, Throttles, estimate_read
 from serverless_triton.loader.messages import Estimate
 
 MEASURED = Bandwidths(measured={"ssd": 100.0, "page_cache": 400.0}, throttle_bytes_per_second=0)
@@ -32,3 +32,8 @@ def test_a_throttle_is_known_and_caps_what_was_measured() -> None:
         throttled = Bandwidths(measured=measured, throttle_bytes_per_second=50)
         answer = estimate_read(tier="ssd", unread_bytes=100, bytes_ahead=0, bandwidths=throttled)
         assert (answer.read_s, answer.is_measured) == (2.0, True)
+
+
+def test_each_tier_has_the_limit_of_its_device() -> None:
+    throttles = Throttles(ssd_bytes_per_second=3, remote_bytes_per_second=5)
+    assert [throttles.of(tier) for tier in ("remote", "ssd", "page_cache")] == [5, 3, 3]

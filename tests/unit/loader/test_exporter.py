@@ -3,7 +3,7 @@ from collections import Counter
 from prometheus_client import CollectorRegistry, generate_latest
 
 from serverless_triton.loader.exporter import StoreCollector
-from serverless_triton.loader.messages import ArenaStatus, ImageStatus, QueueStatus, State, StoreStatus
+from serverless_triton.loader.messages import ArenaStatus, ImageStatus, QueueStatus, SsdCacheStatus, State, StoreStatus
 from serverless_triton.loader.metrics import LoadTotals, StoreSnapshot
 
 
@@ -50,7 +50,9 @@ STATUS = StoreStatus(
     leased_bytes=10,
     queue_depth=1,
     throttle_bytes_per_second=0,
+    remote_throttle_bytes_per_second=0,
     bandwidth_bytes_per_second={"ssd": 1.5e9},
+    ssd_cache=SsdCacheStatus(capacity_bytes=50, used_bytes=40, entries=3, problem="no room"),
 )
 
 
@@ -73,6 +75,10 @@ def test_a_scrape_shows_the_store_as_it_is() -> None:
             "used_bytes 15.0",
             "leased_bytes 10.0",
             "queued_loads 1.0",
+            "ssd_cache_capacity_bytes 50.0",
+            "ssd_cache_used_bytes 40.0",
+            "ssd_cache_entries 3.0",
+            "ssd_cache_refusals 1.0",
             "leases 3.0",
             "orphaned_leases 1.0",
             "pinned_images 1.0",

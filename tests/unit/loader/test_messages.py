@@ -30,6 +30,7 @@ from serverless_triton.loader.messages import (
     Release,
     Reply,
     Request,
+    SsdCacheStatus,
     Status,
     StoreStatus,
     Unpin,
@@ -86,7 +87,9 @@ STATUS = StoreStatus(
     leased_bytes=1,
     queue_depth=1,
     throttle_bytes_per_second=7,
+    remote_throttle_bytes_per_second=8,
     bandwidth_bytes_per_second={"ssd": 1.5e9},
+    ssd_cache=SsdCacheStatus(capacity_bytes=5, used_bytes=4, entries=3, problem="p"),
 )
 
 

@@ -52,6 +52,7 @@ PUBLIC_NAMES = {
     "TensorSlice",
     "UnsafeCheckpoint",
     "UnsupportedDtype",
+    "fetch_model_files",
     "hash_checkpoint",
     "load_file",
     "load_slices",

@@ -1,7 +1,7 @@
 import pytest
 
 from serverless_triton.loader.errors import RemoteUrlRefused
-from serverless_triton.loader.remote.urls import is_url, parse_url, without_secrets
+from serverless_triton.loader.remote.urls import parse_url, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,6 @@ from serverless_triton.loader.remote.urls import is_url, parse_url, without_secr
     ],
 )
 def test_a_url_is_known_under_one_spelling(text: str, known_as: str):
-    assert is_url(text)
     assert str(parse_url(text)) == known_as
     assert str(parse_url(known_as)) == known_as
 
@@ -69,11 +68,6 @@ def test_other_urls_are_refused_with_a_reason_and_without_their_secrets(text: st
 
 def test_unencrypted_http_is_for_who_asks_for_it():
     assert str(parse_url("http://host/a", allow_http=True)) == "http://host/a"
-
-
-@pytest.mark.parametrize("path", ["/srv/model", "model", "a:/b", "://x", "C:\\x", ""])
-def test_local_paths_are_no_urls(path: str):
-    assert not is_url(path)
 
 
 def test_a_file_beside_a_url_is_encoded():

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from serverless_triton.loader.estimator import Throttles
 from serverless_triton.loader.store_config import StoreConfig, parse_arguments
 
 
@@ -54,3 +55,25 @@ def test_a_bad_command_line_exits_with_what_is_wrong(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         parse_arguments(["--socket", "/s", "--dram-bytes", "-5"])
     assert "dram_bytes must be positive" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"cache_dir": Path("/c")},
+        {"cache_bytes": 1},
+        {"cache_dir": Path("/c"), "cache_bytes": -1},
+        {"remote_bytes_per_second": -1},
+    ],
+)
+def test_a_remote_tier_that_cannot_work_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        StoreConfig(socket_path=Path("/s"), **wrong)
+
+
+def test_the_command_line_says_where_copies_are_kept() -> None:
+    config = parse_arguments(
+        ["--socket", "/s", "--cache-dir", "/c", "--cache-bytes", "9", "--remote-bytes-per-second", "7"]
+    )
+    assert (config.cache_dir, config.cache_bytes) == (Path("/c"), 9)
+    assert config.throttles == Throttles(remote_bytes_per_second=7)
