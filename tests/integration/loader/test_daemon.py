@@ -1,6 +1,7 @@
 """The daemon as a process: its socket, its signals, and peers that do not keep to the protocol."""
 
 import os
+import select
 import signal
 import socket
 import stat
@@ -119,11 +120,14 @@ def test_it_dies_with_its_parent_only_if_told(tmp_path: Path) -> None:
 
 
 def is_running(pid: int) -> bool:
+    """Until its last thread has ended: only then its sockets are closed."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0]
-    except FileNotFoundError:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
         return False
-    return state != "Z"
+    ended, _, _ = select.select([descriptor], [], [], 0)
+    os.close(descriptor)
+    return not ended
 
 
 @pytest.mark.parametrize(
