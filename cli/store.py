@@ -220,9 +220,10 @@ def _loaded(path: str, receipt: LoadReceipt) -> str:
 def _status_lines(now: StoreStatus) -> Iterator[str]:
     arena = now.arena
     yield f"{_size(now.used_bytes)} of {_size(now.dram_bytes)} used, {now.queue_depth} loads wait or run"
+    nodes = f", over nodes {', '.join(map(str, arena.interleaved_nodes))}" if arena.interleaved_nodes else ""
     yield (
-        f"arena: {arena.kind}, pages of {arena.page_bytes // 1024} KiB, {_size(arena.prefaulted_bytes)} prefaulted, "
-        f"{arena.fragmentation:.0%} fragmented"
+        f"arena: {arena.kind}, pages of {arena.page_bytes // 1024} KiB{nodes}, {_size(arena.prefaulted_bytes)} "
+        f"prefaulted, {arena.fragmentation:.0%} fragmented"
     )
     yield from map(_queue_line, now.queues)
     yield from _cache_lines(now.ssd_cache)

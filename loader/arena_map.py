@@ -117,7 +117,7 @@ class ArenaMap:
         return (piece,)
 
     def _scattered(self, file_bytes: int) -> Pieces | None:
-        return self._contiguous(file_bytes) or self._gathered(aligned(file_bytes, LARGE_GRANULE_BYTES))
+        return self._contiguous(file_bytes) or self._gathered(aligned(max(file_bytes, 1), LARGE_GRANULE_BYTES))
 
     def _gathered(self, missing_bytes: int) -> Pieces | None:
         runs = sorted(filter(None, map(_huge_part, self.free_runs())), key=lambda run: (-run.length, run.offset))

@@ -50,6 +50,7 @@ class Image:
     pinned: bool = False
     moving: bool = False
     last_used: int = 0
+    _record: ImageRecord | None = None
 
     @property
     def key(self) -> ImageKey:
@@ -72,6 +73,16 @@ class Image:
     def extents(self) -> tuple[Extent, ...]:
         placed = zip(self.checkpoint.files, self.files, strict=True)
         return tuple(Extent(file_name=file.real_path, bytes=file.bytes, pieces=pieces) for file, pieces in placed)
+
+    @property
+    def record(self) -> ImageRecord:
+        """What a successor may know of it; the same object for as long as that is true."""
+        known = self._record
+        if known is None or (known.files, known.verified, known.pinned) != (self.files, self.verified, self.pinned):
+            self._record = known = ImageRecord(
+                id=self.id, checkpoint=self.checkpoint, files=self.files, verified=self.verified, pinned=self.pinned
+            )
+        return known
 
     @property
     def is_scattered(self) -> bool:
@@ -226,17 +237,7 @@ class ImageCache:
 
     def records(self) -> tuple[ImageRecord, ...]:
         """What a successor may rely on: images that are complete and stay where they are, least recently used first."""
-        return tuple(
-            ImageRecord(
-                id=image.id,
-                checkpoint=image.checkpoint,
-                files=image.files,
-                verified=image.verified,
-                pinned=image.pinned,
-            )
-            for image in self._by_use(self._in_state(ImageState.READY))
-            if not image.moving
-        )
+        return tuple(image.record for image in self._by_use(self._in_state(ImageState.READY)) if not image.moving)
 
     def adopt(self, record: ImageRecord) -> None:
         """An image that a predecessor left, READY. Raises ValueError where its place is taken."""
@@ -274,12 +275,11 @@ class ImageCache:
     def _would_fit(self, arena: ArenaMap, image: Image, victims: list[Image]) -> bool:
         if arena.free_bytes < image.bytes:
             return False
+        # The cheap questions first: what can be scattered fits, even if place() then finds something better.
+        if arena.copy().scatter(image.file_bytes) is not None:
+            return True
         gone = {piece for victim in victims for piece in victim.pieces}
-        return (
-            arena.copy().allocate(image.file_bytes) is not None
-            or compact(arena.copy(), image.file_bytes, self._movable_pieces() - gone) is not None
-            or arena.copy().scatter(image.file_bytes) is not None
-        )
+        return compact(arena.copy(), image.file_bytes, self._movable_pieces() - gone) is not None
 
     def _movable_pieces(self) -> set[Piece]:
         unleased = (image for image in self._in_state(ImageState.READY) if not image.leases)

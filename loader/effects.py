@@ -105,7 +105,7 @@ class RecordedEffects:
         return self.progress if image in self.started else 0
 
     def arena(self) -> ArenaFacts:
-        return ArenaFacts(id="arena", kind="4k", page_bytes=4096, prefaulted_bytes=0)
+        return ArenaFacts(id="arena", kind="4k", page_bytes=4096, interleaved_nodes=(), prefaulted_bytes=0)
 
     def ssd_cache(self) -> SsdCacheStatus:
         return SsdCacheStatus(capacity_bytes=0, used_bytes=0, entries=0, problem="")

@@ -6,6 +6,7 @@ with the connection or the Store. Finalizers notice that, in whichever thread th
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import Counter, deque
@@ -36,6 +37,7 @@ class HeldLeases:
         self._gone: deque[_Lease] = deque()
         self._counting = threading.Lock()
         self._closes_link = False
+        self._process = os.getpid()
 
     def hold(self, image_id: int, slices: Sequence[ArenaSlice]) -> None:
         """A lease on an image, until all slices are gone."""
@@ -72,6 +74,8 @@ class HeldLeases:
         self._tell()
 
     def _tell(self) -> None:
+        if os.getpid() != self._process:
+            return  # a child made by fork() drops copies: the leases are its parent's
         # As StoreLink._drain: a finalizer may run within this very method.
         while self._gone and self._counting.acquire(blocking=False):
             try:

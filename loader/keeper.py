@@ -6,9 +6,8 @@ One thread calls it, so it has no locks.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from .cache import Image, ImageCache, ImageState, is_evictable
 from .checkpoint import Checkpoint
@@ -24,6 +23,7 @@ from .errors import (
     StoreUnavailable,
 )
 from .estimator import IN_DRAM, Bandwidths, Throttles, estimate_read
+from .evictions import PendingEvictions
 from .load_queue import DeviceQueue, Load, LoadQueues, Waiter
 from .messages import (
     Attached,
@@ -42,21 +42,13 @@ from .messages import (
     Unpinned,
 )
 from .metrics import BandwidthMeter, LoadTotals, Outcome, StoreSnapshot
-from .peers import Holder, Peers
+from .peers import Peers
 from .processes import ProcessId
 from .reports import Reporter
-from .state import LeaseRecord, StoreState
+from .state import StoreState
+from .succession import Succession
 
 _CANCELLED = "the attach was cancelled; ask again if it is still wanted"
-
-
-@dataclass(slots=True, kw_only=True)
-class _Eviction:
-    """An answer that waits until images have given their memory back."""
-
-    client: int
-    reply: Evicted
-    images: set[int]
 
 
 class Keeper:
@@ -69,16 +61,16 @@ class Keeper:
         self._meter = BandwidthMeter()
         self._totals = LoadTotals()
         self._queues = LoadQueues()
-        self._peers = Peers()
-        self._saved: StoreState | None = None
-        self._evictions: list[_Eviction] = []
+        peers = Peers()
+        self._succession = Succession(cache, peers, effects)
+        self._evictions = PendingEvictions()
         # Attaches to images that are being moved, and the load that the moves make room for.
         self._arrivals: list[tuple[Image, Waiter]] = []
         self._awaits_moves: Load | None = None
         self._report = Reporter(
             cache=cache,
             queues=self._queues,
-            peers=self._peers,
+            peers=peers,
             meter=self._meter,
             throttles=self._throttles,
             arena=effects.arena,
@@ -90,54 +82,31 @@ class Keeper:
 
     def adopt(self, state: StoreState, first_client: int) -> int:
         """Takes over what a predecessor left, numbering lease holders from `first_client`; returns the next number."""
-        for record in state.images:
-            self._cache.adopt(record)
-        self._cache.adopt_next_id(state.next_image_id)
-        numbers: dict[Holder, int] = {}
-        for lease in state.leases:
-            orphan = numbers.setdefault(lease.holder, first_client + len(numbers))
-            self._cache.adopt_lease(lease.image_id, orphan, lease.count)
-        for holder, orphan in numbers.items():
-            self._peers.orphan(orphan, holder)
-            self._effects.watch(orphan, holder.process)
-        self._save()
-        return first_client + len(numbers)
+        return self._succession.adopt(state, first_client)
 
     def connect(self, client: int, process: ProcessId) -> None:
         """A client is there."""
-        self._peers.connect(client, process)
+        self._succession.connect(client, process)
 
     def reclaim(
         self, client: int, request_id: int, arena_id: str, session: str, leases: Sequence[LeaseCount], now_s: float
     ) -> None:
         """Gives a client those leases that its session has without a connection, and ends the others of it."""
-        self._peers.name(client, session)
         own_arena_id = self._effects.arena().id
-        taken = [replace(lease, count=self._adopt_lease(client, lease)) for lease in leases if arena_id == own_arena_id]
-        for orphan in self._peers.orphans_of(self._peers.holder_of(client)):
-            self._cache.release_all(orphan)
-            self._peers.forget(orphan)
-        self._save()
-        reclaimed = tuple(lease for lease in taken if lease.count)
+        self._succession.name(client, session)
+        reclaimed = self._succession.reclaim(client, leases if arena_id == own_arena_id else ())
         self._effects.reply(client, Reclaimed(id=request_id, arena_id=own_arena_id, leases=reclaimed))
         self._advance(now_s)
 
     def disconnect(self, client: int, now_s: float) -> None:
         """The connection is gone: the client's waiting ends now, its leases with its process, or it reclaims them."""
         self._stop_waiting(client, None)
-        if self._cache.is_leased_by(client):
-            holder = self._peers.holder_of(client)
-            self._peers.orphan(client, holder)
-            self._effects.watch(client, holder.process)
-        else:
-            self._peers.forget(client)
+        self._succession.disconnect(client)
         self._advance(now_s)
 
     def process_ended(self, client: int, now_s: float) -> None:
         """The process of an orphan is gone, and its tensors with it."""
-        self._cache.release_all(client)
-        self._peers.forget(client)
-        self._save()
+        self._succession.process_ended(client)
         self._advance(now_s)
 
     # Requests
@@ -146,7 +115,7 @@ class Keeper:
         self, client: int, request_id: int, session: str, checkpoint: Checkpoint, now_s: float, *, progress: bool
     ) -> None:
         """Leases the image at once, or once it is complete and in its place. Raises StoreFull."""
-        self._peers.name(client, session)
+        self._succession.name(client, session)
         image = self._image_of(checkpoint)
         waiter = Waiter(client=client, request_id=request_id, asked_at_s=now_s, wants_progress=progress)
         if image.state is not ImageState.READY:
@@ -167,7 +136,7 @@ class Keeper:
         """As prefetch(), and the image stays until it is unpinned. Raises StoreFull."""
         image = self._wanted_image_of(checkpoint)
         image.pinned = True
-        self._save()
+        self._succession.save()
         self._advance(now_s)
         self._effects.reply(client, Pinned(id=request_id, image=self._report.image(image)))
 
@@ -176,7 +145,7 @@ class Keeper:
         images = [image for image in self._cache.at_path(path) if image.pinned]
         for image in images:
             image.pinned = False
-        self._save()
+        self._succession.save()
         self._effects.reply(client, Unpinned(id=request_id, images=len(images)))
 
     def evict(self, client: int, request_id: int, path: str, now_s: float) -> None:
@@ -186,12 +155,11 @@ class Keeper:
             raise ImagePinned(f"{path} is pinned; unpin it, then evict it again")
         if any(map(self._is_in_use, images)):
             raise ImageLeased(f"{path} is in use; stop the models that use it, then evict it again")
-        reply = Evicted(id=request_id, images=len(images))
-        self._evictions.append(_Eviction(client=client, reply=reply, images={image.id for image in images}))
+        self._evictions.add(client, Evicted(id=request_id, images=len(images)), (image.id for image in images))
         for image in images:
             self._evict(image) if is_evictable(image) else self._stop_prefetch(image)
         self._answer_evictions()
-        self._save()
+        self._succession.save()
         self._advance(now_s)
 
     def estimate(self, client: int, request_id: int, checkpoint: Checkpoint, tier: Tier) -> None:
@@ -215,7 +183,7 @@ class Keeper:
     def release(self, client: int, image_id: int) -> None:
         """Ends one lease; the image stays until its room is needed."""
         self._cache.release(image_id, client)
-        self._save()
+        self._succession.save()
 
     def tell_progress(self) -> bool:
         """Sends a notice to everybody who waits and asked for them; False where nobody does."""
@@ -257,7 +225,7 @@ class Keeper:
                 direct_io=result.direct_io,
             )
             self._hand_over(image, waiter, receipt)
-        self._save()
+        self._succession.save()
         self._advance(now_s)
 
     def load_failed(self, image: Image, error: LoaderError, now_s: float) -> None:
@@ -349,7 +317,7 @@ class Keeper:
             self._begin(load, now_s)
             return True
         self._awaits_moves = load
-        self._save()
+        self._succession.save()
         self._effects.start_moves(moves)
         return True
 
@@ -380,7 +348,7 @@ class Keeper:
     def _begin(self, load: Load, now_s: float) -> None:
         load.started_at_s = now_s
         # What is overwritten from now on must not be found by a successor.
-        self._save()
+        self._succession.save()
         self._effects.start_load(load.image)
 
     def _is_in_use(self, image: Image) -> bool:
@@ -423,12 +391,6 @@ class Keeper:
         self._arrivals = [arrival for arrival in self._arrivals if arrival not in leaving]
         return [waiter for _, waiter in [*taken, *leaving]]
 
-    def _adopt_lease(self, client: int, lease: LeaseCount) -> int:
-        taken = 0
-        for orphan in self._peers.orphans_of(self._peers.holder_of(client)):
-            taken += self._cache.pass_on(lease.image_id, orphan, client, lease.count - taken)
-        return taken
-
     def _give_up(self, load: Load, error: LoaderError) -> None:
         self._forget(load.image)
         for waiter in load.waiters:
@@ -436,8 +398,7 @@ class Keeper:
 
     def _forget(self, image: Image) -> None:
         self._cache.forget(image)
-        for eviction in self._evictions:
-            eviction.images.discard(image.id)
+        self._evictions.gone(image.id)
         self._answer_evictions()
 
     # Answers
@@ -448,7 +409,7 @@ class Keeper:
 
     def _hand_over(self, image: Image, waiter: Waiter, receipt: LoadReceipt) -> None:
         self._cache.lease(image, waiter.client)
-        self._save()
+        self._succession.save()
         reply = Attached(
             id=waiter.request_id,
             image_id=image.id,
@@ -459,29 +420,9 @@ class Keeper:
         self._effects.reply(waiter.client, reply)
 
     def _answer_evictions(self) -> None:
-        done = [eviction for eviction in self._evictions if not eviction.images]
-        self._evictions = [eviction for eviction in self._evictions if eviction.images]
-        for eviction in done:
-            self._effects.reply(eviction.client, eviction.reply)
+        for client, reply in self._evictions.take_due():
+            self._effects.reply(client, reply)
 
     def _fail(self, waiter: Waiter, error: LoaderError) -> None:
         failed = Failed(id=waiter.request_id, error=type(error).__name__, message=str(error))
         self._effects.reply(waiter.client, failed)
-
-    def _save(self) -> None:
-        state = StoreState(
-            arena_id=self._effects.arena().id,
-            next_image_id=self._cache.next_id,
-            images=self._cache.records(),
-            leases=self._leases(),
-        )
-        if state != self._saved:
-            self._effects.save(state)
-            self._saved = state
-
-    def _leases(self) -> tuple[LeaseRecord, ...]:
-        counts: Counter[tuple[int, Holder]] = Counter()
-        for image in self._cache.images:
-            for client, count in image.leases.items():
-                counts[image.id, self._peers.holder_of(client)] += count
-        return tuple(LeaseRecord(image_id=i, holder=holder, count=n) for (i, holder), n in counts.items())

@@ -63,11 +63,13 @@ class ImageStatus:
 class ArenaStatus:
     """The arena. `kind` and `page_bytes` are what it really got; a byte counts as prefaulted once it was touched.
 
+    `interleaved_nodes` are the memory nodes that its pages are spread over, none where the nearest gives them.
     `fragmentation` is 1 - largest free run / free bytes.
     """
 
     kind: str
     page_bytes: int
+    interleaved_nodes: tuple[int, ...]
     prefaulted_bytes: int
     free_bytes: int
     largest_free_bytes: int

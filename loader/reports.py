@@ -20,6 +20,7 @@ class ArenaFacts:
     id: str
     kind: str
     page_bytes: int
+    interleaved_nodes: tuple[int, ...]
     prefaulted_bytes: int
 
 
@@ -86,6 +87,7 @@ class Reporter:
         return ArenaStatus(
             kind=facts.kind,
             page_bytes=facts.page_bytes,
+            interleaved_nodes=facts.interleaved_nodes,
             prefaulted_bytes=facts.prefaulted_bytes,
             free_bytes=arena_map.free_bytes,
             largest_free_bytes=arena_map.largest_free_bytes,

@@ -54,7 +54,7 @@ from .prefaulter import Prefaulter
 from .processes import ProcessId, open_process, process_of
 from .reports import ArenaFacts
 from .residency import likely_tier
-from .state import Slots, StoreState, decode_state, encode_state
+from .state import Slots, StateEncoder, StoreState, decode_state
 from .work import Loader, Work
 
 log = logging.getLogger("serverless_triton.store")
@@ -84,6 +84,7 @@ class StoreServer:
     def __init__(self, parts: StoreParts) -> None:
         self._parts = parts
         self._arena_id = uuid4().hex
+        self._encoder = StateEncoder()
         self._keeper = Keeper(ImageCache(parts.arena.bytes), self, parts.throttles)
         self._prefaulter = Prefaulter(parts.arena)
         self._work = Work(parts.arena, parts.loader, self, self._post)
@@ -135,7 +136,7 @@ class StoreServer:
         self._watch_socket(connection)
 
     def save(self, state: StoreState) -> None:
-        self._parts.slots.write(encode_state(state))
+        self._parts.slots.write(self._encoder.encode(state))
 
     def watch(self, client: int, process: ProcessId) -> None:
         descriptor = open_process(process)
@@ -169,6 +170,7 @@ class StoreServer:
             id=self._arena_id,
             kind=self._parts.arena.kind,
             page_bytes=self._parts.arena.page_bytes,
+            interleaved_nodes=tuple(self._parts.arena.interleaved_nodes),
             prefaulted_bytes=self._prefaulter.prefaulted_bytes,
         )
 

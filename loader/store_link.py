@@ -71,8 +71,9 @@ class StoreLink:
 
         May be called by finalizers, in whichever thread and place they run.
         """
-        self._outbox.append(_frame(request))
-        self._drain()
+        if not self._is_closed:
+            self._outbox.append(_frame(request))
+            self._drain()
 
     def wait(self, request_id: int, deadline_s: float, on_progress: OnProgress | None) -> tuple[Reply, list[int]]:
         """The reply to that request and the descriptors that came meanwhile, which are the caller's to close.

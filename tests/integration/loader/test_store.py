@@ -174,6 +174,22 @@ def test_a_lease_ends_with_the_last_reference_to_its_attachment(store: Store, ma
     assert store.status().images[0].leases == 0
 
 
+def test_a_forked_child_that_drops_its_copies_ends_no_lease_of_its_parent(
+    daemon: Daemon, make_checkpoint: MakeCheckpoint
+) -> None:
+    code = (
+        "import gc, os, sys\nfrom serverless_triton.loader import ImageLeased, Store\n"
+        "store = Store(sys.argv[1], connect_timeout_s=20)\nattachment = store.attach(sys.argv[2])\n"
+        "child = os.fork()\n"
+        "if not child:\n    store.release(attachment)\n    del attachment\n    gc.collect()\n    os._exit(0)\n"
+        "os.waitpid(child, 0)\n"
+        "try:\n    store.evict(sys.argv[2])\nexcept ImageLeased:\n    print('leased')\n"
+    )
+    command = [sys.executable, "-c", code, str(daemon.socket), str(make_checkpoint())]
+
+    assert subprocess.check_output(command, text=True, timeout=60) == "leased\n"
+
+
 def test_only_wanted_tensors_are_made(store: Store, make_checkpoint: MakeCheckpoint) -> None:
     directory = make_checkpoint()
 

@@ -10,7 +10,7 @@ from serverless_triton.loader.effects import RecordedEffects
 from serverless_triton.loader.errors import ImageLeased, ImagePinned
 from serverless_triton.loader.keeper import Keeper
 from serverless_triton.loader.messages import Attached, LeaseCount, Reclaimed, Reply
-from serverless_triton.loader.state import decode_state, encode_state
+from serverless_triton.loader.state import StateEncoder, decode_state
 from tests.unit.loader.keeper_driver import MEGABYTES, attach, checkpoint, connect, finish, loaded, process, session
 
 
@@ -37,7 +37,7 @@ def successor(effects: RecordedEffects) -> tuple[Keeper, RecordedEffects]:
     """What takes over from a daemon that was killed now, as its clients 10 and on see it."""
     fresh = RecordedEffects()
     keeper = Keeper(ImageCache(4 * MEGABYTES), fresh)
-    keeper.adopt(decode_state(encode_state(effects.saved[-1])), first_client=10)
+    keeper.adopt(decode_state(StateEncoder().encode(effects.saved[-1])), first_client=10)
     return keeper, fresh
 
 
@@ -192,3 +192,15 @@ def test_sessions_of_one_process_keep_their_leases_apart(keeper: Keeper, effects
     after.reclaim(100, 5, "arena", session(1), [LeaseCount(image_id=image_id, count=1)], now_s=3)
     status = after.snapshot().status.images[0]
     assert (status.leases, status.orphaned_leases) == (2, 1)
+
+
+def test_an_encoder_remembers_images_and_nothing_that_changed(keeper: Keeper, effects: RecordedEffects) -> None:
+    encoder = StateEncoder()
+    for path in ("/a", "/b", '/"images":[]'):
+        loaded(keeper, effects, path)
+        keeper.pin(1, 1, checkpoint("/a"), now_s=1)
+        assert decode_state(encoder.encode(effects.saved[-1])) == effects.saved[-1]
+    keeper.unpin(1, 2, "/a")
+    keeper.evict(1, 3, "/b", now_s=2)
+
+    assert decode_state(encoder.encode(effects.saved[-1])) == effects.saved[-1]

@@ -5,7 +5,7 @@ from itertools import pairwise
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serverless_triton.loader import _core
@@ -158,6 +158,7 @@ def check_file(file: tuple[Piece, ...], file_bytes: int) -> None:
         assert all(piece.offset % LARGE_GRANULE_BYTES == 0 == piece.length % LARGE_GRANULE_BYTES for piece in file)
 
 
+@example(size_bytes=64 * MEGABYTES + 4096, script=[0, 0, 64 * MEGABYTES - 4096, 0], choose=Random(1))
 @given(size_bytes=arena_bytes, script=steps, choose=st.randoms(use_true_random=False))
 @settings(max_examples=200, deadline=None)
 def test_pieces_never_overlap_and_bytes_are_conserved(

@@ -23,6 +23,7 @@ def image(path: str, state: State, leases: int, *, orphaned_leases: int = 0, pin
 ARENA = ArenaStatus(
     kind="tmpfs",
     page_bytes=1 << 21,
+    interleaved_nodes=(0, 1),
     prefaulted_bytes=60,
     free_bytes=85,
     largest_free_bytes=68,

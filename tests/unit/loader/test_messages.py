@@ -64,6 +64,7 @@ IMAGE = ImageStatus(
 ARENA = ArenaStatus(
     kind="tmpfs",
     page_bytes=1 << 21,
+    interleaved_nodes=(0, 1),
     prefaulted_bytes=7,
     free_bytes=5,
     largest_free_bytes=3,
