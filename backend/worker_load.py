@@ -16,7 +16,8 @@ from serverless_triton.backend.premapped_store import PremappedStore
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from serverless_triton.loader.client import Attachment, Store
+    from serverless_triton.loader.attachment import Attachment
+    from serverless_triton.loader.client import Store
 
 
 class SpanRecorder:

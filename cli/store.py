@@ -16,7 +16,14 @@ import click
 from serverless_triton.loader.client import Store
 from serverless_triton.loader.daemon import serve
 from serverless_triton.loader.integrity import hash_checkpoint, verify_checkpoint
-from serverless_triton.loader.messages import ImageStatus, LoadReceipt, QueueStatus, SsdCacheStatus, StoreStatus
+from serverless_triton.loader.messages import (
+    DeviceStatus,
+    ImageStatus,
+    LoadReceipt,
+    QueueStatus,
+    SsdCacheStatus,
+    StoreStatus,
+)
 from serverless_triton.loader.progress import Progress
 from serverless_triton.loader.repack import repack_checkpoint
 from serverless_triton.loader.store_config import PAGES, StoreConfig
@@ -32,6 +39,7 @@ _socket = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _timeout = click.option("--timeout-s", type=click.FloatRange(min=0), default=3600.0, show_default=True)
 _path = click.argument("path", type=click.Path(path_type=Path))
+_device = click.option("--device", default="cpu", show_default=True, help="cpu, or a GPU such as cuda:0.")
 # A checkpoint by path or URL.
 _checkpoint = click.argument("path", metavar="PATH")
 
@@ -49,6 +57,7 @@ def command() -> None:
 )
 @click.option("--prefault/--no-prefault", default=True, show_default=True, help="Take the memory ahead of loads.")
 @click.option("--configure-host", is_flag=True, help="May change this machine's settings for --pages.")
+@click.option("--gpu-bytes", type=click.IntRange(0), default=0, help="Budget of each GPU's memory. [default: none]")
 @click.option("--threads", type=click.IntRange(1, 256), default=4, show_default=True, help="Reading threads of a load.")
 @click.option("--ssd-bytes-per-second", type=click.IntRange(0), default=0, help="Limit of all reads. [default: none]")
 @click.option("--remote-bytes-per-second", type=click.IntRange(0), default=0, help="The same for the network.")
@@ -69,11 +78,12 @@ def serve_command(socket: Path, **options: Any) -> None:
 @command.command("load")
 @_checkpoint
 @_socket
+@_device
 @_timeout
 @_json
-def load(path: str, socket: Path, timeout_s: float, as_json: bool) -> None:
-    """Bring the checkpoint at PATH into memory and wait until it is there."""
-    receipt = _load(path, socket, timeout_s)
+def load(path: str, socket: Path, device: str, timeout_s: float, as_json: bool) -> None:
+    """Bring the checkpoint at PATH into memory, or onto a GPU, and wait until it is there."""
+    receipt = _load(path, socket, timeout_s, device)
     _print(asdict(receipt), _loaded(path, receipt), as_json)
 
 
@@ -126,11 +136,12 @@ def evict(path: str, socket: Path, as_json: bool) -> None:
 @command.command("estimate")
 @_checkpoint
 @_socket
+@_device
 @_json
-def estimate(path: str, socket: Path, as_json: bool) -> None:
+def estimate(path: str, socket: Path, device: str, as_json: bool) -> None:
     """Say how long a load of PATH would take now."""
     with Store(socket) as store:
-        answer = store.estimate(path)
+        answer = store.estimate(path, device=device)
     basis = "" if answer.is_measured else ", by an assumed bandwidth"
     line = f"{answer.total_s:.3f} s from {answer.tier}, {answer.queue_s:.3f} s of it in the queue{basis}"
     _print(asdict(answer), line, as_json)
@@ -178,9 +189,9 @@ def verify(path: Path, as_json: bool) -> None:
     _print(asdict(report), f"{report.files} files of {_size(report.bytes)} are as they were hashed", as_json)
 
 
-def _load(path: str, socket: Path, timeout_s: float) -> LoadReceipt:
+def _load(path: str, socket: Path, timeout_s: float, device: str = "cpu") -> LoadReceipt:
     with Store(socket) as store, _bar("loading") as progress:
-        return store.load(path, timeout_s, progress=progress)
+        return store.load(path, timeout_s, device=device, progress=progress)
 
 
 @contextmanager
@@ -210,11 +221,15 @@ def _cache_lines(status: SsdCacheStatus) -> list[str]:
 
 
 def _loaded(path: str, receipt: LoadReceipt) -> str:
+    if receipt.tier == "gpu":
+        return f"{path} was on the GPU: {_size(receipt.bytes)}"
+    copied = f", copied in {receipt.copy_s:.3f} s more" if receipt.copy_s else ""
     if receipt.tier == "dram":
-        return f"{path} was in memory: {_size(receipt.bytes)}"
+        return f"{path} was in memory: {_size(receipt.bytes)}{copied}"
     verified = "verified" if receipt.verified else "not verified"
     scattered = ", scattered" if receipt.scattered else ""
-    return f"loaded {path}: {_size(receipt.bytes)} from {receipt.tier} in {receipt.read_s:.3f} s, {verified}{scattered}"
+    loaded = f"loaded {path}: {_size(receipt.bytes)} from {receipt.tier} in {receipt.read_s:.3f} s"
+    return f"{loaded}{copied}, {verified}{scattered}"
 
 
 def _status_lines(now: StoreStatus) -> Iterator[str]:
@@ -228,6 +243,9 @@ def _status_lines(now: StoreStatus) -> Iterator[str]:
     yield from map(_queue_line, now.queues)
     yield from _cache_lines(now.ssd_cache)
     yield from map(_image_line, now.images)
+    for device in now.devices:
+        yield _device_line(device)
+        yield from (f"  {image.path}: {image.state}, {image.leases} leases" for image in device.images if image.path)
 
 
 def _queue_line(queue: QueueStatus) -> str:
@@ -235,6 +253,12 @@ def _queue_line(queue: QueueStatus) -> str:
     reading = f"reading {queue.running}" if queue.running else "idle"
     waiting = f", {queue.waiting_loads} wait, {queue.prefetches} prefetches, {queue.paused_loads} paused"
     return f"{queue.device}: {reading}{waiting if queue.unread_bytes else ''}{speeds}"
+
+
+def _device_line(device: DeviceStatus) -> str:
+    speed = f", copies at {_size(device.copy_bytes_per_second)}/s" if device.copy_bytes_per_second else ""
+    held = f", {_size(device.held_bytes)} held from before" if device.held_bytes else ""
+    return f"{device.device}: {_size(device.used_bytes)} of {_size(device.budget_bytes)} used{held}{speed}"
 
 
 def _image_line(image: ImageStatus) -> str:

@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .attachment import Attachment
     from .checkpoint import Checkpoint
-    from .client import Attachment, Store
+    from .client import Store
     from .errors import (
         BudgetTooLarge,
         CheckpointChanged,
@@ -63,7 +64,7 @@ _HOMES = {
     "load_slices": "slices",
     "take_slices": "slices",
     "Store": "client",
-    "Attachment": "client",
+    "Attachment": "attachment",
     "Checkpoint": "checkpoint",
     "LoadReceipt": "messages",
     "StoreStatus": "messages",

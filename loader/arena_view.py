@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from . import _core
 from .held_leases import HeldLeases
 from .layout import Extent
-from .messages import ArenaMapped
+from .messages import ArenaMapped, Release
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ class ArenaView:
     def hold(self, image_id: int, extents: Sequence[Extent]) -> list[_core.ArenaSlice]:
         """The memory of an image's files; the lease ends when all of it is dropped."""
         slices = [self._slice(extent) for extent in extents]
-        self.leases.hold(image_id, slices)
+        self.leases.hold(Release(image_id=image_id), slices)
         return slices
 
     def _slice(self, extent: Extent) -> _core.ArenaSlice:

@@ -10,16 +10,17 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
-from . import link
+from . import _core, link
 from .arena_view import ArenaView, tensors_in
+from .attachment import Attachment, attachment_of
+from .devices import CPU, device_of, is_cpu, name_of
 from .errors import (
     LoaderError,
     StoreCancelled,
@@ -33,8 +34,11 @@ from .keys import Keys, wanted
 from .messages import (
     ArenaMapped,
     Attach,
+    AttachDevice,
     Attached,
     Cancel,
+    DeviceAttached,
+    DevicesReclaimed,
     Estimate,
     Estimated,
     Evict,
@@ -51,8 +55,10 @@ from .messages import (
     Prefetching,
     Question,
     Reclaim,
+    ReclaimDevices,
     Reclaimed,
     Release,
+    ReleaseDevice,
     Reply,
     Status,
     StoreStatus,
@@ -76,20 +82,6 @@ CANCEL_GRACE_S = 2.0
 RECONNECT_TIMEOUT_S = 2.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attachment:
-    """A lease: read-only tensors by name, and what it cost to get them.
-
-    The lease lasts until neither the attachment nor any of the tensors is referred to.
-    """
-
-    tensors: Mapping[str, torch.Tensor]
-    receipt: LoadReceipt
-    image_id: int
-    _contents: dict[str, torch.Tensor] = field(repr=False)
-    _memory: list[ArenaSlice] = field(repr=False)
-
-
 class Store:
     """A connection to the node's store daemon. One thread at a time waits in it; close() may come from any thread.
 
@@ -107,6 +99,7 @@ class Store:
         self._closed = False
         self._view: ArenaView | None = None
         self._link = StoreLink(self._path, connect_timeout_s)
+        self._leases = HeldLeases(self._link)
 
     def __enter__(self) -> Store:
         return self
@@ -121,34 +114,25 @@ class Store:
         path: Path | str,
         timeout_s: float | None = None,
         *,
+        device: str | torch.device = CPU,
         keys: Keys | None = None,
         progress: Progress | None = None,
     ) -> Attachment:
         """Leases the checkpoint at `path`, a local path or a URL, which the store loads first if it does not hold it.
 
-        With `keys` only those tensors are made. `progress` is called with the bytes done and in all, a few times a
-        second while the load goes on; what it raises cancels the attach. Raises CheckpointError, StoreFull,
-        StoreTimeout, StoreCancelled (close() from another thread), StoreUnavailable; TensorNotFound for a name that
-        the checkpoint does not have.
+        On a `device` ("cuda:0") the store brings it into memory there, which this process shares, and keeps it there;
+        nobody should write to such tensors. With `keys` only those tensors are made. `progress` is called with the
+        bytes done and in all, a few times a second while the load goes on; what it raises cancels the attach. Raises
+        CheckpointError, StoreFull, StoreTimeout, StoreCancelled (close() from another thread), StoreUnavailable,
+        DeviceError; TensorNotFound for a name that the checkpoint does not have.
         """
         chosen = wanted(keys)
-        attached = self._attached(path, timeout_s, progress)
-        begin_s = time.perf_counter()
-        try:
-            memory = self._hold(attached)
-        except BaseException:
-            self._link.post(Release(image_id=attached.image_id))
-            raise
-        contents = tensors_in(memory, attached.extents, chosen.accepts)
-        chosen.check(contents.keys(), str(path))
-        receipt = replace(attached.receipt, attach_s=time.perf_counter() - begin_s)
-        return Attachment(
-            tensors=MappingProxyType(contents),
-            receipt=receipt,
-            image_id=attached.image_id,
-            _contents=contents,
-            _memory=memory,
-        )
+        if is_cpu(device):
+            attachment = self._attach_in_dram(path, timeout_s, chosen.accepts, progress)
+        else:
+            attachment = self._attach_on_device(path, name_of(device), timeout_s, chosen.accepts, progress)
+        chosen.check(attachment.tensors.keys(), str(path))
+        return attachment
 
     def premap(self) -> None:
         """Maps the arena and fills the page tables of all memory it has by now; attach() then only makes views.
@@ -170,12 +154,22 @@ class Store:
         return self._ask(Prefetch(id=next(self._ids), path=_absolute(path)), Prefetching, timeout_s).image
 
     def load(
-        self, path: Path | str, timeout_s: float | None = None, *, progress: Progress | None = None
+        self,
+        path: Path | str,
+        timeout_s: float | None = None,
+        *,
+        device: str | torch.device = CPU,
+        progress: Progress | None = None,
     ) -> LoadReceipt:
         """Brings a checkpoint into the store and says what it cost, without attaching. Raises what attach() does."""
-        attached = self._attached(path, timeout_s, progress)
-        self._link.post(Release(image_id=attached.image_id))
-        return attached.receipt
+        if is_cpu(device):
+            attached = self._attached(path, timeout_s, progress)
+            self._link.post(Release(image_id=attached.image_id))
+            return attached.receipt
+        on_device, fds = self._attached_on_device(path, name_of(device), timeout_s, progress)
+        link.close_all(fds)
+        self._link.post(ReleaseDevice(image_id=on_device.image_id))
+        return on_device.receipt
 
     def pin(self, path: Path | str, timeout_s: float | None = None) -> ImageStatus:
         """As prefetch(), and the image then stays without a lease, until unpin(); it outlives this connection.
@@ -188,12 +182,16 @@ class Store:
         """Lets every image of a checkpoint go again when its room is needed; returns how many were pinned."""
         return self._ask(Unpin(id=next(self._ids), path=_absolute(path)), Unpinned, timeout_s).images
 
-    def estimate(self, path: Path | str, timeout_s: float | None = None) -> Estimate:
+    def estimate(
+        self, path: Path | str, timeout_s: float | None = None, *, device: str | torch.device = CPU
+    ) -> Estimate:
         """How long an attach would take now, from which tier, behind which queue; nothing is loaded.
 
         Raises CheckpointError for what is wrong before reading, StoreFull where the attach would, StoreUnavailable.
         """
-        return self._ask(GetEstimate(id=next(self._ids), path=_absolute(path)), Estimated, timeout_s).estimate
+        name = "" if is_cpu(device) else name_of(device)
+        request = GetEstimate(id=next(self._ids), path=_absolute(path), device=name)
+        return self._ask(request, Estimated, timeout_s).estimate
 
     def evict(self, path: Path | str, timeout_s: float | None = None) -> int:
         """Has the store drop every image of a checkpoint; returns how many there were, once their memory is free.
@@ -214,13 +212,64 @@ class Store:
         self._closed = True
         self._link.interrupt()
         with self._lock:
-            if self._view is None:
-                self._link.close()
-            else:
-                self._view.leases.close_link_after_last()
-                self._view = None
+            self._leases.close_link_after_last()
+            self._view = None
 
     # Attaching
+
+    def _attach_in_dram(
+        self, path: Path | str, timeout_s: float | None, is_wanted: Callable[[str], bool], progress: Progress | None
+    ) -> Attachment:
+        attached = self._attached(path, timeout_s, progress)
+        begin_s = time.perf_counter()
+        try:
+            memory = self._hold(attached)
+        except BaseException:
+            self._link.post(Release(image_id=attached.image_id))
+            raise
+        return attachment_of(attached, begin_s, tensors_in(memory, attached.extents, is_wanted), memory)
+
+    def _attach_on_device(
+        self,
+        path: Path | str,
+        device: str,
+        timeout_s: float | None,
+        is_wanted: Callable[[str], bool],
+        progress: Progress | None,
+    ) -> Attachment:
+        from .device_tensors import device_tensors_of
+
+        attached, fds = self._attached_on_device(path, device, timeout_s, progress)
+        begin_s = time.perf_counter()
+        ending = ReleaseDevice(image_id=attached.image_id)
+        try:
+            memory = _core.DeviceMemory.from_fd(device_of(device), fds[0], attached.memory_bytes)
+        except BaseException:
+            self._link.post(ending)
+            raise
+        finally:
+            link.close_all(fds)
+        self._leases.hold(ending, [memory])
+        return attachment_of(attached, begin_s, device_tensors_of(memory, attached.files, is_wanted), [memory])
+
+    def _attached_on_device(
+        self, path: Path | str, device: str, timeout_s: float | None, progress: Progress | None
+    ) -> tuple[DeviceAttached, list[int]]:
+        """The caller closes the descriptor."""
+        request = AttachDevice(
+            id=next(self._ids),
+            path=_absolute(path),
+            device=device,
+            session=self._session,
+            progress=progress is not None,
+        )
+        with self._lock:
+            reply, fds = self._exchange(request, self._budget_s(timeout_s), progress)
+            try:
+                return self._checked(reply, DeviceAttached), fds
+            except BaseException:
+                link.close_all(fds)
+                raise
 
     def _attached(self, path: Path | str, timeout_s: float | None, progress: Progress | None) -> Attached:
         request = Attach(id=next(self._ids), path=_absolute(path), session=self._session, progress=progress is not None)
@@ -238,7 +287,7 @@ class Store:
             try:
                 mapped = self._checked(reply, ArenaMapped)
                 if self._view is None or self._view.arena_id != mapped.arena_id:
-                    self._view = ArenaView(mapped, os.dup(fds[0]), HeldLeases(self._link))
+                    self._view = ArenaView(mapped, os.dup(fds[0]), self._leases)
                 return self._view
             finally:
                 link.close_all(fds)
@@ -249,10 +298,12 @@ class Store:
         self, request: Question, kind: type[Answer], timeout_s: float | None, progress: Progress | None = None
     ) -> Answer:
         with self._lock:
-            budget_s = self._timeout_s if timeout_s is None else timeout_s
-            reply, fds = self._exchange(request, budget_s, progress)
+            reply, fds = self._exchange(request, self._budget_s(timeout_s), progress)
             link.close_all(fds)
             return self._checked(reply, kind)
+
+    def _budget_s(self, timeout_s: float | None) -> float:
+        return self._timeout_s if timeout_s is None else timeout_s
 
     def _exchange(self, request: Question, budget_s: float, on_progress: OnProgress | None) -> tuple[Reply, list[int]]:
         self._check_open()
@@ -295,6 +346,8 @@ class Store:
             link.close_all(fds)
             if isinstance(reply, Attached):
                 self._link.post(Release(image_id=reply.image_id))
+            elif isinstance(reply, DeviceAttached):
+                self._link.post(ReleaseDevice(image_id=reply.image_id))
             return
         self._link.close()
 
@@ -302,23 +355,36 @@ class Store:
         """Raises StoreUnavailable."""
         self._link.close()
         self._link = StoreLink(self._path, RECONNECT_TIMEOUT_S)
-        if self._view is None:
-            return
-        leases = self._view.leases.counts
-        request = Reclaim(id=next(self._ids), arena_id=self._view.arena_id, session=self._session, leases=leases)
+        if not self._reclaim():
+            # Another store: the memory of the one before lives on for as long as its tensors do.
+            self._view = None
+            self._leases = HeldLeases(self._link)
+
+    def _reclaim(self) -> bool:
+        """False where the store is not the one that gave the leases. Raises StoreUnavailable, StoreProtocolError."""
+        in_dram, on_devices = self._leases.arena_counts, self._leases.device_counts
+        arena_id = self._view.arena_id if self._view else ""
+        reclaimed = self._answer(
+            Reclaim(id=next(self._ids), arena_id=arena_id, session=self._session, leases=in_dram), Reclaimed
+        )
+        devices = self._answer(
+            ReclaimDevices(id=next(self._ids), session=self._session, leases=on_devices), DevicesReclaimed
+        )
+        if reclaimed.arena_id != arena_id and (self._view or devices.leases != on_devices):
+            return False
+        self._leases.reconnect(self._link, reclaimed.leases, devices.leases)
+        if reclaimed.leases != in_dram or devices.leases != on_devices:
+            raise StoreProtocolError(f"the store at {self._path} lost leases of this process; restart this process")
+        return True
+
+    def _answer(self, request: Reclaim | ReclaimDevices, kind: type[Answer]) -> Answer:
         self._link.send(request, self._timeout_s)
         try:
             reply, fds = self._link.wait(request.id, time.monotonic() + self._timeout_s, None)
         except (TimeoutError, Interrupted) as error:
             raise self._link.lost() from error
         link.close_all(fds)
-        reclaimed = self._checked(reply, Reclaimed)
-        if reclaimed.arena_id != self._view.arena_id:
-            self._view = None  # its memory lives on for as long as its tensors do
-            return
-        self._view.leases.reconnect(self._link, reclaimed.leases)
-        if reclaimed.leases != leases:
-            raise StoreProtocolError(f"the store at {self._path} lost leases of this process; restart this process")
+        return self._checked(reply, kind)
 
     def _check_open(self) -> None:
         if self._closed:

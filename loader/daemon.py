@@ -78,6 +78,7 @@ def _serve_clients(config: StoreConfig, listener: socket.socket, arena: _core.Ar
                 opener=remote,
                 ssd_cache=lambda: remote.cache_status,
                 throttles=config.throttles,
+                gpu_bytes=config.gpu_bytes,
                 prefault=config.prefault,
             )
         )

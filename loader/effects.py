@@ -8,7 +8,7 @@ from typing import Protocol
 
 from .cache import Image
 from .compaction import Move
-from .messages import Reply, SsdCacheStatus, Tier
+from .messages import DeviceStatus, Reply, SsdCacheStatus, Tier
 from .processes import ProcessId
 from .reports import ArenaFacts
 from .state import StoreState
@@ -49,6 +49,9 @@ class Effects(Protocol):
 
     def ssd_cache(self) -> SsdCacheStatus:
         """What copies of remote checkpoints there are."""
+
+    def devices(self) -> tuple[DeviceStatus, ...]:
+        """What is kept on GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +112,9 @@ class RecordedEffects:
 
     def ssd_cache(self) -> SsdCacheStatus:
         return SsdCacheStatus(capacity_bytes=0, used_bytes=0, entries=0, problem="")
+
+    def devices(self) -> tuple[DeviceStatus, ...]:
+        return ()
 
     def to(self, client: int) -> list[Reply]:
         """The replies to one client."""

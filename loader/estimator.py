@@ -10,7 +10,7 @@ from .messages import Estimate, Tier
 # Until a tier has been measured: a gigabit network, a slow NVMe disk, and one core that copies from the page cache.
 ASSUMED_BYTES_PER_SECOND: Mapping[Tier, float] = {"remote": 1e8, "ssd": 1e9, "page_cache": 3e9}
 
-IN_DRAM = Estimate(tier="dram", queue_s=0.0, read_s=0.0, total_s=0.0, is_measured=True)
+IN_DRAM = Estimate(tier="dram", queue_s=0.0, read_s=0.0, copy_s=0.0, total_s=0.0, is_measured=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,7 @@ def estimate_read(*, tier: Tier, unread_bytes: int, bytes_ahead: int, bandwidths
         tier=tier,
         queue_s=queue_s,
         read_s=read_s,
+        copy_s=0.0,
         total_s=queue_s + read_s,
         is_measured=is_measured and (is_ahead_measured or bytes_ahead == 0),
     )

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from .errors import StoreUnavailable
-from .messages import ImageStatus, QueueStatus
+from .messages import DeviceStatus, ImageStatus, QueueStatus
 from .metrics import StoreSnapshot
 
 PREFIX = "serverless_triton_store"
@@ -31,6 +31,7 @@ class StoreCollector(Collector):
         yield from _totals(snapshot)
         yield from _memory(snapshot)
         yield from _devices(snapshot.status.queues)
+        yield from _gpus(snapshot.status.devices)
         yield _by("images", "Images by state.", "state", Counter(i.state for i in snapshot.status.images))
         speeds = snapshot.status.bandwidth_bytes_per_second
         yield _by("bandwidth_bytes_per_second", "Moving average of past loads.", "tier", speeds)
@@ -108,6 +109,29 @@ def _devices(queues: Iterable[QueueStatus]) -> Iterable[Metric]:
         for tier, speed in queue.bandwidth_bytes_per_second.items():
             speeds.add_metric((queue.device, tier), speed)
     yield speeds
+
+
+def _gpus(devices: Iterable[DeviceStatus]) -> Iterable[Metric]:
+    for name, text, value_of in (
+        ("gpu_budget_bytes", "Budget of images on the GPU.", lambda device: device.budget_bytes),
+        ("gpu_used_bytes", "Bytes of the budget that are taken.", lambda device: device.used_bytes),
+        ("gpu_leased_bytes", "Bytes of images with a lease.", lambda device: device.leased_bytes),
+        ("gpu_held_bytes", "What a daemon before left with clients.", lambda device: device.held_bytes),
+        ("gpu_images", "Images on the GPU or on their way.", lambda device: len(device.images)),
+        ("gpu_copy_bytes_per_second", "Moving average of copies from DRAM.", lambda d: d.copy_bytes_per_second),
+    ):
+        yield _by(name, text, "gpu", {device.device: value_of(device) for device in devices})
+    for name, text, value_of in (
+        ("gpu_attaches", "Attaches on the GPU that were answered.", lambda device: device.attaches),
+        ("gpu_copies", "Images that were copied.", lambda device: device.copies),
+        ("gpu_failed_copies", "Images that did not arrive.", lambda device: device.failed_copies),
+        ("gpu_copied_bytes", "Bytes of copied images.", lambda device: device.copied_bytes),
+        ("gpu_copy_seconds", "Time from images' being in DRAM to their being on the GPU.", lambda d: d.copy_s),
+    ):
+        family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=("gpu",))
+        for device in devices:
+            family.add_metric((device.device,), value_of(device))
+        yield family
 
 
 def _sum(images: Iterable[ImageStatus], value_of: Callable[[ImageStatus], int]) -> int:

@@ -14,54 +14,63 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .messages import LeaseCount, Release
+from .messages import LeaseCount, Release, ReleaseDevice
 from .store_link import StoreLink
 
 if TYPE_CHECKING:
-    from ._core import ArenaSlice
+    from ._core import ArenaSlice, DeviceMemory
+
+# What is sent when a lease ends, and with that its image and where it lies.
+Ending = Release | ReleaseDevice
 
 
 @dataclass(slots=True)
 class _Lease:
-    image_id: int
-    slices: int
+    ending: Ending
+    parts: int
 
 
 class HeldLeases:
-    """The leases on images of one arena, told to the store through `link` when they end."""
+    """The leases on images of one arena and of GPUs, told to the store through `link` when they end."""
 
     def __init__(self, link: StoreLink) -> None:
         self._link = link
-        self._counts: Counter[int] = Counter()
-        # One entry a slice that is gone; what is counted, is counted under the lock.
+        self._counts: Counter[Ending] = Counter()
+        # One entry a part that is gone; what is counted, is counted under the lock.
         self._gone: deque[_Lease] = deque()
         self._counting = threading.Lock()
         self._closes_link = False
         self._process = os.getpid()
 
-    def hold(self, image_id: int, slices: Sequence[ArenaSlice]) -> None:
-        """A lease on an image, until all slices are gone."""
-        lease = _Lease(image_id, len(slices))
+    def hold(self, ending: Ending, parts: Sequence[ArenaSlice | DeviceMemory]) -> None:
+        """A lease on an image, until all parts of its memory are gone."""
+        lease = _Lease(ending, len(parts))
         with self._counting:
-            self._counts[image_id] += 1
-        for memory in slices:
-            finalizer = weakref.finalize(memory, self._slice_gone, lease)
+            self._counts[ending] += 1
+        for memory in parts:
+            finalizer = weakref.finalize(memory, self._part_gone, lease)
             finalizer.atexit = False  # the store sees the process end
         self._tell()
 
     @property
-    def counts(self) -> tuple[LeaseCount, ...]:
-        """All that there are, whether or not the store was told of the end of others."""
-        counts = sorted(self._counts.items())
-        return tuple(LeaseCount(image_id=image_id, count=count) for image_id, count in counts if count)
+    def arena_counts(self) -> tuple[LeaseCount, ...]:
+        """All in DRAM that there are, whether or not the store was told of the end of others."""
+        return self._counts_of(Release)
 
-    def reconnect(self, link: StoreLink, reclaimed: Sequence[LeaseCount]) -> None:
+    @property
+    def device_counts(self) -> tuple[LeaseCount, ...]:
+        """As arena_counts, on GPUs."""
+        return self._counts_of(ReleaseDevice)
+
+    def reconnect(self, link: StoreLink, in_dram: Sequence[LeaseCount], on_devices: Sequence[LeaseCount]) -> None:
         """The store believes in these leases, over another link; some may have ended since it was asked."""
+        reclaimed: list[tuple[Ending, int]] = [(Release(image_id=lease.image_id), lease.count) for lease in in_dram]
+        reclaimed += [(ReleaseDevice(image_id=lease.image_id), lease.count) for lease in on_devices]
         with self._counting:
             self._link = link
-            for lease in reclaimed:
-                for _ in range(lease.count - self._counts[lease.image_id]):
-                    link.post(Release(image_id=lease.image_id))
+            for ending, count in reclaimed:
+                for _ in range(count - self._counts[ending]):
+                    link.post(ending)
         self._tell()
 
     def close_link_after_last(self) -> None:
@@ -69,7 +78,7 @@ class HeldLeases:
         self._closes_link = True
         self._close_if_last()
 
-    def _slice_gone(self, lease: _Lease) -> None:
+    def _part_gone(self, lease: _Lease) -> None:
         self._gone.append(lease)
         self._tell()
 
@@ -86,10 +95,14 @@ class HeldLeases:
         self._close_if_last()
 
     def _count(self, lease: _Lease) -> None:
-        lease.slices -= 1
-        if not lease.slices:
-            self._counts[lease.image_id] -= 1
-            self._link.post(Release(image_id=lease.image_id))
+        lease.parts -= 1
+        if not lease.parts:
+            self._counts[lease.ending] -= 1
+            self._link.post(lease.ending)
+
+    def _counts_of(self, kind: type[Ending]) -> tuple[LeaseCount, ...]:
+        counts = sorted((ending.image_id, n) for ending, n in self._counts.items() if isinstance(ending, kind) and n)
+        return tuple(LeaseCount(image_id=image_id, count=count) for image_id, count in counts)
 
     def _close_if_last(self) -> None:
         if self._closes_link and not self._counts.total():

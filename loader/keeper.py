@@ -75,6 +75,7 @@ class Keeper:
             throttles=self._throttles,
             arena=effects.arena,
             ssd_cache=effects.ssd_cache,
+            devices=effects.devices,
             read_bytes=effects.read_bytes,
         )
 

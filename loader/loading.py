@@ -26,8 +26,14 @@ class ImageLoader:
     reader: _core.Reader
     verify: bool
 
-    def load(self, checkpoint: Checkpoint, extents: Sequence[Extent], job: _core.ReadJob) -> LoadResult:
-        """Checks every header first, then reads all files at once.
+    def load(
+        self,
+        checkpoint: Checkpoint,
+        extents: Sequence[Extent],
+        job: _core.ReadJob,
+        sink: _core.ChunkSink | None = None,
+    ) -> LoadResult:
+        """Checks every header first, then reads all files at once; `sink` hears of every chunk.
 
         Raises CheckpointError (CheckpointCorrupted and ChunkHashesInvalid only if told to verify), StoreFull where
         memory runs out, StoreCancelled after job.cancel(). Nothing is written to the extents after it returned.
@@ -36,7 +42,7 @@ class ImageLoader:
         files = [_open(file) for file in checkpoint.files]
         read_indices(files)
         pieces = [[(piece.offset, piece.length) for piece in extent.pieces] for extent in extents]
-        report = self.reader.read(files, self.arena, pieces, job, _digests(hashes))
+        report = self.reader.read(files, self.arena, pieces, job, _digests(hashes), sink=sink)
         for file in files:
             if not file.is_unchanged():
                 raise _changed(file.path)

@@ -1,8 +1,9 @@
 """What clients and the store daemon say to each other over the store's unix socket.
 
 A frame is a u32 big-endian length and that many bytes of JSON (link.py). A client sends requests, each with an `id` of
-its choice; the store answers each with exactly one reply of that id, except Cancel and Release, which have none; an
-Attach may have Progress before. The reply ArenaMapped carries one descriptor, the arena's, which cannot be written.
+its choice; the store answers each with exactly one reply of that id, except Cancel, Release and ReleaseDevice,
+which have none; an attach may have Progress before. The reply ArenaMapped carries one descriptor, the arena's, which
+cannot be written, and DeviceAttached one of memory on a GPU.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Literal, get_args
 from . import codec
 from .layout import Extent
 
-Tier = Literal["remote", "ssd", "page_cache", "dram"]
+Tier = Literal["remote", "ssd", "page_cache", "dram", "gpu"]
 State = Literal["empty", "loading", "ready", "evicting"]
+DeviceImageState = Literal["waiting", "allocating", "loading", "copying", "ready", "evicting", "held"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,17 +25,18 @@ class LoadReceipt:
     """What one attach cost and where its bytes came from.
 
     `tier` is where most bytes were when this client asked. `queue_s` until the load began and `read_s` from there (or
-    from asking, where it had begun) until it was complete, by the store's monotonic clock; `attach_s` mapping and
-    making tensors, by the client's. `direct_io` says that every byte from the SSD went past the page cache, `verified`
-    that every byte was compared with its hash when the store read it, `scattered` that a file has no contiguous place
-    in the arena. `throttle_bytes_per_second` is the store's configured limit of reads from
-    the tier's device, 0 for none.
+    from asking, where it had begun) until it was complete, and `copy_s` from there until it was on the GPU (0 for an
+    attach in DRAM), by the store's monotonic clock; `attach_s` mapping and making tensors, by the client's. `direct_io`
+    says that every byte from the SSD went past the page cache, `verified` that every byte was compared with its hash
+    when the store read it, `scattered` that a file has no contiguous place in the arena. `throttle_bytes_per_second` is
+    the store's configured limit of reads from the tier's device, 0 for none.
     """
 
     tier: Tier
     bytes: int
     queue_s: float
     read_s: float
+    copy_s: float
     attach_s: float
     direct_io: bool
     verified: bool
@@ -106,6 +109,39 @@ class SsdCacheStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceImageStatus:
+    """One image on a GPU. A "held" one is what a daemon before left with clients: its path is not known any more."""
+
+    path: str
+    bytes: int
+    state: DeviceImageState
+    leases: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceStatus:
+    """One GPU that was used. `held_bytes` are those of "held" images; they are in `used_bytes`, too.
+
+    `attaches`, `copies`, `failed_copies`, `copied_bytes` and `copy_s` are sums since the daemon began: attaches that
+    were answered, copies from DRAM and the time from the bytes' being there to the end. `copy_bytes_per_second` is a
+    moving average of the copies of images that were in DRAM already, 0 if none.
+    """
+
+    device: str
+    budget_bytes: int
+    used_bytes: int
+    leased_bytes: int
+    held_bytes: int
+    images: tuple[DeviceImageStatus, ...]
+    attaches: int
+    copies: int
+    failed_copies: int
+    copied_bytes: int
+    copy_s: float
+    copy_bytes_per_second: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStatus:
     """The store at one moment. `dram_bytes` is the arena's size, `queue_depth` counts all loads that wait or run.
 
@@ -116,6 +152,7 @@ class StoreStatus:
     images: tuple[ImageStatus, ...]
     arena: ArenaStatus
     queues: tuple[QueueStatus, ...]
+    devices: tuple[DeviceStatus, ...]
     dram_bytes: int
     used_bytes: int
     leased_bytes: int
@@ -130,12 +167,15 @@ class StoreStatus:
 class Estimate:
     """How long an attach would take now: in the queue, then reading from `tier`; making tensors comes on top.
 
+    `copy_s` is what the way from DRAM to the GPU takes, 0 for an attach in DRAM; most of it runs beside the reading.
+
     `is_measured` is False where a bandwidth is only assumed, because that tier was never read and is not throttled.
     """
 
     tier: Tier
     queue_s: float
     read_s: float
+    copy_s: float
     total_s: float
     is_measured: bool
 
@@ -151,6 +191,33 @@ class Attach:
     path: str
     session: str
     progress: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachDevice:
+    """Lease the checkpoint's image on a GPU ("cuda:0"), bringing it there first if need be; otherwise as Attach."""
+
+    id: int
+    path: str
+    device: str
+    session: str
+    progress: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReclaimDevices:
+    """As Reclaim, for images on GPUs."""
+
+    id: int
+    session: str
+    leases: tuple[LeaseCount, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseDevice:
+    """Give one lease on an image on a GPU back."""
+
+    image_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,10 +282,11 @@ class Unpin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GetEstimate:
-    """Ask how long an attach would take now; nothing is loaded."""
+    """Ask how long an attach would take now, on `device` ("" for one in DRAM); nothing is loaded."""
 
     id: int
     path: str
+    device: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +319,35 @@ class Attached:
     arena_id: str
     extents: tuple[Extent, ...]
     receipt: LoadReceipt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFile:
+    """One file in an image's memory on a GPU, header included. `file_name` is its real path, for messages."""
+
+    file_name: str
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceAttached:
+    """The client now holds a lease; the descriptor of `memory_bytes` of the GPU comes with the frame."""
+
+    id: int
+    image_id: int
+    device: str
+    memory_bytes: int
+    files: tuple[DeviceFile, ...]
+    receipt: LoadReceipt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicesReclaimed:
+    """These leases are the connection's now."""
+
+    id: int
+    leases: tuple[LeaseCount, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,10 +435,22 @@ class Failed:
 
 
 # The requests that name a checkpoint which has to be opened.
-PathQuestion = Attach | Prefetch | Pin | GetEstimate
-Question = PathQuestion | Unpin | Evict | GetStatus | MapArena | Reclaim
-Request = Question | Cancel | Release
-Answer = Attached | Prefetching | Pinned | Unpinned | Evicted | Estimated | Status | ArenaMapped | Reclaimed
+PathQuestion = Attach | AttachDevice | Prefetch | Pin | GetEstimate
+Question = PathQuestion | Unpin | Evict | GetStatus | MapArena | Reclaim | ReclaimDevices
+Request = Question | Cancel | Release | ReleaseDevice
+Answer = (
+    Attached
+    | DeviceAttached
+    | Prefetching
+    | Pinned
+    | Unpinned
+    | Evicted
+    | Estimated
+    | Status
+    | ArenaMapped
+    | Reclaimed
+    | DevicesReclaimed
+)
 Reply = Answer | Progress | Failed
 
 _REQUESTS: dict[str, type] = {kind.__name__: kind for kind in get_args(Request)}

@@ -74,10 +74,19 @@ class RemoteTier:
         """The checkpoint at a URL. Raises CheckpointError, RemoteUnavailable."""
         return self._network().opener.open(path)
 
-    def load(self, checkpoint: Checkpoint, extents: Sequence[Extent], job: _core.ReadJob) -> LoadResult:
-        """From local files, from a copy of remote ones, or over the network. Raises what those raise."""
+    def load(
+        self,
+        checkpoint: Checkpoint,
+        extents: Sequence[Extent],
+        job: _core.ReadJob,
+        sink: _core.ChunkSink | None = None,
+    ) -> LoadResult:
+        """From local files, whose chunks the sink hears of, from a copy of remote ones, or over the network.
+
+        Raises what those raise.
+        """
         if not is_url(checkpoint.path):
-            return self._local.load(checkpoint, extents, job)
+            return self._local.load(checkpoint, extents, job, sink)
         if checkpoint.is_remote or self._cache is None:
             return self._fetch(checkpoint, extents, job)
         return self._load_copy(checkpoint, self._cache, extents, job)

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from .cache import Image, ImageCache, ImageState
 from .estimator import Throttles
 from .load_queue import DeviceQueue, Load, LoadQueues
-from .messages import ArenaStatus, ImageStatus, LoadReceipt, QueueStatus, SsdCacheStatus, StoreStatus, Tier
+from .messages import (
+    ArenaStatus,
+    DeviceStatus,
+    ImageStatus,
+    LoadReceipt,
+    QueueStatus,
+    SsdCacheStatus,
+    StoreStatus,
+    Tier,
+)
 from .metrics import BandwidthMeter
 from .peers import Peers
 
@@ -35,6 +44,7 @@ class Reporter:
     throttles: Throttles
     arena: Callable[[], ArenaFacts]
     ssd_cache: Callable[[], SsdCacheStatus]
+    devices: Callable[[], tuple[DeviceStatus, ...]]
     read_bytes: Callable[[Image], int]
 
     def receipt(self, image: Image, tier: Tier) -> LoadReceipt:
@@ -44,6 +54,7 @@ class Reporter:
             bytes=image.checkpoint.total_bytes,
             queue_s=0.0,
             read_s=0.0,
+            copy_s=0.0,
             attach_s=0.0,
             direct_io=False,
             verified=image.verified,
@@ -69,6 +80,7 @@ class Reporter:
             images=tuple(map(self.image, self.cache.images)),
             arena=self._arena(),
             queues=self._queues(),
+            devices=self.devices(),
             dram_bytes=self.cache.map.bytes,
             used_bytes=self.cache.map.used_bytes,
             leased_bytes=self.cache.leased_bytes,

@@ -24,6 +24,8 @@ from .cache import Image, ImageCache
 from .checkpoint import Checkpoint
 from .compaction import Move
 from .connection import Connection
+from .device_state import DeviceState
+from .device_tier import COPIER, DeviceTier
 from .effects import LoadResult
 from .errors import LoaderError, StoreCancelled, StoreError, StoreProtocolError
 from .estimator import Throttles
@@ -31,7 +33,10 @@ from .keeper import Keeper
 from .messages import (
     ArenaMapped,
     Attach,
+    AttachDevice,
     Cancel,
+    DeviceStatus,
+    Estimated,
     Evict,
     Failed,
     GetEstimate,
@@ -41,7 +46,9 @@ from .messages import (
     Pin,
     Prefetch,
     Reclaim,
+    ReclaimDevices,
     Release,
+    ReleaseDevice,
     Reply,
     Request,
     SsdCacheStatus,
@@ -54,7 +61,7 @@ from .prefaulter import Prefaulter
 from .processes import ProcessId, open_process, process_of
 from .reports import ArenaFacts
 from .residency import likely_tier
-from .state import Slots, StateEncoder, StoreState, decode_state
+from .state import Legacy, Slots, StoreState
 from .work import Loader, Work
 
 log = logging.getLogger("serverless_triton.store")
@@ -66,7 +73,7 @@ PROGRESS_S = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreParts:
-    """What a server works with."""
+    """What a server works with. `gpu_bytes` is the budget of each GPU, 0 for no GPU tier."""
 
     listener: socket.socket
     arena: _core.Arena
@@ -75,6 +82,7 @@ class StoreParts:
     opener: Opener
     ssd_cache: Callable[[], SsdCacheStatus]
     throttles: Throttles
+    gpu_bytes: int = 0
     prefault: bool = True
 
 
@@ -83,12 +91,13 @@ class StoreServer:
 
     def __init__(self, parts: StoreParts) -> None:
         self._parts = parts
+        self._legacy = Legacy(parts.slots)
         self._arena_id = uuid4().hex
-        self._encoder = StateEncoder()
         self._keeper = Keeper(ImageCache(parts.arena.bytes), self, parts.throttles)
         self._prefaulter = Prefaulter(parts.arena)
-        self._work = Work(parts.arena, parts.loader, self, self._post)
-        self._resolver = Resolver(parts.opener, self._post)
+        self._devices = DeviceTier(self._keeper, parts.arena, parts.gpu_bytes, self)
+        self._work = Work(parts.arena, parts.loader, self, self.post, self._devices.streaming)
+        self._resolver = Resolver(parts.opener, self.post)
         self._connections: dict[int, Connection] = {}
         self._client_ids = count(1)
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -117,32 +126,38 @@ class StoreServer:
     def snapshot(self) -> StoreSnapshot:
         """The store's state, taken between two requests. For other threads while run() runs; raises TimeoutError."""
         answer: Future[StoreSnapshot] = Future()
-        self._post(lambda: answer.set_result(self._keeper.snapshot()))
+        self.post(lambda: answer.set_result(self._keeper.snapshot()))
         return answer.result(SNAPSHOT_TIMEOUT_S)
 
     # Effects of the keeper
 
-    def reply(self, client: int, message: Reply) -> None:
+    def reply(self, client: int, message: Reply, descriptors: Sequence[int] = ()) -> None:
+        if client == COPIER:
+            self._devices.hear(message)
+            return
         connection = self._connections.get(client)
         if connection is None:
             return
         try:
-            connection.queue(message, [self._parts.arena.client_fd()] if isinstance(message, ArenaMapped) else [])
+            connection.queue(message, descriptors)
             connection.flush()
         except (OSError, StoreProtocolError) as error:
             # The keeper is in the middle of a decision: the loop tells it about the loss afterwards.
-            self._post(partial(self._drop, connection, str(error)))
+            self.post(partial(self._drop, connection, str(error)))
             return
         self._watch_socket(connection)
 
     def save(self, state: StoreState) -> None:
-        self._parts.slots.write(self._encoder.encode(state))
+        self._legacy.save_store(state)
+
+    def save_devices(self, state: DeviceState) -> None:
+        self._legacy.save_devices(state)
 
     def watch(self, client: int, process: ProcessId) -> None:
         descriptor = open_process(process)
         ended = partial(self._process_ended, client, descriptor)
         if descriptor is None:
-            self._post(ended)
+            self.post(ended)
         else:
             self._selector.register(descriptor, selectors.EVENT_READ, ended)
 
@@ -177,6 +192,9 @@ class StoreServer:
     def ssd_cache(self) -> SsdCacheStatus:
         return self._parts.ssd_cache()
 
+    def devices(self) -> tuple[DeviceStatus, ...]:
+        return self._devices.requests.status()
+
     # The loop
 
     def _register(self) -> None:
@@ -186,13 +204,14 @@ class StoreServer:
         self._selector.register(self._wake_receiver, selectors.EVENT_READ, self._drain_wakes)
 
     def _adopt(self) -> None:
-        payload = self._parts.slots.read()
-        if payload is None:
+        state = self._legacy.read()
+        if state is None:
             return
-        state = decode_state(payload)
-        self._arena_id = state.arena_id
-        self._client_ids = count(self._keeper.adopt(state, 1))
-        log.info("adopted images=%d leases=%d", len(state.images), sum(lease.count for lease in state.leases))
+        self._arena_id = state.store.arena_id
+        next_client = self._keeper.adopt(state.store, COPIER + 1)
+        self._client_ids = count(self._devices.requests.adopt(state.devices, next_client))
+        leases = sum(lease.count for lease in state.store.leases) + sum(lease.count for lease in state.devices.leases)
+        log.info("adopted images=%d leases=%d", len(state.store.images), leases)
 
     def _step(self) -> None:
         for key, events in self._selector.select(PROGRESS_S if self._has_watchers else None):
@@ -220,6 +239,7 @@ class StoreServer:
         self._connections[connection.client] = connection
         self._selector.register(sock, selectors.EVENT_READ, connection)
         self._keeper.connect(connection.client, connection.process)
+        self._devices.requests.connect(connection.client, connection.process)
 
     def _serve(self, connection: Connection, events: int) -> None:
         if self._connections.get(connection.client) is not connection:
@@ -255,12 +275,14 @@ class StoreServer:
         connection.sock.close()
         self._resolver.cancel_all(connection.client)
         self._keeper.disconnect(connection.client, time.monotonic())
+        self._devices.requests.disconnect(connection.client, time.monotonic())
 
     def _process_ended(self, client: int, descriptor: int | None) -> None:
         if descriptor is not None:
             self._selector.unregister(descriptor)
             os.close(descriptor)
         self._keeper.process_ended(client, time.monotonic())
+        self._devices.requests.process_ended(client, time.monotonic())
 
     # Requests
 
@@ -278,7 +300,7 @@ class StoreServer:
             self._refuse(client, request, StoreError(f"the store failed at {request}: {error!r}"))
 
     def _refuse(self, client: int, request: Request, error: LoaderError) -> None:
-        request_id = 0 if isinstance(request, Release) else request.id
+        request_id = 0 if isinstance(request, (Release, ReleaseDevice)) else request.id
         self.reply(client, Failed(id=request_id, error=type(error).__name__, message=str(error)))
 
     def _dispatch(self, client: int, request: Request) -> None:
@@ -288,17 +310,25 @@ class StoreServer:
         elif isinstance(request, Unpin):
             self._keeper.unpin(client, request.id, known_as(request.path))
         elif isinstance(request, Evict):
-            self._keeper.evict(client, request.id, known_as(request.path), now_s)
+            self._evict(client, request, now_s)
         elif isinstance(request, GetStatus):
             self._keeper.status(client, request.id)
         elif isinstance(request, MapArena):
-            self.reply(client, self._arena_mapped(request))
+            self.reply(client, self._arena_mapped(request), [self._parts.arena.client_fd()])
         elif isinstance(request, Reclaim):
             self._keeper.reclaim(client, request.id, request.arena_id, request.session, request.leases, now_s)
         elif isinstance(request, Cancel):
             self._cancel(client, request.id, now_s)
-        else:
+        elif isinstance(request, Release):
             self._keeper.release(client, request.image_id)
+        else:
+            self._dispatch_device(client, request, now_s)
+
+    def _dispatch_device(self, client: int, request: ReclaimDevices | ReleaseDevice, now_s: float) -> None:
+        if isinstance(request, ReclaimDevices):
+            self._devices.requests.reclaim(client, request, now_s)
+        else:
+            self._devices.requests.release(client, request.image_id, now_s)
 
     def _open(self, client: int, request: PathQuestion) -> None:
         if not is_url(request.path):
@@ -315,13 +345,32 @@ class StoreServer:
         if isinstance(request, Attach):
             self._has_watchers = self._has_watchers or request.progress
             self._keeper.attach(client, request.id, request.session, checkpoint, now_s, progress=request.progress)
+        elif isinstance(request, AttachDevice):
+            self._has_watchers = self._has_watchers or request.progress
+            self._devices.requests.attach(client, request, checkpoint, now_s)
         elif isinstance(request, Prefetch):
             self._keeper.prefetch(client, request.id, checkpoint, now_s)
         elif isinstance(request, Pin):
             self._keeper.pin(client, request.id, checkpoint, now_s)
         else:
             assert isinstance(request, GetEstimate)
-            self._keeper.estimate(client, request.id, checkpoint, self._tier_of(checkpoint))
+            self._estimate(client, request, checkpoint)
+
+    def _estimate(self, client: int, request: GetEstimate, checkpoint: Checkpoint) -> None:
+        ask = partial(
+            self._keeper.estimate, request_id=request.id, checkpoint=checkpoint, tier=self._tier_of(checkpoint)
+        )
+        if request.device:
+            estimate = self._devices.estimate(checkpoint, request.device, ask)
+            self.reply(client, Estimated(id=request.id, estimate=estimate))
+        else:
+            ask(client)
+
+    def _evict(self, client: int, request: Evict, now_s: float) -> None:
+        path = known_as(request.path)
+        self._devices.requests.check_evictable(path)
+        self._keeper.evict(client, request.id, path, now_s)
+        self._devices.requests.evict(path)
 
     def _tier_of(self, checkpoint: Checkpoint) -> Tier:
         # A throttled reader does not look at the page cache, which all nodes of a machine share.
@@ -335,7 +384,7 @@ class StoreServer:
         if self._resolver.cancel(client, request_id):
             error = StoreCancelled("the request was cancelled; ask again if it is still wanted")
             self.reply(client, Failed(id=request_id, error=type(error).__name__, message=str(error)))
-        else:
+        elif not self._devices.requests.cancel(client, request_id, now_s):
             self._keeper.cancel(client, request_id, now_s)
 
     # What the threads tell
@@ -359,7 +408,7 @@ class StoreServer:
         if not self._work.is_loading:
             self._prefaulter.resume()
 
-    def _post(self, event: Callable[[], None]) -> None:
+    def post(self, event: Callable[[], None]) -> None:
         self._events.put(event)
         self._wake()
 
@@ -382,6 +431,7 @@ class StoreServer:
         self._resolver.close()
         self._prefaulter.stop()
         self._work.close()
+        self._devices.close()
         for connection in self._connections.values():
             connection.sock.close()
         self._selector.close()

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 from . import _core
 from .checkpoint import Checkpoint
 from .chunk_hashes import read_hashes
+from .device_tensors import device_tensors_of
+from .devices import device_of, is_cuda, name_of
 from .errors import CheckpointChanged
 from .indices import read_indices
 from .keys import Keys, wanted
 from .layout import aligned
+from .messages import DeviceFile
 from .progress import Progress, watched
 from .tensors import everything, tensors_of
 
@@ -48,13 +51,17 @@ def load_file(
     the page cache is mapped copy-on-write: as with every mapped file, it must not be overwritten in place meanwhile.
     Of any other file the wanted tensors are read past the page cache into memory of this process, and what must be read
     along with them: blocks of 4 KB, or chunks of 8 MiB where hashes lie beside the file and are compared (`verify`).
-    `progress` is told bytes done and in all. Raises CheckpointError, TensorNotFound among them where `keys` names what
-    is not there, and StoreFull where the machine has no memory left.
+    On a CUDA device, whole files are copied there while they are read, each into one allocation. `progress` is told
+    bytes done and in all. Raises CheckpointError, TensorNotFound among them where `keys` names what is not there,
+    StoreFull where the machine has no memory left, and DeviceError.
     """
     files = open_files(path, verify=verify)
     names = _chosen(files, keys, str(path))
     parts = [None if names is None else _ranges_of(file.index, names) for file in files]
     total_bytes = sum(_bytes_to_take(file, ranges) for file, ranges in zip(files, parts, strict=True))
+
+    if names is None and is_cuda(device):
+        return _on_device(files, device_of(name_of(device)), total_bytes, progress)
 
     def take(job: _core.ReadJob) -> list[_core.Mapping]:
         return [_private_memory(file, ranges, job) for file, ranges in zip(files, parts, strict=True)]
@@ -101,6 +108,37 @@ def _ranges_of(index: _core.HeaderIndex, names: frozenset[str]) -> list[Range]:
 def _bytes_to_take(file: OpenFile, ranges: list[Range] | None) -> int:
     whole = [(0, file.image.bytes)]
     return _core.bytes_to_read(file.image, whole if ranges is None else ranges, is_verified=bool(file.digests))
+
+
+def _on_device(
+    files: Iterable[OpenFile], device: _core.GpuDevice, total_bytes: int, progress: Progress | None
+) -> dict[str, torch.Tensor]:
+    def take(job: _core.ReadJob) -> list[_core.DeviceMemory]:
+        return [_copied(file, device, job) for file in files]
+
+    tensors: dict[str, torch.Tensor] = {}
+    for file, memory in zip(files, watched(take, total_bytes, progress), strict=True):
+        place = DeviceFile(file_name=file.image.path, offset=0, bytes=file.image.bytes)
+        tensors |= device_tensors_of(memory, [place])
+    return tensors
+
+
+def _copied(file: OpenFile, device: _core.GpuDevice, job: _core.ReadJob) -> _core.DeviceMemory:
+    image = file.image
+    target = _core.DeviceMemory.allocate(device, image.bytes)
+    if image.is_resident():
+        # Registering a private mapping would make a copy of all its pages, so this goes through buffers.
+        mapped = _private_memory(file, None, job)
+        copy = _core.GpuCopy(target, [0])
+        copy.copy(0, mapped, [(0, image.bytes)], _core.ReadJob())
+    else:
+        memory = _core.Mapping.anonymous(aligned(image.bytes))
+        copy = _core.GpuCopy(target, [0], _core.RegisteredMemory(memory))
+        pieces = [[(0, memory.bytes)]]
+        _core.Reader(threads=READ_THREADS).read([image], memory, pieces, job, [file.digests], sink=copy)
+        check_unchanged(image)
+    copy.finish()
+    return target
 
 
 def _private_memory(file: OpenFile, ranges: list[Range] | None, job: _core.ReadJob) -> _core.Mapping:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from . import codec
 from .checkpoint import Checkpoint
+from .device_state import NO_DEVICES, DeviceState
 from .layout import Piece
 from .peers import Holder
 
@@ -48,15 +49,24 @@ class StoreState:
     leases: tuple[LeaseRecord, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonState:
+    """All that one daemon leaves to the next."""
+
+    store: StoreState
+    devices: DeviceState
+
+
 class StateEncoder:
     """Turns states into bytes, quickly where most images are those of the last one."""
 
     def __init__(self) -> None:
         self._texts: dict[int, tuple[ImageRecord, str]] = {}
 
-    def encode(self, state: StoreState) -> bytes:
-        self._texts = {image.id: self._text_of(image) for image in state.images}
-        rest = codec.to_json(StoreState.__name__, replace(state, images=())).decode()
+    def encode(self, state: DaemonState) -> bytes:
+        self._texts = {image.id: self._text_of(image) for image in state.store.images}
+        without_images = replace(state, store=replace(state.store, images=()))
+        rest = codec.to_json(DaemonState.__name__, without_images).decode()
         images = ",".join(text for _, text in self._texts.values())
         return rest.replace(_NO_IMAGES, f'"images":[{images}]', 1).encode()
 
@@ -65,9 +75,9 @@ class StateEncoder:
         return known if known and known[0] is image else (image, json.dumps(asdict(image), separators=(",", ":")))
 
 
-def decode_state(payload: bytes) -> StoreState:
+def decode_state(payload: bytes) -> DaemonState:
     """Raises StoreProtocolError."""
-    state: StoreState = codec.from_json(payload, {StoreState.__name__: StoreState})
+    state: DaemonState = codec.from_json(payload, {DaemonState.__name__: DaemonState})
     return state
 
 
@@ -79,6 +89,37 @@ class Slots(Protocol):
 
     def write(self, payload: bytes) -> None:
         """Returns once read() would give this payload, whatever happens to the process from now on."""
+
+
+class Legacy:
+    """The state in its slots. Each keeper saves its own half; what is written is always both."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self._encoder = StateEncoder()
+        self._store: StoreState | None = None
+        self._devices = NO_DEVICES
+
+    def read(self) -> DaemonState | None:
+        """What a predecessor left, which stays in the slots until it is replaced. Raises StoreProtocolError."""
+        payload = self._slots.read()
+        if payload is None:
+            return None
+        state = decode_state(payload)
+        self._store, self._devices = state.store, state.devices
+        return state
+
+    def save_store(self, state: StoreState) -> None:
+        self._store = state
+        self._write()
+
+    def save_devices(self, state: DeviceState) -> None:
+        self._devices = state
+        self._write()
+
+    def _write(self) -> None:
+        if self._store is not None:  # else there is no lease yet: those on GPUs come after one in DRAM
+            self._slots.write(self._encoder.encode(DaemonState(store=self._store, devices=self._devices)))
 
 
 class MemorySlots:

@@ -23,6 +23,7 @@ PAGES: tuple[Pages, ...] = get_args(Pages)
 class StoreConfig:
     """`dram_bytes`: budget of all images together; None for a share of what is there (memory_limits.py).
     `prefault`: take all of it ahead, in the background. `configure_host`: change machine settings for `pages`.
+    `gpu_bytes`: budget of each GPU's memory, for images that stay there; 0 for none.
     `ssd_bytes_per_second`: limit of all reads together, 0 for none.
     `cache_dir`, `cache_bytes`: where copies of remote checkpoints are kept, and how much of them; None and 0 for none.
     `remote_bytes_per_second`: limit of all reads from the network together, 0 for none.
@@ -37,6 +38,7 @@ class StoreConfig:
     pages: Pages = "auto"
     prefault: bool = True
     configure_host: bool = False
+    gpu_bytes: int = 0
     threads: int = 4
     ssd_bytes_per_second: int = 0
     remote_bytes_per_second: int = 0
@@ -53,6 +55,8 @@ class StoreConfig:
             raise ValueError(f"dram_bytes must be positive, not {self.dram_bytes}")
         if self.pages not in PAGES:
             raise ValueError(f"pages must be one of {', '.join(PAGES)}, not {self.pages}")
+        if self.gpu_bytes < 0:
+            raise ValueError(f"gpu_bytes must be 0 (nothing stays on GPUs) or more, not {self.gpu_bytes}")
         if not 1 <= self.threads <= 256:
             raise ValueError(f"threads must be between 1 and 256, not {self.threads}")
         if self.ssd_bytes_per_second < 0:
@@ -81,6 +85,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> StoreConfig:
     parser.add_argument("--pages", choices=PAGES, default="auto", help="what the memory is made of")
     parser.add_argument("--no-prefault", action="store_true", help="take memory only when a load needs it")
     parser.add_argument("--configure-host", action="store_true", help="may change this machine's settings for --pages")
+    parser.add_argument("--gpu-bytes", type=int, default=0, help="budget of each GPU's memory; 0: nothing on GPUs")
     parser.add_argument("--threads", type=int, default=4, help="reading threads of a load")
     parser.add_argument("--ssd-bytes-per-second", type=int, default=0, help="limit of all reads together; 0: none")
     parser.add_argument("--remote-bytes-per-second", type=int, default=0, help="the same for the network; 0: none")
@@ -97,6 +102,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> StoreConfig:
             pages=options.pages,
             prefault=not options.no_prefault,
             configure_host=options.configure_host,
+            gpu_bytes=options.gpu_bytes,
             threads=options.threads,
             ssd_bytes_per_second=options.ssd_bytes_per_second,
             remote_bytes_per_second=options.remote_bytes_per_second,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Protocol
 
@@ -28,8 +29,14 @@ MAX_LOADS = 64
 class Loader(Protocol):
     """Fills an image's extents; several threads at once. See loading.ImageLoader."""
 
-    def load(self, checkpoint: Checkpoint, extents: Sequence[Extent], job: _core.ReadJob) -> LoadResult:
-        """Raises LoaderError; nothing is written to the extents after it returned."""
+    def load(
+        self,
+        checkpoint: Checkpoint,
+        extents: Sequence[Extent],
+        job: _core.ReadJob,
+        sink: _core.ChunkSink | None = None,
+    ) -> LoadResult:
+        """Tells the sink of chunks if it can. Raises LoaderError; writes nothing to the extents after it returned."""
 
 
 class Reports(Protocol):
@@ -45,6 +52,10 @@ class Reports(Protocol):
         """The arena's content can no longer be relied on."""
 
 
+# Around the reading of a checkpoint: who wants its chunks at once, if anybody does.
+Streaming = Callable[[Checkpoint], AbstractContextManager[_core.ChunkSink | None]]
+
+
 class Work:
     """Threads over one arena. All but the work itself happens on the loop; `post` has a function called there."""
 
@@ -54,9 +65,11 @@ class Work:
         loader: Loader,
         reports: Reports,
         post: Callable[[Callable[[], None]], None],
+        streaming: Streaming,
     ) -> None:
         self._arena = arena
         self._loader = loader
+        self._streaming = streaming
         self._reports = reports
         self._post = post
         self._jobs: dict[int, _core.ReadJob] = {}
@@ -101,7 +114,8 @@ class Work:
     def _load(self, image: Image, extents: Sequence[Extent], job: _core.ReadJob) -> None:
         path = image.checkpoint.path
         try:
-            result = self._loader.load(image.checkpoint, extents, job)
+            with self._streaming(image.checkpoint) as sink:
+                result = self._loader.load(image.checkpoint, extents, job, sink)
         except LoaderError as error:
             log.warning("load failed path=%s error=%s: %s", path, type(error).__name__, error)
             self._post(partial(self._ended, image, partial(self._reports.on_failed, image, error)))

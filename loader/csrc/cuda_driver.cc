@@ -69,7 +69,7 @@ void* Driver::address_of(const char* name) const {
     void* const address = ::dlsym(library_, name);
     if (address == nullptr) {
         throw DeviceUnavailable("the CUDA driver has no " + std::string(name) +
-                                "; install a driver for CUDA 11.2 or later");
+                                "; install a driver for CUDA 11.4 or later");
     }
     return address;
 }

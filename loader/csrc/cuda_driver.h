@@ -1,7 +1,7 @@
 // The CUDA driver, opened at run time: no CUDA is needed to build this, and none to run what does not use a GPU.
 //
 // The library is libcuda.so.1, or the one that SERVERLESS_TRITON_CUDA_DRIVER names. What is declared here is the part
-// of the public driver API (CUDA 11.2 and later) that is used; names and layouts are its own, without the prefixes.
+// of the public driver API (CUDA 11.4 and later) that is used; names and layouts are its own, without the prefixes.
 //
 // get() may be called from any thread; the calls from any thread on which the context that they need is current (see
 // GpuDevice::Current). A process that has forked must not use in its child what it opened before.
@@ -43,6 +43,10 @@ inline constexpr unsigned kHostAllocPortable = 1;
 inline constexpr unsigned kStreamNonBlocking = 1;
 inline constexpr unsigned kEventBlockingSync = 1;
 inline constexpr unsigned kEventDisableTiming = 2;
+
+struct Uuid {
+    unsigned char bytes[16] = {};
+};
 
 struct MemoryLocation {
     int type = 0;
@@ -113,6 +117,7 @@ class Driver {
     const Call<int*> device_get_count = find<int*>("cuDeviceGetCount");
     const Call<Device*, int> device_get = find<Device*, int>("cuDeviceGet");
     const Call<char*, int, Device> device_get_name = find<char*, int, Device>("cuDeviceGetName");
+    const Call<Uuid*, Device> device_get_uuid = find<Uuid*, Device>("cuDeviceGetUuid_v2");
     const Call<int*, int, Device> device_get_attribute = find<int*, int, Device>("cuDeviceGetAttribute");
     const Call<Context*, Device> context_retain = find<Context*, Device>("cuDevicePrimaryCtxRetain");
     const Call<Device> context_release = find<Device>("cuDevicePrimaryCtxRelease_v2");

@@ -76,6 +76,17 @@ py::bytes read_bytes(const DeviceMemory& memory, std::uint64_t offset, std::uint
     return content;
 }
 
+// Giving gigabytes back takes the driver a while, in which other threads of Python should go on.
+std::shared_ptr<DeviceMemory> shared(DeviceMemory memory) {
+    return {new DeviceMemory(std::move(memory)), [](DeviceMemory* dropped) {
+                const std::unique_ptr<DeviceMemory> owned(dropped);
+                if (PyGILState_Check() == 0)
+                    return;
+                const py::gil_scoped_release release;
+                [[maybe_unused]] const DeviceMemory freed = std::move(*owned);
+            }};
+}
+
 // (offset, length) of each piece of one file in host memory.
 using Pieces = std::vector<std::pair<std::uint64_t, std::uint64_t>>;
 
@@ -98,7 +109,7 @@ void copy_file(GpuCopy& copy, std::size_t file_index, const Memory& memory, cons
 }
 
 void bind_devices(py::module_& m) {
-    m.def("gpu_count", [] { return cuda::Driver::get().device_count(); }, ReleaseGil());
+    m.def("gpu_uuids", &GpuDevice::uuids, ReleaseGil());
     py::class_<GpuDevice, std::shared_ptr<GpuDevice>>(m, "GpuDevice")
         .def(py::init([](int ordinal) { return std::const_pointer_cast<GpuDevice>(GpuDevice::open(ordinal)); }),
              py::arg("ordinal"), ReleaseGil())
@@ -110,13 +121,13 @@ void bind_devices(py::module_& m) {
         .def_static(
             "allocate",
             [](const std::shared_ptr<GpuDevice>& device, std::uint64_t bytes) {
-                return std::make_shared<DeviceMemory>(DeviceMemory::allocate(device, bytes));
+                return shared(DeviceMemory::allocate(device, bytes));
             },
             py::arg("device"), py::arg("size_bytes"), ReleaseGil())
         .def_static(
             "from_fd",
             [](const std::shared_ptr<GpuDevice>& device, int fd, std::uint64_t bytes) {
-                return std::make_shared<DeviceMemory>(DeviceMemory::import(device, fd, bytes));
+                return shared(DeviceMemory::import(device, fd, bytes));
             },
             py::arg("device"), py::arg("fd"), py::arg("size_bytes"), ReleaseGil())
         .def_property_readonly("bytes", &DeviceMemory::bytes)
@@ -135,7 +146,8 @@ void bind_copies(py::module_& m) {
                          const std::shared_ptr<RegisteredMemory>& registered) {
                  return std::make_unique<GpuCopy>(target, std::move(offsets), registered);
              }),
-             py::arg("target"), py::arg("offsets"), py::arg("registered") = nullptr, ReleaseGil())
+             py::arg("target"), py::arg("offsets"), py::arg("registered") = nullptr, py::keep_alive<1, 2>(),
+             py::keep_alive<1, 4>(), ReleaseGil())
         .def("copy", &copy_file<Arena>, py::arg("file_index"), py::arg("memory"), py::arg("pieces"), py::arg("job"))
         .def("copy", &copy_file<Mapping>, py::arg("file_index"), py::arg("memory"), py::arg("pieces"), py::arg("job"))
         .def("cancel", &GpuCopy::cancel)

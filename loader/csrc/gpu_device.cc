@@ -37,7 +37,33 @@ void check_attribute(const cuda::Driver& driver, cuda::Device device, int ordina
     }
 }
 
+// "GPU-" and five groups of hexadecimal digits.
+std::string text_of(const cuda::Uuid& uuid) {
+    constexpr const char* kDigits = "0123456789abcdef";
+    std::string text = "GPU";
+    for (std::size_t i = 0; i < sizeof(uuid.bytes); ++i) {
+        if (i == 0 || i == 4 || i == 6 || i == 8 || i == 10)
+            text += '-';
+        text += kDigits[uuid.bytes[i] >> 4];
+        text += kDigits[uuid.bytes[i] & 15];
+    }
+    return text;
+}
+
 }  // namespace
+
+std::vector<std::string> GpuDevice::uuids() {
+    const cuda::Driver& driver = cuda::Driver::get();
+    std::vector<std::string> names;
+    for (int ordinal = 0; ordinal < driver.device_count(); ++ordinal) {
+        cuda::Device device = 0;
+        cuda::Uuid uuid;
+        driver.device_get(&device, ordinal);
+        driver.device_get_uuid(&uuid, device);
+        names.push_back(text_of(uuid));
+    }
+    return names;
+}
 
 std::shared_ptr<const GpuDevice> GpuDevice::open(int ordinal) {
     static std::mutex mutex;

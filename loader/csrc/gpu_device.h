@@ -7,6 +7,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "cuda_driver.h"
 
@@ -18,6 +19,10 @@ class GpuDevice {
     // process while any is held. Throws DeviceUnavailable where there is no such device, or where it has no virtual
     // memory management or cannot hand memory over as file descriptors.
     static std::shared_ptr<const GpuDevice> open(int ordinal);
+
+    // The names of all devices, in the order of their numbers: what nvidia-smi -L prints, the same in every process,
+    // while numbers depend on CUDA_VISIBLE_DEVICES. Throws DeviceUnavailable.
+    static std::vector<std::string> uuids();
 
     explicit GpuDevice(int ordinal);
     GpuDevice(const GpuDevice&) = delete;

@@ -49,6 +49,11 @@ void a_device_says_what_it_is() {
     CHECK(st::GpuDevice::open(0) == device);
 }
 
+void devices_are_named_whatever_their_numbers() {
+    CHECK(st::GpuDevice::uuids() == std::vector<std::string>({"GPU-00000000-0000-0000-0000-000000000001",
+                                                              "GPU-00000000-0000-0000-0000-000000000002"}));
+}
+
 void a_device_that_is_not_there_is_unavailable() {
     const int count = st::cuda::Driver::get().device_count();
     CHECK_THROWS(st::DeviceUnavailable, st::GpuDevice::open(count));
@@ -119,6 +124,8 @@ void no_driver_is_unavailable() {
 int main() {
     const Environment nothing;
     run_case("a device says what it is", nothing, a_device_says_what_it_is);
+    run_case("names", {{"EMULATED_CUDA_DEVICES", "2"}, {"EMULATED_CUDA_FIRST_DEVICE", "1"}},
+             devices_are_named_whatever_their_numbers);
     run_case("a device that is not there", nothing, a_device_that_is_not_there_is_unavailable);
     run_case("copied in", nothing, memory_holds_what_was_copied_into_it);
     run_case("descriptor", nothing, a_descriptor_opens_the_same_memory);

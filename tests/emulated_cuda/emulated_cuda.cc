@@ -7,6 +7,7 @@
 //
 // The environment decides, read at cuInit():
 //   EMULATED_CUDA_DEVICES=2            how many devices there are [1]
+//   EMULATED_CUDA_FIRST_DEVICE=N       which of the machine's devices this process calls 0 [0]
 //   EMULATED_CUDA_MEMORY_BYTES=N       of each, counted over this process [1 GiB]
 //   EMULATED_CUDA_COPY_DELAY_US=N      how late each asynchronous copy is done [0]
 //   EMULATED_CUDA_READ_ONLY=0          mappings can't be made read-only (CUDA_ERROR_NOT_SUPPORTED) [1]
@@ -68,6 +69,7 @@ const std::map<Result, std::pair<const char*, const char*>> kErrors = {
     {kNotRegistered, {"CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED", "pointer does not correspond to registered memory"}},
     {719, {"CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"}},
     {800, {"CUDA_ERROR_NOT_PERMITTED", "operation not permitted"}},
+    {999, {"CUDA_ERROR_UNKNOWN", "unknown error"}},
     {kNotSupported, {"CUDA_ERROR_NOT_SUPPORTED", "operation not supported"}},
 };
 
@@ -180,6 +182,7 @@ struct Machine {
     std::vector<Context> contexts;
     std::vector<std::uint64_t> used;
     std::uint64_t memory_bytes = 0;
+    int first_device = 0;
     std::chrono::microseconds copy_delay{0};
     bool has_read_only = true;
     std::vector<Failure> failures;
@@ -323,6 +326,7 @@ EXPORTED Result cuInit(unsigned) {
         it.contexts.push_back({i});
     it.used.resize(it.contexts.size());
     it.memory_bytes = number_in_environment("EMULATED_CUDA_MEMORY_BYTES", 1ULL << 30);
+    it.first_device = static_cast<int>(number_in_environment("EMULATED_CUDA_FIRST_DEVICE", 0));
     it.copy_delay = std::chrono::microseconds(number_in_environment("EMULATED_CUDA_COPY_DELAY_US", 0));
     it.has_read_only = number_in_environment("EMULATED_CUDA_READ_ONLY", 1) != 0;
     it.is_initialized = true;
@@ -362,6 +366,14 @@ EXPORTED Result cuDeviceGet(int* device, int ordinal) {
 EXPORTED Result cuDeviceGetName(char* name, int length, int) {
     return call("cuDeviceGetName", false, [&] {
         std::strncpy(name, "Emulated GPU", static_cast<std::size_t>(length));
+        return kSuccess;
+    });
+}
+
+EXPORTED Result cuDeviceGetUuid_v2(unsigned char* uuid, int device) {
+    return call("cuDeviceGetUuid", false, [&] {
+        std::memset(uuid, 0, 16);
+        uuid[15] = static_cast<unsigned char>(device + machine().first_device);
         return kSuccess;
     });
 }

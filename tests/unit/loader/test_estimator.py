@@ -7,7 +7,7 @@ MEASURED = Bandwidths(measured={"ssd": 100.0, "page_cache": 400.0}, throttle_byt
 def test_an_estimate_is_the_queue_at_the_disk_s_speed_and_the_read_at_its_tier_s() -> None:
     answer = estimate_read(tier="page_cache", unread_bytes=800, bytes_ahead=50, bandwidths=MEASURED)
 
-    assert answer == Estimate(tier="page_cache", queue_s=0.5, read_s=2.0, total_s=2.5, is_measured=True)
+    assert answer == Estimate(tier="page_cache", queue_s=0.5, read_s=2.0, copy_s=0.0, total_s=2.5, is_measured=True)
 
 
 def test_a_tier_that_was_never_read_is_assumed_and_says_so() -> None:

@@ -3,7 +3,16 @@ from collections import Counter
 from prometheus_client import CollectorRegistry, generate_latest
 
 from serverless_triton.loader.exporter import StoreCollector
-from serverless_triton.loader.messages import ArenaStatus, ImageStatus, QueueStatus, SsdCacheStatus, State, StoreStatus
+from serverless_triton.loader.messages import (
+    ArenaStatus,
+    DeviceImageStatus,
+    DeviceStatus,
+    ImageStatus,
+    QueueStatus,
+    SsdCacheStatus,
+    State,
+    StoreStatus,
+)
 from serverless_triton.loader.metrics import LoadTotals, StoreSnapshot
 
 
@@ -38,6 +47,20 @@ QUEUE = QueueStatus(
     unread_bytes=9,
     bandwidth_bytes_per_second={"ssd": 1e9},
 )
+DEVICE = DeviceStatus(
+    device="GPU-1",
+    budget_bytes=90,
+    used_bytes=40,
+    leased_bytes=30,
+    held_bytes=10,
+    images=(DeviceImageStatus(path="/a", bytes=30, state="ready", leases=2),),
+    attaches=5,
+    copies=3,
+    failed_copies=1,
+    copied_bytes=120,
+    copy_s=0.5,
+    copy_bytes_per_second=2e9,
+)
 STATUS = StoreStatus(
     images=(
         image("/a", "ready", 2, orphaned_leases=1, pinned=True),
@@ -46,6 +69,7 @@ STATUS = StoreStatus(
     ),
     arena=ARENA,
     queues=(QUEUE,),
+    devices=(DEVICE,),
     dram_bytes=100,
     used_bytes=15,
     leased_bytes=10,
@@ -83,6 +107,17 @@ def test_a_scrape_shows_the_store_as_it_is() -> None:
             "leases 3.0",
             "orphaned_leases 1.0",
             "pinned_images 1.0",
+            'gpu_budget_bytes{gpu="GPU-1"} 90.0',
+            'gpu_used_bytes{gpu="GPU-1"} 40.0',
+            'gpu_leased_bytes{gpu="GPU-1"} 30.0',
+            'gpu_held_bytes{gpu="GPU-1"} 10.0',
+            'gpu_images{gpu="GPU-1"} 1.0',
+            'gpu_copy_bytes_per_second{gpu="GPU-1"} 2e+09',
+            'gpu_attaches_total{gpu="GPU-1"} 5.0',
+            'gpu_copies_total{gpu="GPU-1"} 3.0',
+            'gpu_failed_copies_total{gpu="GPU-1"} 1.0',
+            'gpu_copied_bytes_total{gpu="GPU-1"} 120.0',
+            'gpu_copy_seconds_total{gpu="GPU-1"} 0.5',
             "arena_page_bytes 2.097152e+06",
             "arena_prefaulted_bytes 60.0",
             "arena_largest_free_bytes 68.0",
