@@ -85,6 +85,12 @@ def test_scattering_fails_where_the_chunks_do_not_suffice() -> None:
     assert arena.free_bytes == 70 * MEGABYTES
 
 
+def test_a_full_arena_has_no_place_for_an_empty_file_either() -> None:
+    arena = ArenaMap(100 * MEGABYTES, [piece(0, 100)])
+
+    assert arena.scatter([0]) is None
+
+
 def test_sliding_neighbours_closes_the_gaps_between_them() -> None:
     taken = [piece(10, 80), piece(100, 80), piece(190, 80)]
     arena = ArenaMap(280 * MEGABYTES, taken)
