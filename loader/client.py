@@ -279,6 +279,8 @@ class Store:
         view = self._view
         if view is None or view.arena_id != attached.arena_id:
             view = self._mapped()
+        if view.arena_id != attached.arena_id:
+            raise StoreUnavailable(f"the store at {self._path} was replaced while it was asked; ask again")
         return view.hold(attached.image_id, attached.extents)
 
     def _mapped(self) -> ArenaView:

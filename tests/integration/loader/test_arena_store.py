@@ -1,13 +1,9 @@
-"""A real daemon whose arena is full, fragmented, fought over, and used by clients that are killed."""
+"""A real daemon whose arena is full, fragmented and fought over, and peers that say whatever they like."""
 
 import json
 import os
 import random
-import signal
 import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,32 +101,6 @@ def test_a_load_that_somebody_waits_for_overtakes_a_prefetch(
         assert [queue.paused_loads for queue in store.status().queues] == [0]
 
 
-def test_clients_that_are_killed_at_any_moment_leave_nothing(daemon: Any, make_checkpoint: MakeCheckpoint) -> None:
-    directories = [make_checkpoint(f"m{i}", 2) for i in range(3)]
-    code = (
-        "import itertools, sys\nfrom serverless_triton.loader import Store\nprint('READY', flush=True)\n"
-        "for path in itertools.cycle(sys.argv[2:]):\n"
-        "    store = Store(sys.argv[1], connect_timeout_s=20)\n"
-        "    kept = [store.attach(path), store.attach(path)]\n    store.release(kept[0])\n"
-    )
-    command = [sys.executable, "-c", code, str(daemon.socket), *map(str, directories)]
-    chance = random.Random(1)
-    clients = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
-    for client in clients:
-        assert client.stdout is not None
-        client.stdout.readline()
-        threading.Event().wait(chance.uniform(0, 0.3))
-        os.kill(client.pid, chance.choice([signal.SIGKILL, signal.SIGTERM]))
-    for client in clients:
-        client.communicate(timeout=20)
-
-    with daemon.connect() as store:
-        eventually(lambda: all(image.leases == 0 for image in store.status().images))
-        for directory in directories:
-            store.evict(directory)
-        assert (store.status().images, store.status().used_bytes) == ((), 0)
-
-
 REQUESTS = [
     {"kind": "Attach", "id": 1, "path": "/nowhere", "session": "s", "progress": True},
     {"kind": "Reclaim", "id": 2, "arena_id": "a", "session": "s", "leases": [{"image_id": 1, "count": 1}]},
@@ -176,7 +146,7 @@ def test_whatever_a_peer_says_the_store_goes_on(daemon: Any, make_checkpoint: Ma
     with daemon.connect() as store:
         attachment = store.attach(directory)
         child = daemon.child()
-        for _ in range(150):
+        for _ in range(100):
             store.status()  # it keeps up
             with socket.socket(socket.AF_UNIX) as peer:
                 peer.settimeout(20)
