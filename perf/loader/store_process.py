@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +42,13 @@ class StoreProcess:
 
 
 @contextmanager
-def running_store(folder: Path, *, pages: str, dram_bytes: int) -> Iterator[StoreProcess]:
+def running_store(
+    folder: Path, *, pages: str, dram_bytes: int, more_options: Sequence[str] = ()
+) -> Iterator[StoreProcess]:
     """Yields once every page was touched. Raises BenchmarkFailed where that does not come to pass."""
     folder.mkdir(parents=True, exist_ok=True)
     socket, log = folder / "store", folder / "store.log"
-    options = ["--socket", str(socket), "--dram-bytes", str(dram_bytes), "--pages", pages]
+    options = ["--socket", str(socket), "--dram-bytes", str(dram_bytes), "--pages", pages, *more_options]
     begin_s = time.perf_counter()
     with log.open("wb") as opened:
         command = [sys.executable, "-m", "serverless_triton.cli", "store", "serve", *options]

@@ -231,6 +231,19 @@ def test_a_chunk_that_differs_from_its_hash_reaches_nobody(gpu_store: Store, mak
     assert gpu_store.status().leased_bytes == 0
 
 
+def test_the_command_brings_a_checkpoint_onto_a_device(gpu_daemon: Daemon, make_checkpoint: MakeCheckpoint) -> None:
+    directory, socket = make_checkpoint(), ["--socket", str(gpu_daemon.socket)]
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "serverless_triton.cli", "store", *arguments, *socket]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert "copied in" in run("load", str(directory), "--device", GPU)
+    assert "was on the GPU" in run("load", str(directory), "--device", GPU)
+    assert "from gpu" in run("estimate", str(directory), "--device", GPU)
+    assert f"  {directory}: ready, 0 leases" in run("status")
+
+
 def test_progress_is_told(gpu_store: Store, make_checkpoint: MakeCheckpoint) -> None:
     directory = make_checkpoint()
 
