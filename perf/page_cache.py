@@ -48,14 +48,15 @@ def resident_share(files: Iterable[Path]) -> float:
 
 
 def fill(files: Iterable[Path]) -> None:
-    """Reads them all. Raises WrongResidency where memory does not hold them."""
+    """Reads those that are not there yet. Raises WrongResidency where memory does not hold them all."""
     files = list(files)
     for _ in range(MAX_FILLS):
+        if resident_share(files) >= FULL_SHARE:
+            return
         for file in files:
             _read(file)
-        if (share := resident_share(files)) >= FULL_SHARE:
-            return
-    raise WrongResidency(f"only {share:.1%} of the files stay in the page cache; free some memory")
+    if (share := resident_share(files)) < FULL_SHARE:
+        raise WrongResidency(f"only {share:.1%} of the files stay in the page cache; free some memory")
 
 
 def _read(file: Path) -> None:

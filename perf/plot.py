@@ -8,7 +8,7 @@ from html import escape
 from math import floor, log10
 from statistics import median
 
-WIDTH, LABELS, RIGHT = 900, 360, 90
+WIDTH, LABELS, RIGHT = 980, 440, 90
 ROW, BAR, HEAD, FOOT = 24, 14, 62, 34
 OURS, THEIRS, INK, FAINT = "#0b6e4f", "#9aa5b1", "#1f2933", "#cbd2d9"
 

@@ -44,6 +44,8 @@ def prepare(heat: Heat) -> str | None:
     if heat.cache == "warm":
         page_cache.fill(heat.target.files)
     touch_free_memory(heat.touch_bytes)
+    if heat.cache == "warm":
+        page_cache.fill(heat.target.files)  # taking memory may have cost some of it
     processes.reset_peak()
     return emptied_by
 
