@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from .. import _core
 from ..checkpoint import CheckpointFile
 from ..indices import check_names
+from ..safetensors_writer import MAX_HEADER_BYTES
 from .chunk_source import ArenaMemory, ChunkSource
 from .chunks import Chunk
 from .patience import Patience
@@ -74,10 +75,13 @@ class Transfer:
         await self._bring(chunk for count, chunks in parts for chunk in chunks[count:])
 
     def _header_chunks(self, chunks: Sequence[Chunk]) -> int:
-        """How many of a file's chunks its header needs; one that is longer than it may be is refused by the parser."""
-        prefix = self._bytes_of(chunks[:1])[:LENGTH_BYTES]
-        header_end = LENGTH_BYTES + int.from_bytes(prefix, "little")
-        if header_end > chunks[-1].end:
+        """How many of a file's chunks its header needs.
+
+        The first alone where it is longer than it may be: the parser refuses it without the others.
+        """
+        length = int.from_bytes(self._bytes_of(chunks[:1])[:LENGTH_BYTES], "little")
+        header_end = LENGTH_BYTES + length
+        if length > MAX_HEADER_BYTES or header_end > chunks[-1].end:
             return 1
         return next(count for count, chunk in enumerate(chunks, 1) if header_end <= chunk.end)
 
