@@ -25,6 +25,7 @@ from .errors import StoreError, StoreUnavailable
 from .holder import hold
 from .host_settings import configure_host
 from .loading import ImageLoader
+from .lock_file import open_lock_file
 from .memory_limits import dram_budget, read_memory_limits
 from .remote.ssd_cache import SsdCache
 from .remote_tier import RemoteTier
@@ -128,7 +129,11 @@ def _listener_at(path: Path) -> Iterator[socket.socket]:
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
     """Holds the lock file beside the socket. It stays when the store goes: unlinking it would race with the next."""
-    with open(f"{path}.lock", "w", opener=_open_private) as lock:
+    try:
+        lock_file = open_lock_file(Path(f"{path}.lock"))
+    except OSError as error:
+        raise StoreError(f"cannot lock {path}.lock ({error}); choose another socket") from error
+    with lock_file as lock:
         deadline_s = time.monotonic() + LOCK_TIMEOUT_S
         while not _is_locked(lock.fileno()):
             if time.monotonic() > deadline_s:
@@ -145,10 +150,6 @@ def _is_locked(descriptor: int) -> bool:
             raise
         return False
     return True
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from pathlib import Path
 from ..checkpoint import Checkpoint, disk_of
 from ..chunk_hashes import SUFFIX
 from ..errors import StoreError
+from ..lock_file import open_lock_file
 from ..messages import SsdCacheStatus
 from .manifest import Manifest, parse_manifest
 from .partial_entry import MANIFEST_NAME, PartialEntry, sync_directory
@@ -164,7 +165,7 @@ class SsdCache:
         for name in ("entries", "partial", "removed"):
             (self._directory / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._device = disk_of(self._directory)
-        self._lock_file = (self._directory / "lock").open("w")  # held until close()
+        self._lock_file = open_lock_file(self._directory / "lock")  # held until close()
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
