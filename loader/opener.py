@@ -13,7 +13,7 @@ from typing import Protocol
 
 from .checkpoint import Checkpoint, canonical_path
 from .errors import LoaderError, StoreError
-from .remote.urls import parse_url
+from .remote.urls import parse_url, without_secrets
 
 log = logging.getLogger("serverless_triton.store")
 
@@ -69,8 +69,9 @@ class Resolver:
             self._post(partial(self._fail, key, error))
         except Exception as error:
             # A bug of ours must not leave the request without an answer.
-            log.exception("opening crashed path=%s", path)
-            self._post(partial(self._fail, key, StoreError(f"opening {path} failed: {error!r}")))
+            shown = without_secrets(path)
+            log.exception("opening crashed path=%s", shown)
+            self._post(partial(self._fail, key, StoreError(f"opening {shown} failed: {error!r}")))
         else:
             self._post(partial(self._succeed, key, checkpoint))
 

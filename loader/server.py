@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from queue import SimpleQueue
@@ -59,6 +59,7 @@ from .metrics import StoreSnapshot
 from .opener import Opener, Resolver, is_url, known_as
 from .prefaulter import Prefaulter
 from .processes import ProcessId, open_process, process_of
+from .remote.urls import without_secrets
 from .reports import ArenaFacts
 from .residency import likely_tier
 from .state import Legacy, Slots, StoreState
@@ -296,8 +297,9 @@ class StoreServer:
             self._refuse(client, request, error)
         except Exception as error:
             # A bug of ours must not end the store, which holds every worker's weights.
-            log.exception("request crashed: %s", request)
-            self._refuse(client, request, StoreError(f"the store failed at {request}: {error!r}"))
+            shown = _shown(request)
+            log.exception("request crashed: %s", shown)
+            self._refuse(client, request, StoreError(f"the store failed at {shown}: {error!r}"))
 
     def _refuse(self, client: int, request: Request, error: LoaderError) -> None:
         request_id = 0 if isinstance(request, (Release, ReleaseDevice)) else request.id
@@ -437,3 +439,10 @@ class StoreServer:
         self._selector.close()
         self._wake_receiver.close()
         self._wake_sender.close()
+
+
+def _shown(request: Request) -> Request:
+    """The request as it may be logged: a URL that was not checked yet may hold a secret."""
+    if isinstance(request, PathQuestion | Unpin | Evict):
+        return replace(request, path=without_secrets(request.path))
+    return request

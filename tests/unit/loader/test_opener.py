@@ -78,6 +78,16 @@ def test_a_bug_of_ours_is_an_answer_too(desk: Desk) -> None:
     assert "a bug" in str(desk.failed[0])
 
 
+def test_a_bug_of_ours_shows_no_secret_of_the_url(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+    desk.opener.failure = ZeroDivisionError("a bug")
+    desk.resolver.open(1, 1, "https://me:SECRET@host/a?signature=SECRET", lambda _: None, desk.failed.append)
+    desk.answer()
+
+    assert "https://host/a" in caplog.text
+    assert "SECRET" not in caplog.text + str(desk.failed[0])
+
+
 def test_who_gave_up_hears_nothing_more(desk: Desk) -> None:
     for request_id in (1, 2):
         desk.open(1, request_id)
