@@ -69,6 +69,7 @@ class ChunkSource:
         if len(content) == chunk.bytes and self._expected.get(chunk.id, known) == known:
             self._arena.write(chunk.offset, content)
             if self._arena.hash(chunk.offset, chunk.bytes) == known:
+                self._entry.confirm(chunk.id)
                 return True
         self._entry.forget(chunk.id)
         return False

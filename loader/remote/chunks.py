@@ -17,6 +17,7 @@ Pieces = Sequence[Sequence[tuple[int, int]]]
 class Chunk:
     """Bytes `begin` to `end` of a file, which go to `offset` of the arena."""
 
+    file: CheckpointFile
     id: ChunkId
     begin: int
     end: int
@@ -30,18 +31,18 @@ class Chunk:
 def chunks_of(files: Sequence[CheckpointFile], pieces: Pieces) -> list[list[Chunk]]:
     """Every chunk of every file, in order."""
     return [
-        list(_chunks_of_file(number, file.bytes, file_pieces))
+        list(_chunks_of_file(number, file, file_pieces))
         for number, (file, file_pieces) in enumerate(zip(files, pieces, strict=True))
     ]
 
 
-def _chunks_of_file(number: int, file_bytes: int, pieces: Sequence[tuple[int, int]]) -> Iterator[Chunk]:
+def _chunks_of_file(number: int, file: CheckpointFile, pieces: Sequence[tuple[int, int]]) -> Iterator[Chunk]:
     begin = 0
     for offset, length in pieces:
-        piece_end = min(begin + length, file_bytes)
+        piece_end = min(begin + length, file.bytes)
         assert begin % CHUNK_BYTES == 0
         while begin < piece_end:
             end = min(begin + CHUNK_BYTES, piece_end)
-            yield Chunk(id=ChunkId(number, begin // CHUNK_BYTES), begin=begin, end=end, offset=offset)
+            yield Chunk(file=file, id=ChunkId(number, begin // CHUNK_BYTES), begin=begin, end=end, offset=offset)
             offset, begin = offset + end - begin, end
-    assert begin == file_bytes
+    assert begin == file.bytes

@@ -6,8 +6,9 @@ Blocking; several loads may run at once, each on a thread of its own.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from .. import _core
 from ..checkpoint import Checkpoint, CheckpointFile
@@ -15,19 +16,17 @@ from ..chunk_hashes import CHUNK_BYTES, MAX_SIDECAR_BYTES, SUFFIX, parse_hashes_
 from ..effects import LoadResult
 from ..errors import CheckpointChanged, CheckpointNotFound, RemoteDenied
 from ..messages import Tier
+from .cancellation import run_until_cancelled
 from .chunk_source import ArenaMemory, ChunkSource
 from .chunks import Pieces, chunks_of
 from .journal import ChunkId
 from .objects import ObjectOpener, Version
-from .partial_entry import PartialEntry
 from .patience import Patience, asked_patiently
 from .settings import RemoteSettings
 from .ssd_cache import SsdCache
 from .throttle import Throttle
 from .transfer import Transfer, TransferReport
 from .write_behind import WriteBehind
-
-log = logging.getLogger("serverless_triton.store")
 
 # So slow may one chunk come, of the time that a request has, before fewer are asked for at once.
 SHARE_OF_REQUEST_TIME = 0.25
@@ -42,6 +41,7 @@ class RemoteLoader:
         self._objects = ObjectOpener(settings)
         self._throttle = Throttle(settings.bytes_per_second)
         self._writers: list[WriteBehind] = []
+        self._writers_lock = threading.Lock()
 
     def load(
         self, checkpoint: Checkpoint, pieces: Pieces, arena: ArenaMemory, job: _core.ReadJob, *, verify: bool
@@ -51,54 +51,62 @@ class RemoteLoader:
         Raises CheckpointError (CheckpointChanged for another version, CheckpointCorrupted and ChunkHashesInvalid only
         if told to verify), RemoteUnavailable, StoreCancelled after job.cancel().
         """
-        return asyncio.run(self._load(checkpoint, pieces, arena, job, verify=verify))
+        patience = Patience(self._settings.patience_s)
+        expected: Sequence[Sequence[str] | None] = [None] * len(checkpoint.files)
+        if verify:
+            expected = run_until_cancelled(self._hashes(checkpoint.files, patience), job)
+        with self._writer(checkpoint, arena) as writer:
+            source = ChunkSource(
+                objects=[(self._objects.object_at(file.real_path), _version(file)) for file in checkpoint.files],
+                arena=arena,
+                expected=_by_chunk(expected),
+                entry=writer.entry if writer else None,
+                throttle=self._throttle,
+                patience=patience,
+            )
+            transfer = Transfer(
+                files=checkpoint.files,
+                chunks=chunks_of(checkpoint.files, pieces),
+                source=source,
+                writer=writer,
+                arena=arena,
+                job=job,
+                patience=patience,
+                concurrency=self._concurrency,
+            )
+            report = run_until_cancelled(transfer.run(), job)
+        return _result(report, verified=None not in expected)
 
     def settle(self, timeout_s: float) -> None:
         """Waits until what the loads until now left to write is in the SSD cache."""
-        for writer in self._writers:
+        with self._writers_lock:
+            writers = list(self._writers)
+        for writer in writers:
             writer.join(timeout_s)
 
-    async def _load(
-        self, checkpoint: Checkpoint, pieces: Pieces, arena: ArenaMemory, job: _core.ReadJob, *, verify: bool
-    ) -> LoadResult:
-        patience = Patience(self._settings.patience_s)
-        expected = await self._hashes(checkpoint.files, patience) if verify else [None] * len(checkpoint.files)
+    @contextmanager
+    def _writer(self, checkpoint: Checkpoint, arena: ArenaMemory) -> Iterator[WriteBehind | None]:
+        """What caches one load's chunks, closed when that is over; None where nothing is to be cached."""
         entry = self._cache.begin(checkpoint) if self._cache else None
-        writer = self._writer(entry, arena) if entry else None
-        source = ChunkSource(
-            objects=[(self._objects.object_at(file.real_path), _version(file)) for file in checkpoint.files],
-            arena=arena,
-            expected=_by_chunk(expected),
-            entry=entry,
-            throttle=self._throttle,
-            patience=patience,
-        )
-        transfer = Transfer(
-            files=checkpoint.files,
-            chunks=chunks_of(checkpoint.files, pieces),
-            source=source,
-            writer=writer,
-            arena=arena,
-            job=job,
-            patience=patience,
-            concurrency=self._concurrency,
-        )
+        if self._cache is None or entry is None:
+            yield None
+            return
+        try:
+            writer = WriteBehind(self._cache, entry, arena)
+        except BaseException:
+            with entry:
+                self._cache.abandon(entry)
+            raise
         problem = ""
         try:
-            report = await transfer.run()
+            with self._writers_lock:
+                self._writers = [*(other for other in self._writers if other.is_writing), writer]
+            yield writer
         except CheckpointChanged:
             problem = "it changed meanwhile"
             raise
         finally:
-            if writer:
-                writer.close(problem)
-        return _result(report, verified=None not in expected)
-
-    def _writer(self, entry: PartialEntry, arena: ArenaMemory) -> WriteBehind:
-        assert self._cache is not None
-        self._writers = [writer for writer in self._writers if writer.is_writing]
-        self._writers.append(WriteBehind(self._cache, entry, arena))
-        return self._writers[-1]
+            writer.close(problem)
 
     @property
     def _concurrency(self) -> int:

@@ -35,6 +35,10 @@ class Manifest:
     def of(checkpoint: Checkpoint) -> Manifest:
         return Manifest(url=checkpoint.path, files=tuple(map(_manifest_file, checkpoint.files)))
 
+    def has(self, number: int, file: CheckpointFile) -> bool:
+        """Whether that very version of a file is the `number`-th one."""
+        return number < len(self.files) and self.files[number] == _manifest_file(file)
+
     @property
     def total_bytes(self) -> int:
         return sum(file.bytes for file in self.files)

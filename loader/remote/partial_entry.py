@@ -1,7 +1,8 @@
 """A cache entry while it is being filled: data files, and a journal of the chunks that are in them.
 
 Nothing of it is served before finish(), and what a killed store left is only used chunk by chunk, each compared with
-the hash that the journal has of it. One thread writes, another may read() what the journal had at the beginning.
+the hash that the journal has of it. One thread writes; others may read(), confirm() and forget() chunks that the
+journal had at the beginning.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class PartialEntry:
         digests = parse_journal(journal.read_bytes()) if journal.exists() else {}
         self.digests = {chunk: digest for chunk, digest in digests.items() if self._has(chunk)}
         write_durably(journal, render_lines(self.digests.items()))
+        self._confirmed: set[ChunkId] = set()
         self._unflushed: list[tuple[ChunkId, str]] = []
         self._unflushed_bytes = 0
         self._stack = contextlib.ExitStack()
@@ -51,15 +53,20 @@ class PartialEntry:
 
     @property
     def is_complete(self) -> bool:
-        return len(self.digests) == sum(_chunks_in(file.bytes) for file in self.manifest.files)
+        """Whether every chunk was written, or confirmed to be as it was written, since the entry was opened."""
+        return len(self._confirmed) == sum(_chunks_in(file.bytes) for file in self.manifest.files)
 
     def read(self, chunk: ChunkId) -> bytes:
         """The bytes of a chunk as they are on the disk, whether or not they are what was written."""
         begin, end = self._bounds(chunk)
         return os.pread(self._files[chunk.file], end - begin, begin)
 
+    def confirm(self, chunk: ChunkId) -> None:
+        """The chunk is what the journal says."""
+        self._confirmed.add(chunk)
+
     def forget(self, chunk: ChunkId) -> None:
-        """The chunk is not what the journal says. Before its new bytes are written; any thread."""
+        """The chunk is not what the journal says. Before its new bytes are written."""
         self.digests.pop(chunk, None)
 
     def write(self, chunk: ChunkId, content: bytes, digest: str) -> None:
@@ -83,6 +90,7 @@ class PartialEntry:
         _write_all(self._journal, render_lines(self._unflushed))
         os.fdatasync(self._journal)
         self.digests.update(self._unflushed)
+        self._confirmed.update(chunk for chunk, _ in self._unflushed)
         self._unflushed, self._unflushed_bytes = [], 0
 
     def finish(self) -> None:

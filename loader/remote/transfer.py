@@ -1,6 +1,6 @@
 """One load over the network: the headers first, then everything else, many chunks at once, on one event loop.
 
-It ends by itself when the job is cancelled, and begins no chunk while the job is paused.
+It begins no chunk while the job is paused.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from .. import _core
 from ..checkpoint import CheckpointFile
 from ..indices import check_names
 from ..safetensors_writer import MAX_HEADER_BYTES
+from .cancellation import TICK_S
 from .chunk_source import ArenaMemory, ChunkSource
 from .chunks import Chunk
 from .patience import Patience
 from .write_behind import WriteBehind
 
-TICK_S = 0.05
 LENGTH_BYTES = 8
 
 
@@ -56,23 +56,14 @@ class Transfer:
         self._report = TransferReport()
 
     async def run(self) -> TransferReport:
-        """Raises CheckpointError, RemoteUnavailable, StoreCancelled after job.cancel()."""
-        load = asyncio.ensure_future(self._load())
-        while not load.done():
-            await asyncio.wait([load], timeout=TICK_S)
-            if self._job.is_cancelled:
-                load.cancel()
-        self._job.stop_if_cancelled()
-        await load
-        return self._report
-
-    async def _load(self) -> None:
+        """Raises CheckpointError, RemoteUnavailable."""
         await self._bring(chunks[0] for chunks in self._chunks)
         headers = [self._header_chunks(chunks) for chunks in self._chunks]
         parts = list(zip(headers, self._chunks, strict=True))
         await self._bring(chunk for count, chunks in parts for chunk in chunks[1:count])
         self._check_headers(headers)
         await self._bring(chunk for count, chunks in parts for chunk in chunks[count:])
+        return self._report
 
     def _header_chunks(self, chunks: Sequence[Chunk]) -> int:
         """How many of a file's chunks its header needs.

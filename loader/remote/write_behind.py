@@ -30,8 +30,8 @@ class WriteBehind:
     """Fills one entry until close(), then completes it if every chunk came. offer() and close() are one thread's."""
 
     def __init__(self, cache: SsdCache, entry: PartialEntry, arena: ArenaMemory) -> None:
+        self.entry = entry
         self._cache = cache
-        self._entry = entry
         self._arena = arena
         self._problem = ""
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
@@ -43,11 +43,15 @@ class WriteBehind:
         return self._thread.is_alive()
 
     def offer(self, chunk: Chunk, digest: str) -> None:
-        """The chunk is in the arena."""
+        """The chunk, of a file of the entry, is in the arena."""
+        assert self.entry.manifest.has(chunk.id.file, chunk.file), "a chunk of another checkpoint"
         self._tasks.put(_Task(chunk, digest))
 
     def close(self, problem: str = "") -> None:
-        """No more will come; with a `problem` what came is thrown away. Returns at once."""
+        """No more will come, and nobody else uses the entry. With a `problem` what came is thrown away.
+
+        Returns at once.
+        """
         self._problem = problem
         self._tasks.put(None)
 
@@ -56,31 +60,31 @@ class WriteBehind:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        with self._entry:
+        with self.entry:
             try:
                 self._write_all()
                 self._finish()
             except OSError as error:
                 problem = f"{error.strerror or error}; free some room, or give --cache-bytes less of the disk"
-                self._cache.abandon(self._entry, problem)
+                self._cache.abandon(self.entry, problem)
             except Exception as error:
                 # A bug of ours must not keep the entry in use for good.
-                log.exception("cache writer crashed url=%s", self._entry.manifest.url)
-                self._cache.abandon(self._entry, f"the writer failed: {error!r}")
+                log.exception("cache writer crashed url=%s", self.entry.manifest.url)
+                self._cache.abandon(self.entry, f"the writer failed: {error!r}")
 
     def _write_all(self) -> None:
         while (task := self._tasks.get()) is not None and not self._problem:
             chunk = task.chunk
             content = bytes(memoryview(self._arena)[chunk.offset : chunk.offset + chunk.bytes])
             if _core.xxh3_128(content) == task.digest:
-                self._entry.write(chunk.id, content, task.digest)
+                self.entry.write(chunk.id, content, task.digest)
 
     def _finish(self) -> None:
         if self._problem:
-            self._cache.abandon(self._entry, self._problem)
+            self._cache.abandon(self.entry, self._problem)
             return
-        self._entry.flush()
-        if self._entry.is_complete:
-            self._cache.complete(self._entry)
+        self.entry.flush()
+        if self.entry.is_complete:
+            self._cache.complete(self.entry)
         else:
-            self._cache.abandon(self._entry)
+            self._cache.abandon(self.entry)

@@ -223,6 +223,16 @@ def header_bomb(handler: Handler, request: Request, content: bytes) -> None:
     handler.end_headers()
 
 
+def stalled(stop: threading.Event) -> Callable[[Handler, Request, bytes], None]:
+    """Says nothing."""
+
+    def answer(handler: Handler, _request: Request, _content: bytes) -> None:
+        stop.wait()
+        handler.close_connection = True
+
+    return answer
+
+
 def slow_loris(stop: threading.Event) -> Callable[[Handler, Request, bytes], None]:
     def answer(handler: Handler, request: Request, content: bytes) -> None:
         part = content[request.begin : request.end]

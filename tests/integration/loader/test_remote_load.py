@@ -26,6 +26,7 @@ from serverless_triton.loader.errors import (
     StoreCancelled,
     UnsafeCheckpoint,
 )
+from serverless_triton.loader.remote import loader as remote_loader
 from serverless_triton.loader.remote.chunks import Chunk
 from serverless_triton.loader.remote.journal import ChunkId
 from serverless_triton.loader.remote.write_behind import WriteBehind
@@ -152,14 +153,17 @@ def test_a_throttled_load_takes_its_time_and_asks_for_less_at_once(server: FileS
     assert time.monotonic() - begin_s > 0.8
 
 
-def test_a_cancelled_load_ends_at_once(server: FileServer):
+@pytest.mark.parametrize(
+    ("name", "fault", "skip"), [(PATH, faults.slow_loris, 1), (f"{PATH}.chunks.json", faults.stalled, 0)]
+)
+def test_a_cancelled_load_ends_at_once(server: FileServer, name: str, fault: Callable, skip: int):
     stop = threading.Event()
-    server.fail(PATH, faults.slow_loris(stop), skip=1, times=100)
+    server.fail(name, fault(stop), skip=skip, times=100)
     job = _core.ReadJob()
     threading.Timer(0.3, job.cancel).start()
     begin_s = time.monotonic()
     with pytest.raises(StoreCancelled):
-        Tier(settings=quick(request_timeout_s=60)).load(server.url(PATH), job=job)
+        Tier(settings=quick(request_timeout_s=60, stall_timeout_s=60)).load(server.url(PATH), job=job)
     stop.set()
     assert time.monotonic() - begin_s < 10
 
@@ -444,10 +448,51 @@ def test_a_chunk_whose_image_is_gone_before_it_is_written_is_left_out(server: Fi
     checkpoint = tier.opener.open(server.url(PATH))
     arena = _core.Arena(16 << 20, "4k")
     writer = WriteBehind(tier.cache, tier.cache.begin(checkpoint), arena)
-    chunk = Chunk(id=ChunkId(0, 0), begin=0, end=CHUNK_BYTES, offset=0)
+    chunk = Chunk(file=checkpoint.files[0], id=ChunkId(0, 0), begin=0, end=CHUNK_BYTES, offset=0)
     writer.offer(chunk, _core.xxh3_128(server.files[PATH][:CHUNK_BYTES]))
     writer.close()
     writer.join(30)
     assert tier.opener.open(server.url(PATH)).is_remote
     with tier.cache.begin(checkpoint) as entry:
         assert entry.digests == {}
+
+
+def test_two_loads_that_begin_together_are_each_cached_for_themselves(server: FileServer, make_tier, monkeypatch):
+    second_is_fed = threading.Event()
+    made = itertools.count()
+
+    class SlowToBegin(WriteBehind):
+        """The first one is made while the second one is used already."""
+
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments)
+            self.number = next(made)
+            if self.number == 0:
+                assert second_is_fed.wait(30)
+
+        def offer(self, chunk: Chunk, digest: str) -> None:
+            super().offer(chunk, digest)
+            if self.number == 1:
+                second_is_fed.set()
+
+    monkeypatch.setattr(remote_loader, "WriteBehind", SlowToBegin)
+    tier = make_tier()
+    names = ("a", "b")
+    for seed, name in enumerate(names):
+        server.files[f"/models/{name}/model.safetensors"] = checkpoint_bytes(SIZE_BYTES, seed=seed)
+    checkpoints = [tier.opener.open(server.url(f"/models/{name}/model.safetensors")) for name in names]
+    arena = _core.Arena(48 << 20, "4k")
+
+    def load(number: int) -> None:
+        pieces = [[(number * (24 << 20), checkpoints[number].files[0].bytes)]]
+        tier.loader.load(checkpoints[number], pieces, arena, _core.ReadJob(), verify=False)
+
+    loads = [threading.Thread(target=load, args=(number,)) for number in range(2)]
+    for thread in loads:
+        thread.start()
+    for thread in loads:
+        thread.join(60)
+    tier.settle()
+    for checkpoint in checkpoints:
+        content = server.files[checkpoint.files[0].real_path.removeprefix(server.url(""))]
+        assert cached_bytes(tier.cache.locate(checkpoint)) == [content]
