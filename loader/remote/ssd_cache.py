@@ -129,10 +129,8 @@ class SsdCache:
         """Everything is there: from now on it is served. Raises OSError."""
         partial.finish()
         key = partial.manifest.key
+        self._publish(key)
         with self._lock:
-            (self._directory / "partial" / key).replace(self._directory / "entries" / key)
-            sync_directory(self._directory / "entries")
-            sync_directory(self._directory / "partial")
             entry = self._entries[key]
             entry.is_complete, entry.users = True, entry.users - 1
             self._problem = ""
@@ -175,6 +173,17 @@ class SsdCache:
         found = [(path, kind == "entries") for kind in ("entries", "partial") for path in self._paths(kind)]
         for path, is_complete in sorted(found, key=_last_used_ns):
             self._adopt(path, is_complete=is_complete)
+
+    def _publish(self, key: str) -> None:
+        """Without the lock, which nobody should wait for while the disk is: an entry in use stays where it is."""
+        target = self._directory / "entries" / key
+        (self._directory / "partial" / key).replace(target)
+        try:
+            sync_directory(self._directory / "entries")
+            sync_directory(self._directory / "partial")
+        except OSError:
+            self._move_away(target)
+            raise
 
     def _paths(self, kind: str) -> Iterator[Path]:
         return (self._directory / kind).iterdir()

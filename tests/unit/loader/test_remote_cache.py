@@ -12,6 +12,7 @@ from serverless_triton.loader import _core
 from serverless_triton.loader.checkpoint import Checkpoint, CheckpointFile
 from serverless_triton.loader.chunk_hashes import CHUNK_BYTES
 from serverless_triton.loader.errors import RemoteUrlRefused, StoreCancelled
+from serverless_triton.loader.remote import ssd_cache
 from serverless_triton.loader.remote.chunks import Chunk, chunks_of
 from serverless_triton.loader.remote.journal import ChunkId
 from serverless_triton.loader.remote.loader import RemoteLoader
@@ -132,3 +133,34 @@ def test_a_cancelled_load_closes_its_entry_when_nobody_reads_it_any_more(
         with pytest.raises(StoreCancelled):
             loading.result(WAIT_S)
     assert events == ["read", "closed"]
+
+
+def test_the_status_does_not_wait_for_the_disk(cache: SsdCache, monkeypatch: pytest.MonkeyPatch):
+    with ThreadPoolExecutor(1) as pool:
+        answered = []
+        sync = lambda _: answered.append(pool.submit(lambda: cache.status).result(1.0))  # noqa: E731
+        monkeypatch.setattr(ssd_cache, "sync_directory", sync)
+        entry = cache.begin(checkpoint())
+        with entry:
+            entry.write(ChunkId(0, 0), CONTENT, _core.xxh3_128(CONTENT))
+            entry.flush()
+            cache.complete(entry)
+    assert [status.entries for status in answered] == [0, 0]
+    assert cache.status.entries == 1
+
+
+def test_an_entry_that_cannot_be_made_durable_is_not_kept(
+    cache: SsdCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arena: _core.Arena
+):
+    def fail(_: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    leave_whole(cache)
+    entry = cache.begin(checkpoint())
+    entry.confirm(ChunkId(0, 0))
+    writer = WriteBehind(cache, entry, arena)
+    monkeypatch.setattr(ssd_cache, "sync_directory", fail)
+    writer.close()
+    writer.join(WAIT_S)
+    assert (cache.status.used_bytes, cache.status.entries) == (0, 0)
+    assert not [*(tmp_path / "entries").iterdir(), *(tmp_path / "partial").iterdir()]
