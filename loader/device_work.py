@@ -60,8 +60,9 @@ class DeviceWork:
         self._submit(image, self._allocate)
 
     def expect(self, image: DeviceImage) -> None:
-        """If the image's checkpoint is read from now on, its chunks are copied meanwhile."""
+        """If the checkpoint is read from now on, its chunks are copied meanwhile; those read before do not count."""
         assert image.checkpoint is not None
+        self._drop_stream(image)
         with self._lock:
             self._expected[image.checkpoint.files] = image
 
@@ -154,9 +155,9 @@ class DeviceWork:
         with self._lock:
             if image.checkpoint is not None and self._expected.get(image.checkpoint.files) is image:
                 del self._expected[image.checkpoint.files]
-        self._drop_stream(image)
-        with self._lock:
+            # Before the stream, which keeps the memory: without memory no stream is registered any more.
             memory = self._memories.pop(image.id, None)
+        self._drop_stream(image)
         if memory is None:  # allocating it had failed
             self._post(partial(self._reports.on_freed, image))
 
@@ -166,8 +167,11 @@ class DeviceWork:
         except (KeyError, LoaderError):
             return None  # given up meanwhile, or what _copy() will say
         with self._lock:
-            self._streams[image.id] = stream
-        return stream
+            if image.id in self._memories:
+                self._streams[image.id] = stream
+                return stream
+        _end(stream)  # given up while it was made
+        return None
 
     def _copier_to(self, image: DeviceImage) -> _core.GpuCopy:
         with self._lock:
