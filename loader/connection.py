@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -23,19 +24,20 @@ class Connection:
         self.process = process
         self.sock = sock
         self._frames = link.FrameBuffer(link.MAX_REQUEST_BYTES)
-        self._outbox: deque[tuple[memoryview, Sequence[int]]] = deque()
+        self._outbox: deque[tuple[memoryview, list[int]]] = deque()
 
     @property
     def has_unsent(self) -> bool:
         return bool(self._outbox)
 
     def queue(self, message: Reply, descriptors: Sequence[int] = ()) -> None:
-        """The descriptors must stay open while the connection is. Raises StoreProtocolError for a stalled client."""
+        """Keeps duplicates of the descriptors until they are sent. Raises StoreProtocolError for a stalled client."""
         if isinstance(message, Progress) and self._outbox:
             return  # news of the past to one who has not read the last
         if len(self._outbox) >= MAX_UNSENT_REPLIES:
             raise StoreProtocolError("a client does not read its replies")
-        self._outbox.append((memoryview(link.frame(encode(message))), descriptors))
+        data = memoryview(link.frame(encode(message)))
+        self._outbox.append((data, [os.dup(descriptor) for descriptor in descriptors]))
 
     def flush(self) -> None:
         """Sends what fits without blocking. Raises OSError where the client is gone."""
@@ -45,9 +47,10 @@ class Connection:
                 sent = link.send(self.sock, data, descriptors)
             except BlockingIOError:
                 return
+            link.close_all(descriptors)
             self._outbox.popleft()
             if sent < len(data):
-                self._outbox.appendleft((data[sent:], ()))
+                self._outbox.appendleft((data[sent:], []))
 
     def receive(self) -> list[Request] | None:
         """What has arrived; None where the client closed. Raises OSError, BlockingIOError, StoreProtocolError."""
@@ -56,3 +59,9 @@ class Connection:
         if not data:
             return None
         return [decode_request(payload) for payload in self._frames.feed(data)]
+
+    def close(self) -> None:
+        """Ends it, with the descriptors of what was not sent."""
+        while self._outbox:
+            link.close_all(self._outbox.popleft()[1])
+        self.sock.close()

@@ -273,7 +273,7 @@ class StoreServer:
             return
         log.debug("client %d left: %s", connection.client, reason)
         self._selector.unregister(connection.sock)
-        connection.sock.close()
+        connection.close()
         self._resolver.cancel_all(connection.client)
         self._keeper.disconnect(connection.client, time.monotonic())
         self._devices.requests.disconnect(connection.client, time.monotonic())
@@ -435,7 +435,7 @@ class StoreServer:
         self._work.close()
         self._devices.close()
         for connection in self._connections.values():
-            connection.sock.close()
+            connection.close()
         self._selector.close()
         self._wake_receiver.close()
         self._wake_sender.close()
