@@ -20,6 +20,9 @@ class DeviceEffects(Protocol):
     def hand_over(self, client: int, message: DeviceAttached) -> None:
         """As reply(), with a descriptor of the image's memory."""
 
+    def known_devices(self) -> tuple[str, ...]:
+        """The names of the GPUs that there are. Raises DeviceUnavailable where there is no driver."""
+
     def save_devices(self, state: DeviceState) -> None:
         """Returns once a daemon that takes over from now on would find this state."""
 
@@ -49,6 +52,7 @@ class DeviceEffects(Protocol):
 class RecordedDeviceEffects:
     """The fake: tests look at what was asked for, and play the world by calling the keeper back."""
 
+    known: tuple[str, ...] = ("GPU-1", "GPU-2")
     replies: list[tuple[int, Reply]] = field(default_factory=list)
     handed_over: list[tuple[int, DeviceAttached]] = field(default_factory=list)
     saved: list[DeviceState] = field(default_factory=list)
@@ -60,6 +64,9 @@ class RecordedDeviceEffects:
 
     def hand_over(self, client: int, message: DeviceAttached) -> None:
         self.handed_over.append((client, message))
+
+    def known_devices(self) -> tuple[str, ...]:
+        return self.known
 
     def save_devices(self, state: DeviceState) -> None:
         self.saved.append(state)

@@ -116,7 +116,7 @@ class DeviceKeeper:
 
     def attach(self, client: int, request: AttachDevice, checkpoint: Checkpoint, now_s: float) -> None:
         """Leases the image on that device at once, or once it is there. Raises StoreFull, DeviceUnavailable."""
-        self._check_enabled()
+        self._check_device(request.device)
         self._peers.name(client, request.session)
         device, image = request.device, self._images.find(request.device, checkpoint.files)
         waiter = Waiter(client=client, request_id=request.id, asked_at_s=now_s, wants_progress=request.progress)
@@ -159,7 +159,7 @@ class DeviceKeeper:
 
     def estimate(self, checkpoint: Checkpoint, device: str, into_dram: Estimate) -> Estimate:
         """How long an attach would take, given how long one in DRAM would. Raises StoreFull, DeviceUnavailable."""
-        self._check_enabled()
+        self._check_device(device)
         image = self._images.find(device, checkpoint.files)
         if image is None:
             self._images.check_room(device, checkpoint)
@@ -240,9 +240,15 @@ class DeviceKeeper:
 
     # Decisions
 
-    def _check_enabled(self) -> None:
+    def _check_device(self, device: str) -> None:
         if not self._images.budget_bytes:
             raise DeviceUnavailable("this store keeps nothing on GPUs; start it with --gpu-bytes")
+        known = self._effects.known_devices()
+        if device not in known:
+            raise DeviceUnavailable(
+                f"the store sees no device {device}; there are {', '.join(known) or 'none'}: check nvidia-smi -L and "
+                "the store's CUDA_VISIBLE_DEVICES"
+            )
 
     def _advance(self, now_s: float) -> None:
         waiting = [each for each in self._arrivals.values() if each.image.state is DeviceImageState.WAITING]

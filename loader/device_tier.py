@@ -51,6 +51,7 @@ class DeviceTier:
         self._leased: dict[int, Attached] = {}
         self._arriving: dict[int, DeviceImage] = {}
         self._estimates: list[Estimate] = []
+        self._known_devices: tuple[str, ...] = ()
         keeper.connect(COPIER, process_of(os.getpid()))
 
     def streaming(self, checkpoint: Checkpoint) -> AbstractContextManager[_core.ChunkSink | None]:
@@ -81,6 +82,11 @@ class DeviceTier:
 
     def hand_over(self, client: int, message: DeviceAttached) -> None:
         self._host.reply(client, message, [self._work.descriptor_of(message.image_id)])
+
+    def known_devices(self) -> tuple[str, ...]:
+        # Asked for by the first request for a GPU: it opens the driver, and a process sees the same GPUs until it ends.
+        self._known_devices = self._known_devices or tuple(_core.gpu_uuids())
+        return self._known_devices
 
     def save_devices(self, state: DeviceState) -> None:
         self._host.save_devices(state)

@@ -103,6 +103,7 @@ class DeviceWork:
             raise
 
     def _submit(self, image: DeviceImage, work: Callable[[DeviceImage], None]) -> None:
+        # As many pools as there are GPUs: the device keeper lets no other name in.
         pool = self._pools.get(image.device)
         if pool is None:
             pool = self._pools[image.device] = ThreadPoolExecutor(1, f"store-{image.device}")

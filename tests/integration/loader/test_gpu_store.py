@@ -25,7 +25,7 @@ from serverless_triton.loader.errors import (
     TensorNotFound,
 )
 from serverless_triton.loader.integrity import hash_checkpoint
-from serverless_triton.loader.messages import DeviceStatus
+from serverless_triton.loader.messages import AttachDevice, DeviceStatus, Estimated, GetEstimate
 
 from .conftest import Daemon
 
@@ -256,6 +256,18 @@ def test_a_device_that_is_not_there_is_unavailable(gpu_store: Store, make_checkp
     for device in ("cuda:77", "tpu"):
         with pytest.raises(DeviceUnavailable):
             gpu_store.attach(make_checkpoint(), device=device)
+
+
+def test_an_invented_device_is_refused_and_leaves_no_trace(gpu_store: Store, make_checkpoint: MakeCheckpoint) -> None:
+    directory, known = make_checkpoint(), _core.gpu_uuids()[0]
+    for request in (
+        AttachDevice(id=1000, path=str(directory), device="GPU-invented", session="s", progress=False),
+        GetEstimate(id=1001, path=str(directory), device="GPU-invented"),
+    ):
+        with pytest.raises(DeviceUnavailable, match=known):
+            gpu_store._ask(request, Estimated, None)
+
+    assert gpu_store.status().devices == ()
 
 
 def test_without_a_budget_nothing_stays_on_gpus(store: Store, make_checkpoint: MakeCheckpoint) -> None:

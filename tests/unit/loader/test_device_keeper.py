@@ -201,6 +201,16 @@ def test_without_a_budget_there_is_no_gpu_tier() -> None:
         world.attach(1, "/a")
 
 
+def test_a_device_that_is_not_there_leaves_no_trace(world: World) -> None:
+    with pytest.raises(DeviceUnavailable, match="no device GPU-9; there are GPU-1, GPU-2"):
+        world.attach(1, "/a", device="GPU-9")
+    with pytest.raises(DeviceUnavailable, match="GPU-9"):
+        world.keeper.estimate(checkpoint("/a"), "GPU-9", DRAM_ESTIMATE)
+
+    assert world.effects.done == []
+    assert world.keeper.status() == ()
+
+
 def test_devices_have_budgets_of_their_own(world: World) -> None:
     for path in ("/a", "/b", "/c"):
         world.attach(1, path)
