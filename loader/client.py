@@ -194,7 +194,7 @@ class Store:
         return self._ask(request, Estimated, timeout_s).estimate
 
     def evict(self, path: Path | str, timeout_s: float | None = None) -> int:
-        """Has the store drop every image of a checkpoint; returns how many there were, once their memory is free.
+        """Has the store drop every image of a checkpoint, in DRAM and on GPUs; returns how many, with the memory free.
 
         Raises ImageLeased where somebody uses one, ImagePinned, StoreUnavailable.
         """

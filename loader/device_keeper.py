@@ -145,14 +145,16 @@ class DeviceKeeper:
         self._advance(now_s)
         return bool(stopped)
 
-    def check_evictable(self, path: str) -> None:
-        """Raises ImageLeased where somebody uses or awaits an image of the path on a device."""
-        for image in self._images.at_path(path):
+    def evictable(self, path: str) -> list[int]:
+        """The images that evict() would drop. Raises ImageLeased where somebody uses or awaits one on a device."""
+        images = self._images.at_path(path)
+        for image in images:
             if not image.is_evictable:
                 raise ImageLeased(f"{path} is in use on {image.device}; stop the models that use it, then evict again")
+        return [image.id for image in images]
 
     def evict(self, path: str) -> None:
-        """Drops every version of a checkpoint from every device. check_evictable() said that nobody uses one."""
+        """Drops every version of a checkpoint from every device. evictable() said that nobody uses one."""
         for image in self._images.at_path(path):
             if image.is_evictable:
                 self._evict(image)

@@ -131,6 +131,7 @@ class DeviceTier:
 
     def on_freed(self, image: DeviceImage) -> None:
         self.requests.freed(image, time.monotonic())
+        self._keeper.freed_on_device(image.id)
 
     def _heard(self, message: Reply) -> None:
         image = self._arriving[message.id]

@@ -13,6 +13,7 @@ class _Eviction:
     client: int
     reply: Evicted
     images: set[int]
+    on_devices: set[int]
 
 
 class PendingEvictions:
@@ -21,16 +22,20 @@ class PendingEvictions:
     def __init__(self) -> None:
         self._evictions: list[_Eviction] = []
 
-    def add(self, client: int, reply: Evicted, images: Iterable[int]) -> None:
-        """The answer is due when all the images, by their ids, are gone."""
-        self._evictions.append(_Eviction(client=client, reply=reply, images=set(images)))
+    def add(self, client: int, reply: Evicted, images: Iterable[int], on_devices: Iterable[int]) -> None:
+        """The answer is due when all the images are gone, by their ids: those on devices have ids of their own."""
+        self._evictions.append(_Eviction(client=client, reply=reply, images=set(images), on_devices=set(on_devices)))
 
     def gone(self, image_id: int) -> None:
         for eviction in self._evictions:
             eviction.images.discard(image_id)
 
+    def gone_from_device(self, image_id: int) -> None:
+        for eviction in self._evictions:
+            eviction.on_devices.discard(image_id)
+
     def take_due(self) -> list[tuple[int, Evicted]]:
         """The clients and answers that wait for nothing any more, each once."""
-        due = [eviction for eviction in self._evictions if not eviction.images]
-        self._evictions = [eviction for eviction in self._evictions if eviction.images]
+        due = [eviction for eviction in self._evictions if not (eviction.images or eviction.on_devices)]
+        self._evictions = [eviction for eviction in self._evictions if eviction.images or eviction.on_devices]
         return [(eviction.client, eviction.reply) for eviction in due]

@@ -149,14 +149,18 @@ class Keeper:
         self._succession.save()
         self._effects.reply(client, Unpinned(id=request_id, images=len(images)))
 
-    def evict(self, client: int, request_id: int, path: str, now_s: float) -> None:
-        """Drops every version of a checkpoint. Raises ImageLeased or ImagePinned, and then drops none."""
+    def evict(self, client: int, request_id: int, path: str, now_s: float, *, on_devices: Sequence[int] = ()) -> None:
+        """Drops every version of a checkpoint. Raises ImageLeased or ImagePinned, and then drops none.
+
+        The answer counts the images `on_devices` that the caller drops, too, and waits until they are freed.
+        """
         images = self._cache.at_path(path)
         if any(image.pinned for image in images):
             raise ImagePinned(f"{path} is pinned; unpin it, then evict it again")
         if any(map(self._is_in_use, images)):
             raise ImageLeased(f"{path} is in use; stop the models that use it, then evict it again")
-        self._evictions.add(client, Evicted(id=request_id, images=len(images)), (image.id for image in images))
+        evicted = Evicted(id=request_id, images=len(images) + len(on_devices))
+        self._evictions.add(client, evicted, (image.id for image in images), on_devices)
         for image in images:
             self._evict(image) if is_evictable(image) else self._stop_prefetch(image)
         self._answer_evictions()
@@ -257,6 +261,11 @@ class Keeper:
         else:
             self._begin(load, now_s)
             self._advance(now_s)
+
+    def freed_on_device(self, image_id: int) -> None:
+        """The memory of an image on a device is back."""
+        self._evictions.gone_from_device(image_id)
+        self._answer_evictions()
 
     # Decisions
 

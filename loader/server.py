@@ -370,8 +370,8 @@ class StoreServer:
 
     def _evict(self, client: int, request: Evict, now_s: float) -> None:
         path = known_as(request.path)
-        self._devices.requests.check_evictable(path)
-        self._keeper.evict(client, request.id, path, now_s)
+        on_devices = self._devices.requests.evictable(path)
+        self._keeper.evict(client, request.id, path, now_s, on_devices=on_devices)
         self._devices.requests.evict(path)
 
     def _tier_of(self, checkpoint: Checkpoint) -> Tier:

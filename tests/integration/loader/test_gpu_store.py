@@ -209,9 +209,19 @@ def test_an_evicted_image_leaves_the_device_too(gpu_store: Store, make_checkpoin
     directory = make_checkpoint()
     gpu_store.load(directory, device=GPU)
 
-    gpu_store.evict(directory)
+    assert gpu_store.evict(directory) == 2
 
-    wait_until(lambda: on_gpu(gpu_store).used_bytes == 0)
+    assert on_gpu(gpu_store).used_bytes == 0
+
+
+def test_an_image_that_is_only_on_the_device_is_counted(gpu_store: Store, make_checkpoint: MakeCheckpoint) -> None:
+    directory = make_checkpoint("one", 60)
+    gpu_store.load(directory, device=GPU)
+    gpu_store.load(make_checkpoint("other", 200))
+
+    assert gpu_store.evict(directory) == 1
+
+    assert on_gpu(gpu_store).used_bytes == 0
 
 
 def test_a_chunk_that_differs_from_its_hash_reaches_nobody(gpu_store: Store, make_checkpoint: MakeCheckpoint) -> None:

@@ -317,10 +317,10 @@ def test_a_leased_image_is_not_evicted_and_an_idle_one_is(world: World) -> None:
     world.attach(1, "/a")
     image = world.arrive("/a")
     with pytest.raises(ImageLeased, match="in use on GPU-1"):
-        world.keeper.check_evictable("/a")
+        world.keeper.evictable("/a")
 
     world.keeper.release(1, image.id, 5.0)
-    world.keeper.check_evictable("/a")
+    assert world.keeper.evictable("/a") == [image.id]
     world.keeper.evict("/a")
 
     assert world.done("free") == [image.id]

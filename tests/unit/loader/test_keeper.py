@@ -137,6 +137,30 @@ def test_eviction_gives_the_memory_back_at_once(keeper: Keeper, effects: Recorde
     assert status(keeper, effects).used_bytes == 0
 
 
+def test_an_eviction_counts_images_on_devices_and_is_answered_once_they_are_gone_too(
+    keeper: Keeper, effects: RecordedEffects
+) -> None:
+    loaded(keeper, effects, "/a")
+    keeper.evict(2, 1, "/a", now_s=2, on_devices=[7, 8])
+    keeper.freed_on_device(7)
+    assert effects.to(2) == []
+
+    keeper.freed_on_device(8)
+
+    assert effects.to(2) == [Evicted(id=1, images=3)]
+
+
+def test_an_image_on_a_device_is_not_taken_for_one_in_memory(keeper: Keeper, effects: RecordedEffects) -> None:
+    keeper.prefetch(1, 1, checkpoint("/a"), now_s=0)
+    keeper.evict(2, 1, "/a", now_s=1)
+
+    keeper.freed_on_device(effects.started[0].id)
+    assert effects.to(2) == []
+    fail(keeper, effects, StoreCancelled("stopped"), now_s=2)
+
+    assert effects.to(2) == [Evicted(id=1, images=1)]
+
+
 def test_evicting_what_is_not_there_drops_nothing(keeper: Keeper, effects: RecordedEffects) -> None:
     keeper.evict(2, 1, "/a", now_s=0)
 
