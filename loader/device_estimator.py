@@ -11,9 +11,7 @@ ON_GPU = Estimate(tier="gpu", queue_s=0.0, read_s=0.0, copy_s=0.0, total_s=0.0, 
 
 
 def estimate_copy(*, into_dram: Estimate, copy_bytes: int, measured_bytes_per_second: float | None) -> Estimate:
-    """Chunks are copied while others are read, so the slower of the two counts. 0 bytes: it is on the device."""
-    if copy_bytes == 0:
-        return ON_GPU
+    """Of what is not on the device yet. Chunks are copied while others are read, so the slower of the two counts."""
     copy_s = copy_bytes / (measured_bytes_per_second or ASSUMED_COPY_BYTES_PER_SECOND)
     return Estimate(
         tier=into_dram.tier,

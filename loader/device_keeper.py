@@ -7,11 +7,12 @@ business: this one leases them there for as long as a copy lasts.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from .checkpoint import Checkpoint
 from .device_effects import DeviceEffects
-from .device_estimator import estimate_copy
+from .device_estimator import ON_GPU, estimate_copy
 from .device_images import DeviceImage, DeviceImages, DeviceImageState
 from .device_metrics import DeviceMeter
 from .device_state import DeviceLeaseRecord, DeviceState
@@ -159,16 +160,20 @@ class DeviceKeeper:
             if image.is_evictable:
                 self._evict(image)
 
-    def estimate(self, checkpoint: Checkpoint, device: str, into_dram: Estimate) -> Estimate:
-        """How long an attach would take, given how long one in DRAM would. Raises StoreFull, DeviceUnavailable."""
+    def estimate(self, checkpoint: Checkpoint, device: str, into_dram: Callable[[], Estimate]) -> Estimate:
+        """How long an attach would take; `into_dram` says how long one in DRAM would, and is asked where that matters.
+
+        Raises StoreFull, DeviceUnavailable, and what `into_dram` raises.
+        """
         self._check_device(device)
         image = self._images.find(device, checkpoint.files)
+        if image is not None and image.state is DeviceImageState.READY:
+            return ON_GPU
         if image is None:
             self._images.check_room(device, checkpoint)
-        is_resident = image is not None and image.state is DeviceImageState.READY
         return estimate_copy(
-            into_dram=into_dram,
-            copy_bytes=0 if is_resident else checkpoint.total_bytes,
+            into_dram=into_dram(),
+            copy_bytes=checkpoint.total_bytes,
             measured_bytes_per_second=self._meter_of(device).bytes_per_second,
         )
 

@@ -60,8 +60,12 @@ class DeviceTier:
 
     def estimate(self, checkpoint: Checkpoint, device: str, ask_keeper: Callable[[int], None]) -> Estimate:
         """How long an attach on the device would take; `ask_keeper` has the keeper answer a client about DRAM."""
-        ask_keeper(COPIER)
-        return self.requests.estimate(checkpoint, device, self._estimates.pop())
+
+        def into_dram() -> Estimate:
+            ask_keeper(COPIER)
+            return self._estimates.pop()
+
+        return self.requests.estimate(checkpoint, device, into_dram)
 
     def hear(self, message: Reply) -> None:
         """What the keeper answers COPIER, in the middle of its own decisions."""

@@ -205,6 +205,19 @@ def test_estimates_know_the_tier(gpu_store: Store, make_checkpoint: MakeCheckpoi
     assert gpu_store.estimate(directory).tier == "dram"
 
 
+def test_an_estimate_of_what_is_on_the_device_needs_no_room_in_dram(
+    gpu_store: Store, make_checkpoint: MakeCheckpoint
+) -> None:
+    directory = make_checkpoint("one", 60)
+    gpu_store.load(directory, device=GPU)
+    held = gpu_store.attach(make_checkpoint("other", 200))
+
+    assert gpu_store.estimate(directory, device=GPU).tier == "gpu"
+    with pytest.raises(StoreFull):
+        gpu_store.estimate(directory)
+    gpu_store.release(held)
+
+
 def test_an_evicted_image_leaves_the_device_too(gpu_store: Store, make_checkpoint: MakeCheckpoint) -> None:
     directory = make_checkpoint()
     gpu_store.load(directory, device=GPU)

@@ -205,7 +205,7 @@ def test_a_device_that_is_not_there_leaves_no_trace(world: World) -> None:
     with pytest.raises(DeviceUnavailable, match="no device GPU-9; there are GPU-1, GPU-2"):
         world.attach(1, "/a", device="GPU-9")
     with pytest.raises(DeviceUnavailable, match="GPU-9"):
-        world.keeper.estimate(checkpoint("/a"), "GPU-9", DRAM_ESTIMATE)
+        world.keeper.estimate(checkpoint("/a"), "GPU-9", lambda: DRAM_ESTIMATE)
 
     assert world.effects.done == []
     assert world.keeper.status() == ()
@@ -424,14 +424,25 @@ def test_the_state_is_saved_before_a_lease_is_acknowledged(world: World) -> None
 
 
 def test_an_estimate_is_the_slower_of_reading_and_copying(world: World) -> None:
-    assumed = world.keeper.estimate(checkpoint("/b"), GPU, DRAM_ESTIMATE)
+    assumed = world.keeper.estimate(checkpoint("/b"), GPU, lambda: DRAM_ESTIMATE)
     assert assumed.total_s == 3.0
     assert not assumed.is_measured
 
     world.resident("/a")  # 10 MiB in half a second
-    measured = world.keeper.estimate(checkpoint("/b", 20), GPU, replace(DRAM_ESTIMATE, queue_s=0.0, read_s=0.25))
+    soon = replace(DRAM_ESTIMATE, queue_s=0.0, read_s=0.25)
+    measured = world.keeper.estimate(checkpoint("/b", 20), GPU, lambda: soon)
     assert (measured.copy_s, measured.total_s, measured.is_measured) == (1.0, 1.0, True)
-    assert world.keeper.estimate(checkpoint("/a"), GPU, DRAM_ESTIMATE).tier == "gpu"
+
+
+def test_an_estimate_of_what_is_on_the_device_asks_for_no_room_in_dram(world: World) -> None:
+    def no_room() -> Estimate:
+        raise StoreFull("full")
+
+    world.resident("/a")
+
+    estimate = world.keeper.estimate(checkpoint("/a"), GPU, no_room)
+
+    assert (estimate.tier, estimate.total_s, estimate.is_measured) == ("gpu", 0.0, True)
 
 
 def test_an_estimate_says_where_there_is_no_room(world: World) -> None:
@@ -440,7 +451,7 @@ def test_an_estimate_says_where_there_is_no_room(world: World) -> None:
         world.arrive(path)
 
     with pytest.raises(StoreFull):
-        world.keeper.estimate(checkpoint("/d"), GPU, DRAM_ESTIMATE)
+        world.keeper.estimate(checkpoint("/d"), GPU, lambda: DRAM_ESTIMATE)
 
 
 def test_who_waits_is_told_of_the_end(world: World) -> None:
