@@ -139,7 +139,10 @@ class Store:
 
         Raises StoreUnavailable, StoreFull.
         """
-        self._mapped().populate()
+        with self._lock:
+            self._connect()
+            view = self._mapped()
+        view.populate()
 
     def release(self, attachment: Attachment) -> None:
         """Empties the attachment. The lease ends with that, or with the last tensor that somebody took out of it."""
@@ -163,12 +166,14 @@ class Store:
     ) -> LoadReceipt:
         """Brings a checkpoint into the store and says what it cost, without attaching. Raises what attach() does."""
         if is_cpu(device):
-            attached = self._attached(path, timeout_s, progress)
-            self._link.post(Release(image_id=attached.image_id))
+            with self._lock:
+                attached = self._attached(path, timeout_s, progress)
+                self._link.post(Release(image_id=attached.image_id))
             return attached.receipt
-        on_device, fds = self._attached_on_device(path, name_of(device), timeout_s, progress)
-        link.close_all(fds)
-        self._link.post(ReleaseDevice(image_id=on_device.image_id))
+        with self._lock:
+            on_device, fds = self._attached_on_device(path, name_of(device), timeout_s, progress)
+            link.close_all(fds)
+            self._link.post(ReleaseDevice(image_id=on_device.image_id))
         return on_device.receipt
 
     def pin(self, path: Path | str, timeout_s: float | None = None) -> ImageStatus:
@@ -215,18 +220,21 @@ class Store:
             self._leases.close_link_after_last()
             self._view = None
 
-    # Attaching
+    # Attaching. A reconnect ends the leases that nobody has counted, so the lock that keeps it out is held from before
+    # the question until the lease is counted.
 
     def _attach_in_dram(
         self, path: Path | str, timeout_s: float | None, is_wanted: Callable[[str], bool], progress: Progress | None
     ) -> Attachment:
-        attached = self._attached(path, timeout_s, progress)
-        begin_s = time.perf_counter()
-        try:
-            memory = self._hold(attached)
-        except BaseException:
-            self._link.post(Release(image_id=attached.image_id))
-            raise
+        with self._lock:
+            self._connect()
+            mapping_s = time.perf_counter()
+            # First: no other answer is needed between the one that brings the lease and its use.
+            view = self._mapped()
+            mapping_s = time.perf_counter() - mapping_s
+            attached = self._attached(path, timeout_s, progress)
+            begin_s = time.perf_counter() - mapping_s
+            memory = self._hold(view, attached)
         return attachment_of(attached, begin_s, tensors_in(memory, attached.extents, is_wanted), memory)
 
     def _attach_on_device(
@@ -239,8 +247,32 @@ class Store:
     ) -> Attachment:
         from .device_tensors import device_tensors_of
 
-        attached, fds = self._attached_on_device(path, device, timeout_s, progress)
-        begin_s = time.perf_counter()
+        with self._lock:
+            attached, fds = self._attached_on_device(path, device, timeout_s, progress)
+            begin_s = time.perf_counter()
+            memory = self._hold_on_device(device, attached, fds)
+        return attachment_of(attached, begin_s, device_tensors_of(memory, attached.files, is_wanted), [memory])
+
+    def _attached_on_device(
+        self, path: Path | str, device: str, timeout_s: float | None, progress: Progress | None
+    ) -> tuple[DeviceAttached, list[int]]:
+        """Under the lock. The caller closes the descriptor."""
+        request = AttachDevice(
+            id=next(self._ids),
+            path=_absolute(path),
+            device=device,
+            session=self._session,
+            progress=progress is not None,
+        )
+        reply, fds = self._exchange(request, self._budget_s(timeout_s), progress)
+        try:
+            return self._checked(reply, DeviceAttached), fds
+        except BaseException:
+            link.close_all(fds)
+            raise
+
+    def _hold_on_device(self, device: str, attached: DeviceAttached, fds: list[int]) -> _core.DeviceMemory:
+        """Under the lock. Closes the descriptors."""
         ending = ReleaseDevice(image_id=attached.image_id)
         try:
             memory = _core.DeviceMemory.from_fd(device_of(device), fds[0], attached.memory_bytes)
@@ -250,49 +282,32 @@ class Store:
         finally:
             link.close_all(fds)
         self._leases.hold(ending, [memory])
-        return attachment_of(attached, begin_s, device_tensors_of(memory, attached.files, is_wanted), [memory])
-
-    def _attached_on_device(
-        self, path: Path | str, device: str, timeout_s: float | None, progress: Progress | None
-    ) -> tuple[DeviceAttached, list[int]]:
-        """The caller closes the descriptor."""
-        request = AttachDevice(
-            id=next(self._ids),
-            path=_absolute(path),
-            device=device,
-            session=self._session,
-            progress=progress is not None,
-        )
-        with self._lock:
-            reply, fds = self._exchange(request, self._budget_s(timeout_s), progress)
-            try:
-                return self._checked(reply, DeviceAttached), fds
-            except BaseException:
-                link.close_all(fds)
-                raise
+        return memory
 
     def _attached(self, path: Path | str, timeout_s: float | None, progress: Progress | None) -> Attached:
+        """Under the lock."""
         request = Attach(id=next(self._ids), path=_absolute(path), session=self._session, progress=progress is not None)
-        return self._ask(request, Attached, timeout_s, progress)
+        return self._asked(request, Attached, timeout_s, progress)
 
-    def _hold(self, attached: Attached) -> list[ArenaSlice]:
-        view = self._view
-        if view is None or view.arena_id != attached.arena_id:
-            view = self._mapped()
-        if view.arena_id != attached.arena_id:
-            raise StoreUnavailable(f"the store at {self._path} was replaced while it was asked; ask again")
-        return view.hold(attached.image_id, attached.extents)
+    def _hold(self, view: ArenaView, attached: Attached) -> list[ArenaSlice]:
+        """Under the lock."""
+        try:
+            if view is not self._view or view.arena_id != attached.arena_id:
+                raise StoreUnavailable(f"the store at {self._path} was replaced while it was asked; ask again")
+            return view.hold(attached.image_id, attached.extents)
+        except BaseException:
+            self._link.post(Release(image_id=attached.image_id))
+            raise
 
     def _mapped(self) -> ArenaView:
-        with self._lock:
+        """The view of the arena of the store that is connected. Under the lock."""
+        if self._view is None:
             reply, fds = self._exchange(MapArena(id=next(self._ids)), self._timeout_s, None)
             try:
-                mapped = self._checked(reply, ArenaMapped)
-                if self._view is None or self._view.arena_id != mapped.arena_id:
-                    self._view = ArenaView(mapped, os.dup(fds[0]), self._leases)
-                return self._view
+                self._view = ArenaView(self._checked(reply, ArenaMapped), os.dup(fds[0]), self._leases)
             finally:
                 link.close_all(fds)
+        return self._view
 
     # Asking
 
@@ -300,17 +315,21 @@ class Store:
         self, request: Question, kind: type[Answer], timeout_s: float | None, progress: Progress | None = None
     ) -> Answer:
         with self._lock:
-            reply, fds = self._exchange(request, self._budget_s(timeout_s), progress)
-            link.close_all(fds)
-            return self._checked(reply, kind)
+            return self._asked(request, kind, timeout_s, progress)
+
+    def _asked(
+        self, request: Question, kind: type[Answer], timeout_s: float | None, progress: Progress | None = None
+    ) -> Answer:
+        """Under the lock."""
+        reply, fds = self._exchange(request, self._budget_s(timeout_s), progress)
+        link.close_all(fds)
+        return self._checked(reply, kind)
 
     def _budget_s(self, timeout_s: float | None) -> float:
         return self._timeout_s if timeout_s is None else timeout_s
 
     def _exchange(self, request: Question, budget_s: float, on_progress: OnProgress | None) -> tuple[Reply, list[int]]:
-        self._check_open()
-        if self._link.is_lost():
-            self._reconnect()
+        self._connect()
         self._link.send(request, self._timeout_s)
         try:
             return self._link.wait(request.id, time.monotonic() + budget_s, on_progress)
@@ -353,11 +372,23 @@ class Store:
             return
         self._link.close()
 
+    def _connect(self) -> None:
+        """Connects again where the store has closed the connection. Under the lock. Raises StoreUnavailable."""
+        if self._closed:
+            raise StoreCancelled(f"the connection to {self._path} was closed; open a new Store")
+        if self._link.is_lost():
+            self._reconnect()
+
     def _reconnect(self) -> None:
-        """Raises StoreUnavailable."""
         self._link.close()
         self._link = StoreLink(self._path, RECONNECT_TIMEOUT_S)
-        if not self._reclaim():
+        try:
+            is_same_store = self._reclaim()
+        except BaseException:
+            # Without its leases a connection must not be used; the next request tries again.
+            self._link.close()
+            raise
+        if not is_same_store:
             # Another store: the memory of the one before lives on for as long as its tensors do.
             self._view = None
             self._leases = HeldLeases(self._link)
@@ -387,10 +418,6 @@ class Store:
             raise self._link.lost() from error
         link.close_all(fds)
         return self._checked(reply, kind)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StoreCancelled(f"the connection to {self._path} was closed; open a new Store")
 
     def _checked(self, reply: Reply, kind: type[Answer]) -> Answer:
         if isinstance(reply, Failed):

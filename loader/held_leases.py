@@ -98,10 +98,12 @@ class HeldLeases:
         lease.parts -= 1
         if not lease.parts:
             self._counts[lease.ending] -= 1
+            if not self._counts[lease.ending]:
+                del self._counts[lease.ending]
             self._link.post(lease.ending)
 
     def _counts_of(self, kind: type[Ending]) -> tuple[LeaseCount, ...]:
-        counts = sorted((ending.image_id, n) for ending, n in self._counts.items() if isinstance(ending, kind) and n)
+        counts = sorted((ending.image_id, n) for ending, n in self._counts.items() if isinstance(ending, kind))
         return tuple(LeaseCount(image_id=image_id, count=count) for image_id, count in counts)
 
     def _close_if_last(self) -> None:
