@@ -22,7 +22,7 @@ from pathlib import Path
 
 from . import _core
 from .errors import StoreError, StoreUnavailable
-from .holder import hold
+from .holder import Startup, hold
 from .host_settings import configure_host
 from .loading import ImageLoader
 from .lock_file import open_lock_file
@@ -65,10 +65,15 @@ def _create_arena(config: StoreConfig) -> _core.Arena:
     return arena
 
 
-def _serve_clients(config: StoreConfig, listener: socket.socket, arena: _core.Arena, slots: StateSlots) -> None:
-    """The daemon's life. Raises StoreError for what it cannot start with."""
+def _serve_clients(
+    config: StoreConfig, listener: socket.socket, arena: _core.Arena, slots: StateSlots, startup: Startup
+) -> None:
+    """The daemon's life. Raises StoreError for what it cannot start with.
+
+    A restart does without what it could not get, a cache or metrics, for the sake of those who have leases.
+    """
     with ExitStack() as stack:
-        remote = _remote_tier(config, arena)
+        remote = _remote_tier(config, arena, startup)
         stack.callback(remote.close)
         server = StoreServer(
             StoreParts(
@@ -84,18 +89,35 @@ def _serve_clients(config: StoreConfig, listener: socket.socket, arena: _core.Ar
             )
         )
         if config.metrics_port is not None:
-            stack.enter_context(_metrics_of(server, config.metrics_port))
+            with _optional(startup, "metrics"):
+                stack.enter_context(_metrics_of(server, config.metrics_port))
         stack.enter_context(_stopped_by_signals(server))
+        startup.succeeded()
         server.run()
 
 
-def _remote_tier(config: StoreConfig, arena: _core.Arena) -> RemoteTier:
+@contextmanager
+def _optional(startup: Startup, what: str) -> Iterator[None]:
+    """What a restarted store can do without."""
+    try:
+        yield
+    except StoreError as error:
+        if not startup.is_restart:
+            raise
+        log.error("the restarted store runs without %s: %s", what, error)
+
+
+def _remote_tier(config: StoreConfig, arena: _core.Arena, startup: Startup) -> RemoteTier:
+    cache: SsdCache | None = None
+    if config.cache_dir:
+        with _optional(startup, "its SSD cache"):
+            cache = SsdCache(config.cache_dir, config.cache_bytes)
     reader = _core.Reader(threads=config.threads, bytes_per_second=config.ssd_bytes_per_second)
     return RemoteTier(
         local=ImageLoader(arena=arena, reader=reader, verify=config.verify),
         arena=arena,
         verify=config.verify,
-        cache=SsdCache(config.cache_dir, config.cache_bytes) if config.cache_dir else None,
+        cache=cache,
         bytes_per_second=config.remote_bytes_per_second,
     )
 

@@ -2,7 +2,8 @@
 
 The arena's writable mapping can be handed on by fork() alone, since nobody could get it again; the listening socket and
 the state slots go the same way. So the holder does nothing else that could kill it: it starts no thread, serves nobody.
-It ends when it is told to, when the daemon ends by itself, or when daemons keep dying.
+It ends when it is told to, when the daemon ends by itself, when the first daemon cannot start, or when daemons keep
+dying. Once a daemon has started nothing that one says ends the holder, since the arena would end with it.
 """
 
 from __future__ import annotations
@@ -28,30 +29,59 @@ CRASHED = 70  # EX_SOFTWARE of sysexits.h
 _MAX_FAILURE_BYTES = 4096  # of a message; fits a pipe that nobody reads yet
 
 
+# What a daemon says through its pipe once it has started; a failure to start begins with the name of its type.
+_STARTED = b"+"
+
+
+class Startup:
+    """A daemon's start, as the daemon itself tells its holder of it."""
+
+    def __init__(self, pipe: int, *, is_restart: bool) -> None:
+        self.is_restart = is_restart
+        """Whether a daemon before this one had started, so that clients may have leases on the arena."""
+        self._pipe = pipe
+        self._has_succeeded = False
+
+    def succeeded(self) -> None:
+        """Whatever ends the daemon from now on is a crash."""
+        os.write(self._pipe, _STARTED)
+        self._has_succeeded = True
+
+    def failed(self, error: LoaderError) -> None:
+        """The daemon ends of this."""
+        if self._has_succeeded:
+            log.error("daemon crashed", exc_info=error)
+        else:
+            os.write(self._pipe, f"{type(error).__name__}\n{error}".encode()[:_MAX_FAILURE_BYTES])
+
+
 @dataclass(frozen=True, slots=True)
 class _Daemon:
     pid: int
-    failures: int
-    """What it could not start for, through a pipe."""
+    pipe: int
+    """How its start went."""
     started_at_s: float
 
 
-def hold(daemon: Callable[[], None]) -> None:
+def hold(daemon: Callable[[Startup], None]) -> None:
     """Runs `daemon` in a child process, again after each death, until SIGTERM or SIGINT or until it returns.
 
-    For the only thread of the process. Raises what `daemon` raised, if that is a LoaderError; StoreUnavailable where
-    daemons keep dying.
+    For the only thread of the process. Raises what the first `daemon` raised before it had started, if that is a
+    LoaderError; StoreUnavailable where daemons keep dying.
     """
     with _blocked_signals() as usual_mask:
-        restarts = Restarts()
+        restarts, has_started = Restarts(), False
         while True:
-            child = _fork(daemon, usual_mask)
+            child = _fork(daemon, usual_mask, is_restart=has_started)
             status, told_to_stop = _wait_for(child)
-            failure = _failure_of(child)
-            if failure is not None:
+            started, failure = _start_of(child)
+            has_started = has_started or started
+            if failure is not None and not has_started:
                 raise failure
             if told_to_stop or status == 0:
                 return
+            if failure is not None:
+                log.error("daemon could not start pid=%d: %s", child.pid, failure)
             pause_s = restarts.pause_after(time.monotonic() - child.started_at_s)
             if pause_s is None:
                 raise StoreUnavailable(
@@ -73,19 +103,19 @@ def _blocked_signals() -> Iterator[set[signal.Signals]]:
         signal.pthread_sigmask(signal.SIG_SETMASK, usual)
 
 
-def _fork(daemon: Callable[[], None], mask: set[signal.Signals]) -> _Daemon:
-    failures, sending = os.pipe()
+def _fork(daemon: Callable[[Startup], None], mask: set[signal.Signals], *, is_restart: bool) -> _Daemon:
+    receiving, sending = os.pipe()
     holder = os.getpid()
     pid = os.fork()
     if pid == 0:
-        os.close(failures)
-        _be_daemon(daemon, mask, holder, sending)
+        os.close(receiving)
+        _be_daemon(daemon, mask, holder, Startup(sending, is_restart=is_restart))
     os.close(sending)
     log.info("daemon started pid=%d", pid)
-    return _Daemon(pid, failures, time.monotonic())
+    return _Daemon(pid, receiving, time.monotonic())
 
 
-def _be_daemon(daemon: Callable[[], None], mask: set[signal.Signals], holder: int, failures: int) -> None:
+def _be_daemon(daemon: Callable[[Startup], None], mask: set[signal.Signals], holder: int, startup: Startup) -> None:
     """Never returns: the stack below belongs to the holder."""
     status = CRASHED
     try:
@@ -93,10 +123,10 @@ def _be_daemon(daemon: Callable[[], None], mask: set[signal.Signals], holder: in
         _core.die_with_parent(signal.SIGKILL)
         if os.getppid() == holder:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            daemon()
+            daemon(startup)
         status = 0
     except LoaderError as error:
-        os.write(failures, f"{type(error).__name__}\n{error}".encode()[:_MAX_FAILURE_BYTES])
+        startup.failed(error)
     except BaseException:
         log.exception("daemon crashed")
     finally:
@@ -124,7 +154,11 @@ def _wait_for(child: _Daemon) -> tuple[int, bool]:
             os.kill(child.pid, signal.SIGKILL)
 
 
-def _failure_of(child: _Daemon) -> LoaderError | None:
-    with os.fdopen(child.failures, "rb") as pipe:
-        name, _, message = pipe.read(_MAX_FAILURE_BYTES).decode(errors="replace").partition("\n")
-    return error_of(name, message) if name else None
+def _start_of(child: _Daemon) -> tuple[bool, LoaderError | None]:
+    """Whether the daemon had started, and what it could not start for."""
+    with os.fdopen(child.pipe, "rb") as pipe:
+        said = pipe.read(_MAX_FAILURE_BYTES)
+    if not said or said == _STARTED:
+        return bool(said), None
+    name, _, message = said.decode(errors="replace").partition("\n")
+    return False, error_of(name, message)

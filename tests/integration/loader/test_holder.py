@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -115,7 +116,7 @@ def test_a_stopped_daemon_goes_on_where_it_was(daemon: Daemon) -> None:
 
 
 def test_a_daemon_that_cannot_stop_is_killed() -> None:
-    code = "holder.GRACE_S = 0.1\nprint(os.getpid(), flush=True)\nrun(lambda: os.kill(os.getpid(), signal.SIGSTOP))"
+    code = "holder.GRACE_S = 0.1\nprint(os.getpid(), flush=True)\nrun(lambda _: os.kill(os.getpid(), signal.SIGSTOP))"
     with subprocess.Popen([sys.executable, "-c", HOLD + code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -130,13 +131,13 @@ def test_a_daemon_that_cannot_stop_is_killed() -> None:
 
 
 def test_a_daemon_that_keeps_dying_is_given_up() -> None:
-    printed = hold("run(lambda: os.kill(os.getpid(), signal.SIGKILL))")
+    printed = hold("run(lambda _: os.kill(os.getpid(), signal.SIGKILL))")
 
     assert printed.startswith("StoreUnavailable the store's daemon died 21 times")
 
 
 def test_what_a_daemon_cannot_start_for_is_said_once_and_by_its_type(tmp_path: Path) -> None:
-    code = "def fail():\n    open(sys.argv[1], 'a').write('x')\n    raise errors.StoreFull('no room: ' + 'x' * 9999)\n"
+    code = "def fail(_):\n    open(sys.argv[1], 'a').write('x')\n    raise errors.StoreFull('no room: ' + 'x' * 9999)\n"
     printed = hold(code + "run(fail)", str(tmp_path / "tries"))
 
     assert printed.startswith("StoreFull no room: xxx")
@@ -146,7 +147,7 @@ def test_what_a_daemon_cannot_start_for_is_said_once_and_by_its_type(tmp_path: P
 def test_a_bug_that_ends_a_daemon_is_logged_and_another_is_started(tmp_path: Path) -> None:
     code = (
         "import logging; logging.basicConfig(stream=sys.stdout)\n"
-        "def fail_once():\n"
+        "def fail_once(_):\n"
         "    if not os.path.exists(sys.argv[1]):\n        open(sys.argv[1], 'w')\n        raise RuntimeError('a bug')\n"
         "run(fail_once)"
     )
@@ -155,6 +156,65 @@ def test_a_bug_that_ends_a_daemon_is_logged_and_another_is_started(tmp_path: Pat
     assert "RuntimeError: a bug" in printed
     assert "daemon died" in printed
     assert printed.endswith("ended")
+
+
+# Fails as the test says in every life but the third, and leaves a line for each.
+FAIL_TWICE = """
+import logging; logging.basicConfig(stream=sys.stdout)
+def live(startup):
+    with open(sys.argv[1], 'a+') as lives:
+        lives.write(f'{startup.is_restart}\\n')
+        lives.seek(0)
+        life = len(lives.readlines())
+    if life < 3:
+        fail(life, startup)
+"""
+
+
+def test_what_a_restarted_daemon_cannot_start_for_does_not_end_the_arena(tmp_path: Path) -> None:
+    code = (
+        "def fail(life, startup):\n"
+        "    if life == 1:\n        startup.succeeded()\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    raise errors.StoreError('no such cache')\n"
+        "run(live)"
+    )
+    printed = hold(FAIL_TWICE + code, str(tmp_path / "lives"))
+
+    assert "could not start" in printed
+    assert "no such cache" in printed
+    assert printed.endswith("ended")
+    assert (tmp_path / "lives").read_text().split() == ["False", "True", "True"]
+
+
+def test_an_error_that_ends_a_daemon_that_had_started_is_a_crash(tmp_path: Path) -> None:
+    code = "def fail(life, startup):\n    startup.succeeded()\n    raise errors.StoreError('a bug')\nrun(live)"
+    printed = hold(FAIL_TWICE + code, str(tmp_path / "lives"))
+
+    assert printed.count("a bug") >= 2
+    assert printed.endswith("ended")
+
+
+def test_a_restarted_store_does_without_a_cache_and_metrics_that_it_cannot_have(
+    start_daemon: Callable[..., Daemon], make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    daemon = start_daemon("--cache-dir", str(cache), "--cache-bytes", str(1 << 20), "--metrics-port", str(port))
+    checkpoint = make_checkpoint()
+    with daemon.connect() as store:
+        attachment = store.attach(checkpoint)
+        first = answers(daemon)
+        os.kill(first, signal.SIGSTOP)
+        cache.rename(tmp_path / "moved")
+        cache.write_text("no directory")
+        os.kill(first, signal.SIGKILL)
+
+        assert store.status().images[0].leases == 1
+        assert "runs without its SSD cache" in daemon.log.read_text()
+        del attachment
 
 
 def test_a_budget_above_the_cgroup_s_limit_is_refused_before_anything_is_served(tmp_path: Path) -> None:
