@@ -29,6 +29,9 @@ class DeviceEffects(Protocol):
     def watch(self, client: int, process: ProcessId) -> None:
         """process_ended(client) follows when that process ends, soon where it has already."""
 
+    def unwatch(self, client: int) -> None:
+        """Undoes a watch()."""
+
     def allocate(self, image: DeviceImage) -> None:
         """Takes memory of the device: allocated or failed."""
 
@@ -57,6 +60,7 @@ class RecordedDeviceEffects:
     handed_over: list[tuple[int, DeviceAttached]] = field(default_factory=list)
     saved: list[DeviceState] = field(default_factory=list)
     watched: list[tuple[int, ProcessId]] = field(default_factory=list)
+    unwatched: list[int] = field(default_factory=list)
     done: list[tuple[str, int]] = field(default_factory=list)
 
     def reply(self, client: int, message: Reply) -> None:
@@ -73,6 +77,9 @@ class RecordedDeviceEffects:
 
     def watch(self, client: int, process: ProcessId) -> None:
         self.watched.append((client, process))
+
+    def unwatch(self, client: int) -> None:
+        self.unwatched.append(client)
 
     def allocate(self, image: DeviceImage) -> None:
         self.done.append(("allocate", image.id))

@@ -90,6 +90,7 @@ class DeviceKeeper:
         for orphan in orphans:
             self._images.release_all(orphan)
             self._peers.forget(orphan)
+            self._effects.unwatch(orphan)
         self._save()
         counts = tuple(LeaseCount(image_id=image_id, count=count) for image_id, count in sorted(taken.items()) if count)
         self._effects.reply(client, DevicesReclaimed(id=request.id, leases=counts))

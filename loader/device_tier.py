@@ -35,6 +35,8 @@ class Host(Protocol):
 
     def watch(self, client: int, process: ProcessId) -> None: ...
 
+    def unwatch(self, client: int) -> None: ...
+
     def save_devices(self, state: DeviceState) -> None: ...
 
     def post(self, event: Callable[[], None]) -> None: ...
@@ -97,6 +99,9 @@ class DeviceTier:
 
     def watch(self, client: int, process: ProcessId) -> None:
         self._host.watch(client, process)
+
+    def unwatch(self, client: int) -> None:
+        self._host.unwatch(client)
 
     def allocate(self, image: DeviceImage) -> None:
         self._work.allocate(image)

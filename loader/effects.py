@@ -26,6 +26,9 @@ class Effects(Protocol):
     def watch(self, client: int, process: ProcessId) -> None:
         """process_ended(client) follows when that process ends, soon where it has already."""
 
+    def unwatch(self, client: int) -> None:
+        """Undoes a watch()."""
+
     def start_load(self, image: Image) -> None:
         """Begins a load; load_finished or load_failed follows."""
 
@@ -73,6 +76,7 @@ class RecordedEffects:
     replies: list[tuple[int, Reply]] = field(default_factory=list)
     saved: list[StoreState] = field(default_factory=list)
     watched: list[tuple[int, ProcessId]] = field(default_factory=list)
+    unwatched: list[int] = field(default_factory=list)
     started: list[Image] = field(default_factory=list)
     cancelled: list[Image] = field(default_factory=list)
     paused: list[Image] = field(default_factory=list)
@@ -88,6 +92,9 @@ class RecordedEffects:
 
     def watch(self, client: int, process: ProcessId) -> None:
         self.watched.append((client, process))
+
+    def unwatch(self, client: int) -> None:
+        self.unwatched.append(client)
 
     def start_load(self, image: Image) -> None:
         self.started.append(image)

@@ -34,6 +34,7 @@
         ├── StoreCancelled            the load was cancelled, by close() or by an eviction
         ├── RemoteUnavailable         the server that has the checkpoint gives no usable answer for now
         ├── StoreProtocolError        the peer sent what this version does not understand
+        ├── ProcessUnwatchable        the store cannot see when this process ends
         ├── ImageLeased               an eviction was refused because somebody uses the image
         └── ImagePinned               an eviction was refused because the image is pinned
 
@@ -177,6 +178,10 @@ class RemoteUnavailable(StoreError):
 
 class StoreProtocolError(StoreError):
     """The peer sent what this version does not understand."""
+
+
+class ProcessUnwatchable(StoreError):
+    """The store cannot see when this process ends, so it gives it no leases."""
 
 
 class ImageLeased(StoreError):

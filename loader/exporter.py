@@ -84,6 +84,7 @@ def _memory(snapshot: StoreSnapshot) -> Iterable[Metric]:
         ("arena_page_bytes", "Size of the arena's pages.", arena.page_bytes),
         ("arena_prefaulted_bytes", "Bytes of the arena that were touched ahead.", arena.prefaulted_bytes),
         ("arena_largest_free_bytes", "Longest run of the arena that is free.", arena.largest_free_bytes),
+        ("arena_quarantined_bytes", "Where loads of a killed daemon may still write.", arena.quarantined_bytes),
         ("arena_fragmentation_ratio", "1 - longest free run / free bytes.", arena.fragmentation),
         ("ssd_cache_capacity_bytes", "How much of remote checkpoints is kept.", status.ssd_cache.capacity_bytes),
         ("ssd_cache_used_bytes", "Bytes of remote checkpoints on the SSD.", status.ssd_cache.used_bytes),

@@ -44,6 +44,7 @@ from .messages import (
 from .metrics import BandwidthMeter, LoadTotals, Outcome, StoreSnapshot
 from .peers import Peers
 from .processes import ProcessId
+from .quarantine import Quarantine
 from .reports import Reporter
 from .state import StoreState
 from .succession import Succession
@@ -62,13 +63,15 @@ class Keeper:
         self._totals = LoadTotals()
         self._queues = LoadQueues()
         peers = Peers()
-        self._succession = Succession(cache, peers, effects)
+        self._quarantine = Quarantine(cache.map)
+        self._succession = Succession(cache, self._quarantine, peers, effects)
         self._evictions = PendingEvictions()
         # Attaches to images that are being moved, and the load that the moves make room for.
         self._arrivals: list[tuple[Image, Waiter]] = []
         self._awaits_moves: Load | None = None
         self._report = Reporter(
             cache=cache,
+            quarantine=self._quarantine,
             queues=self._queues,
             peers=peers,
             meter=self._meter,
@@ -82,8 +85,17 @@ class Keeper:
     # Who is there
 
     def adopt(self, state: StoreState, first_client: int) -> int:
-        """Takes over what a predecessor left, numbering lease holders from `first_client`; returns the next number."""
+        """Takes over what a predecessor left, numbering lease holders from `first_client`; returns the next number.
+
+        Where its loads wrote nothing else may before end_quarantine().
+        """
         return self._succession.adopt(state, first_client)
+
+    def end_quarantine(self, now_s: float) -> None:
+        """The reads of a daemon that was killed have ended, QUARANTINE_S after it."""
+        self._quarantine.end()
+        self._succession.save()
+        self._advance(now_s)
 
     def connect(self, client: int, process: ProcessId) -> None:
         """A client is there."""
@@ -244,6 +256,7 @@ class Keeper:
             self._queues.requeue(load)
         else:
             self._give_up(load, error)
+        self._succession.save()
         self._advance(now_s)
 
     def moved(self, now_s: float) -> None:
@@ -339,6 +352,8 @@ class Keeper:
             victims = self._cache.victims_for(load.image)
         except StoreFull:
             if load.waiters and self._cancel_a_prefetch():
+                return None
+            if self._quarantine.bytes:
                 return None
             raise
         for victim in victims:

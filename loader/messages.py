@@ -67,7 +67,8 @@ class ArenaStatus:
     """The arena. `kind` and `page_bytes` are what it really got; a byte counts as prefaulted once it was touched.
 
     `interleaved_nodes` are the memory nodes that its pages are spread over, none where the nearest gives them.
-    `fragmentation` is 1 - largest free run / free bytes.
+    `fragmentation` is 1 - largest free run / free bytes. `quarantined_bytes` are neither used nor free: where loads of
+    a daemon that was killed wrote, for a minute.
     """
 
     kind: str
@@ -75,6 +76,7 @@ class ArenaStatus:
     interleaved_nodes: tuple[int, ...]
     prefaulted_bytes: int
     free_bytes: int
+    quarantined_bytes: int
     largest_free_bytes: int
     fragmentation: float
 

@@ -20,6 +20,7 @@ from .messages import (
 )
 from .metrics import BandwidthMeter
 from .peers import Peers
+from .quarantine import Quarantine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,7 @@ class Reporter:
     """Reads the keeper's parts. `read_bytes` says how far an image's load has come."""
 
     cache: ImageCache
+    quarantine: Quarantine
     queues: LoadQueues
     peers: Peers
     meter: BandwidthMeter
@@ -82,7 +84,7 @@ class Reporter:
             queues=self._queues(),
             devices=self.devices(),
             dram_bytes=self.cache.map.bytes,
-            used_bytes=self.cache.map.used_bytes,
+            used_bytes=self.cache.map.used_bytes - self.quarantine.bytes,
             leased_bytes=self.cache.leased_bytes,
             queue_depth=len(self.queues.loads),
             throttle_bytes_per_second=self.throttles.ssd_bytes_per_second,
@@ -102,6 +104,7 @@ class Reporter:
             interleaved_nodes=facts.interleaved_nodes,
             prefaulted_bytes=facts.prefaulted_bytes,
             free_bytes=arena_map.free_bytes,
+            quarantined_bytes=self.quarantine.bytes,
             largest_free_bytes=arena_map.largest_free_bytes,
             fragmentation=arena_map.fragmentation,
         )

@@ -6,6 +6,7 @@ opener.py, which report through a queue that wakes the loop.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import selectors
@@ -27,7 +28,7 @@ from .connection import Connection
 from .device_state import DeviceState
 from .device_tier import COPIER, DeviceTier
 from .effects import LoadResult
-from .errors import LoaderError, StoreCancelled, StoreError, StoreProtocolError
+from .errors import LoaderError, ProcessUnwatchable, StoreCancelled, StoreError, StoreProtocolError
 from .estimator import Throttles
 from .keeper import Keeper
 from .messages import (
@@ -58,11 +59,14 @@ from .messages import (
 from .metrics import StoreSnapshot
 from .opener import Opener, Resolver, is_url, known_as
 from .prefaulter import Prefaulter
-from .processes import ProcessId, open_process, process_of
+from .processes import UNKNOWN_PID, ProcessId, process_of
+from .quarantine import QUARANTINE_S
 from .remote.urls import without_secrets
 from .reports import ArenaFacts
 from .residency import likely_tier
 from .state import Legacy, Slots, StoreState
+from .timers import Timers
+from .watcher import Watcher
 from .work import Loader, Work
 
 log = logging.getLogger("serverless_triton.store")
@@ -70,6 +74,9 @@ log = logging.getLogger("serverless_triton.store")
 MAX_CLIENTS = 1024
 SNAPSHOT_TIMEOUT_S = 5.0
 PROGRESS_S = 0.1
+# Where there is no descriptor left for another client: it waits in the listener meanwhile.
+ACCEPT_PAUSE_S = 0.2
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +107,13 @@ class StoreServer:
         self._work = Work(parts.arena, parts.loader, self, self.post, self._devices.streaming)
         self._resolver = Resolver(parts.opener, self.post)
         self._connections: dict[int, Connection] = {}
+        self._refused: dict[int, LoaderError] = {}
         self._client_ids = count(1)
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._selector = selectors.DefaultSelector()
+        self._timers = Timers()
+        self._watcher = Watcher(self._selector, self._process_ended, self._later)
         self._has_watchers = False
         self._is_stopping = False
 
@@ -155,12 +165,10 @@ class StoreServer:
         self._legacy.save_devices(state)
 
     def watch(self, client: int, process: ProcessId) -> None:
-        descriptor = open_process(process)
-        ended = partial(self._process_ended, client, descriptor)
-        if descriptor is None:
-            self.post(ended)
-        else:
-            self._selector.register(descriptor, selectors.EVENT_READ, ended)
+        self._watcher.watch(client, process)
+
+    def unwatch(self, client: int) -> None:
+        self._watcher.unwatch(client)
 
     def start_load(self, image: Image) -> None:
         self._prefaulter.pause()
@@ -201,7 +209,7 @@ class StoreServer:
     def _register(self) -> None:
         for sock in (self._parts.listener, self._wake_receiver, self._wake_sender):
             sock.setblocking(False)
-        self._selector.register(self._parts.listener, selectors.EVENT_READ, self._accept)
+        self._listen()
         self._selector.register(self._wake_receiver, selectors.EVENT_READ, self._drain_wakes)
 
     def _adopt(self) -> None:
@@ -213,22 +221,42 @@ class StoreServer:
         self._client_ids = count(self._devices.requests.adopt(state.devices, next_client))
         leases = sum(lease.count for lease in state.store.leases) + sum(lease.count for lease in state.devices.leases)
         log.info("adopted images=%d leases=%d", len(state.store.images), leases)
+        if state.store.in_flight:
+            self._later(QUARANTINE_S, lambda: self._keeper.end_quarantine(time.monotonic()))
 
     def _step(self) -> None:
-        for key, events in self._selector.select(PROGRESS_S if self._has_watchers else None):
+        for key, events in self._selector.select(self._timeout_s()):
             if isinstance(key.data, Connection):
                 self._serve(key.data, events)
             else:
                 key.data()
         while not self._events.empty():
             self._events.get()()
+        for call in self._timers.take_due(time.monotonic()):
+            call()
         self._has_watchers = self._has_watchers and self._keeper.tell_progress()
+
+    def _timeout_s(self) -> float | None:
+        due_s = self._timers.next_due_s()
+        waits = [PROGRESS_S] if self._has_watchers else []
+        if due_s is not None:
+            waits.append(max(0.0, due_s - time.monotonic()))
+        return min(waits, default=None)
+
+    def _later(self, pause_s: float, call: Callable[[], None]) -> None:
+        self._timers.add(time.monotonic() + pause_s, call)
+
+    def _listen(self) -> None:
+        self._selector.register(self._parts.listener, selectors.EVENT_READ, self._accept)
 
     def _accept(self) -> None:
         try:
             sock, _ = self._parts.listener.accept()
         except OSError as error:
             log.warning("cannot accept a client: %s", error)
+            if error.errno in NO_DESCRIPTORS:
+                self._selector.unregister(self._parts.listener)
+                self._later(ACCEPT_PAUSE_S, self._listen)
             return
         sock.setblocking(False)
         pid, uid = link.peer_of(sock)
@@ -236,11 +264,23 @@ class StoreServer:
             log.warning("refused a client of user %d; %d are connected", uid, len(self._connections))
             sock.close()
             return
-        connection = Connection(next(self._client_ids), process_of(pid), sock)
-        self._connections[connection.client] = connection
+        client = next(self._client_ids)
+        try:
+            process = process_of(pid)
+        except OSError as error:
+            log.warning("cannot look at process %d: %s", pid, error)
+            sock.close()
+            return
+        except ProcessUnwatchable as error:
+            # It is told at its first request: to one that is cut off at once nothing could be told.
+            log.warning("refused a client: %s", error)
+            self._refused[client] = error
+            process = ProcessId(pid=UNKNOWN_PID, start_time=0)
+        connection = Connection(client, process, sock)
+        self._connections[client] = connection
         self._selector.register(sock, selectors.EVENT_READ, connection)
-        self._keeper.connect(connection.client, connection.process)
-        self._devices.requests.connect(connection.client, connection.process)
+        self._keeper.connect(client, process)
+        self._devices.requests.connect(client, process)
 
     def _serve(self, connection: Connection, events: int) -> None:
         if self._connections.get(connection.client) is not connection:
@@ -272,16 +312,14 @@ class StoreServer:
         if self._connections.pop(connection.client, None) is None:
             return
         log.debug("client %d left: %s", connection.client, reason)
+        self._refused.pop(connection.client, None)
         self._selector.unregister(connection.sock)
         connection.close()
         self._resolver.cancel_all(connection.client)
         self._keeper.disconnect(connection.client, time.monotonic())
         self._devices.requests.disconnect(connection.client, time.monotonic())
 
-    def _process_ended(self, client: int, descriptor: int | None) -> None:
-        if descriptor is not None:
-            self._selector.unregister(descriptor)
-            os.close(descriptor)
+    def _process_ended(self, client: int) -> None:
         self._keeper.process_ended(client, time.monotonic())
         self._devices.requests.process_ended(client, time.monotonic())
 
@@ -306,6 +344,8 @@ class StoreServer:
         self.reply(client, Failed(id=request_id, error=type(error).__name__, message=str(error)))
 
     def _dispatch(self, client: int, request: Request) -> None:
+        if client in self._refused:
+            raise self._refused[client]
         now_s = time.monotonic()
         if isinstance(request, PathQuestion):
             self._open(client, request)

@@ -1,7 +1,8 @@
 """What a daemon leaves to its successor: which images lie where, and which processes hold leases on them.
 
 The daemon saves it before it acknowledges a lease and before it lets anything overwrite an image that was in it. Images
-that are loading or moving are not in it: after a crash their bytes would be worth nothing.
+that are loading or moving are not in it: after a crash their bytes would be worth nothing. But where loads write is,
+since their reads may outlive the daemon.
 """
 
 from __future__ import annotations
@@ -41,12 +42,13 @@ class LeaseRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreState:
-    """Images in the order of their last use, the one used longest ago first."""
+    """Images in the order of their last use, the one used longest ago first; `in_flight` is where loads write."""
 
     arena_id: str
     next_image_id: int
     images: tuple[ImageRecord, ...]
     leases: tuple[LeaseRecord, ...]
+    in_flight: tuple[Piece, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

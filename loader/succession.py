@@ -10,19 +10,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .cache import ImageCache
+from .cache import ImageCache, ImageState
 from .effects import Effects
+from .layout import Piece
 from .messages import LeaseCount
 from .peers import Holder, Peers
 from .processes import ProcessId
+from .quarantine import Quarantine
 from .state import LeaseRecord, StoreState
 
 
 class Succession:
     """The holders of one cache's leases, and its state as a successor would find it."""
 
-    def __init__(self, cache: ImageCache, peers: Peers, effects: Effects) -> None:
+    def __init__(self, cache: ImageCache, quarantine: Quarantine, peers: Peers, effects: Effects) -> None:
         self._cache = cache
+        self._quarantine = quarantine
         self._peers = peers
         self._effects = effects
         self._saved: StoreState | None = None
@@ -32,6 +35,7 @@ class Succession:
         for record in state.images:
             self._cache.adopt(record)
         self._cache.adopt_next_id(state.next_image_id)
+        self._quarantine.begin(state.in_flight)
         numbers: dict[Holder, int] = {}
         for lease in state.leases:
             orphan = numbers.setdefault(lease.holder, first_client + len(numbers))
@@ -69,6 +73,7 @@ class Succession:
         for orphan in orphans:
             self._cache.release_all(orphan)
             self._peers.forget(orphan)
+            self._effects.unwatch(orphan)
         self.save()
         return tuple(lease for lease in taken if lease.count)
 
@@ -79,6 +84,7 @@ class Succession:
             next_image_id=self._cache.next_id,
             images=self._cache.records(),
             leases=self._leases(),
+            in_flight=self._in_flight(),
         )
         if state != self._saved:
             self._effects.save(state)
@@ -93,6 +99,10 @@ class Succession:
         for orphan in orphans:
             taken += self._cache.pass_on(lease.image_id, orphan, client, lease.count - taken)
         return taken
+
+    def _in_flight(self) -> tuple[Piece, ...]:
+        loading = (image for image in self._cache.images if image.state is ImageState.LOADING)
+        return (*self._quarantine.pieces, *(piece for image in loading for piece in image.pieces))
 
     def _leases(self) -> tuple[LeaseRecord, ...]:
         counts: Counter[tuple[int, Holder]] = Counter()

@@ -35,6 +35,7 @@ ARENA = ArenaStatus(
     interleaved_nodes=(0, 1),
     prefaulted_bytes=60,
     free_bytes=85,
+    quarantined_bytes=9,
     largest_free_bytes=68,
     fragmentation=0.2,
 )
@@ -121,6 +122,7 @@ def test_a_scrape_shows_the_store_as_it_is() -> None:
             "arena_page_bytes 2.097152e+06",
             "arena_prefaulted_bytes 60.0",
             "arena_largest_free_bytes 68.0",
+            "arena_quarantined_bytes 9.0",
             "arena_fragmentation_ratio 0.2",
             'device_loads_running{device="disk:5"} 1.0',
             'device_loads_waiting{device="disk:5"} 1.0',

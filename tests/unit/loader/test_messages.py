@@ -77,6 +77,7 @@ ARENA = ArenaStatus(
     interleaved_nodes=(0, 1),
     prefaulted_bytes=7,
     free_bytes=5,
+    quarantined_bytes=1,
     largest_free_bytes=3,
     fragmentation=0.4,
 )

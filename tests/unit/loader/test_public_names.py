@@ -34,6 +34,7 @@ PUBLIC_NAMES = {
     "LoaderError",
     "NotSafetensors",
     "PagesUnavailable",
+    "ProcessUnwatchable",
     "RemoteDenied",
     "RemoteUnavailable",
     "RemoteUnsuitable",
