@@ -9,7 +9,7 @@ Pure bookkeeping of offsets; one thread.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from .layout import ALIGNMENT_BYTES, Piece, aligned
 
@@ -37,6 +37,16 @@ class ArenaMap:
         twin = ArenaMap(self.bytes)
         twin._taken = list(self._taken)
         return twin
+
+    def without(self, pieces: Collection[Piece]) -> ArenaMap:
+        """A copy in which these are free."""
+        twin = ArenaMap(self.bytes)
+        twin._taken = [piece for piece in self._taken if piece not in pieces]
+        return twin
+
+    def become(self, other: ArenaMap) -> None:
+        """Has the pieces that `other` has, from now on."""
+        self._taken = list(other._taken)
 
     @property
     def taken(self) -> list[Piece]:
@@ -153,12 +163,13 @@ def best_fit(runs: Iterable[Piece], length: int, granule_bytes: int) -> Piece | 
     fits = [
         (run.length, piece.offset if is_large else -piece.offset, piece)
         for run in runs
-        if (piece := _placed(run, length, granule_bytes)) is not None
+        if run.length >= length and (piece := placed(run, length, granule_bytes)) is not None
     ]
     return min(fits)[2] if fits else None
 
 
-def _placed(run: Piece, length: int, granule_bytes: int) -> Piece | None:
+def placed(run: Piece, length: int, granule_bytes: int) -> Piece | None:
+    """Where in this run a piece would lie; None where the run does not hold it."""
     if granule_bytes == LARGE_GRANULE_BYTES:
         offset = aligned(run.offset, granule_bytes)
     else:

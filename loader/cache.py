@@ -7,17 +7,20 @@ never moved.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import count
+from itertools import accumulate, count
 
 from .arena_map import ArenaMap, Pieces, extent_bytes
 from .checkpoint import Checkpoint, CheckpointFile
-from .compaction import Move, compact
+from .compaction import compact
 from .errors import StoreFull
+from .holes import Move
 from .layout import Extent, Piece
+from .searches import first_that
 from .state import ImageRecord
 
 ImageKey = tuple[CheckpointFile, ...]
@@ -142,17 +145,14 @@ class ImageCache:
 
         Raises StoreFull where leased, pinned and loading images leave too little.
         """
-        trial = self._map.copy()
-        for going in self._in_state(ImageState.EVICTING):
-            trial.free(going.pieces)
-        victims: list[Image] = []
         candidates = self._by_use(filter(is_evictable, self._images.values()))
-        while not self._would_fit(trial, image, victims):
-            if not candidates:
-                raise self._full(image)
-            victims.append(candidates.pop(0))
-            trial.free(victims[-1].pieces)
-        return victims
+        free = self._map.without({piece for going in self._in_state(ImageState.EVICTING) for piece in going.pieces})
+        freed_bytes = list(accumulate((victim.bytes for victim in candidates), initial=free.free_bytes))
+        enough = bisect_left(freed_bytes, image.bytes)
+        count = first_that(enough, len(candidates), lambda count: self._would_fit(free, image, candidates[:count]))
+        if count is None:
+            raise self._full(image)
+        return candidates[:count]
 
     def place(self, image: Image) -> tuple[Move, ...]:
         """Gives an EMPTY image its pieces; returns what has to be moved, in order, before they may be written.
@@ -272,14 +272,13 @@ class ImageCache:
             )
         return image
 
-    def _would_fit(self, arena: ArenaMap, image: Image, victims: list[Image]) -> bool:
-        if arena.free_bytes < image.bytes:
-            return False
-        # The cheap questions first: what can be scattered fits, even if place() then finds something better.
+    def _would_fit(self, free: ArenaMap, image: Image, victims: list[Image]) -> bool:
+        gone = {piece for victim in victims for piece in victim.pieces}
+        arena = free.without(gone)
+        # The cheap question first: what can be scattered fits, even if place() then finds something better.
         if arena.copy().scatter(image.file_bytes) is not None:
             return True
-        gone = {piece for victim in victims for piece in victim.pieces}
-        return compact(arena.copy(), image.file_bytes, self._movable_pieces() - gone) is not None
+        return compact(arena, image.file_bytes, self._movable_pieces() - gone) is not None
 
     def _movable_pieces(self) -> set[Piece]:
         unleased = (image for image in self._in_state(ImageState.READY) if not image.leases)

@@ -14,10 +14,14 @@ from serverless_triton.loader.arena_map import (
     LARGE_GRANULE_BYTES,
     SCATTER_BYTES,
     ArenaMap,
+    best_fit,
     extent_bytes,
 )
 from serverless_triton.loader.compaction import Compaction, compact
-from serverless_triton.loader.layout import ALIGNMENT_BYTES, Piece
+from serverless_triton.loader.free_runs import FreeRuns
+from serverless_triton.loader.holes import granule_of_piece
+from serverless_triton.loader.layout import ALIGNMENT_BYTES, Piece, aligned
+from serverless_triton.loader.sliding import cheapest_slide
 
 MEGABYTES = 1 << 20
 
@@ -224,3 +228,89 @@ def replay(before: list[Piece], plan: Compaction) -> dict[Piece, Piece]:
 
 def test_pieces_are_multiples_of_the_core_s_chunks() -> None:
     assert SCATTER_BYTES == _core.CHUNK_BYTES
+
+
+def test_a_row_that_alignment_costs_less_than_all_of_them_is_found() -> None:
+    def pages(offset: int, length: int) -> Piece:
+        return Piece(offset=offset * ALIGNMENT_BYTES, length=length * ALIGNMENT_BYTES)
+
+    taken = [pages(2, 1), pages(1027, 1), pages(1536, 512)]
+    arena = ArenaMap(2576 * ALIGNMENT_BYTES, taken)
+
+    hole = cheapest_slide(arena, 1536 * ALIGNMENT_BYTES, LARGE_GRANULE_BYTES, taken)
+
+    assert hole is not None
+    assert [move.length // ALIGNMENT_BYTES for move in hole.moves] == [1, 512]
+
+
+def shortest_row_bytes(arena: ArenaMap, length: int, granule: int, movable: set[Piece]) -> int | None:
+    """What the cheapest slide moves, by trying every row."""
+    taken, found = arena.taken, []
+    for first in range(len(taken)):
+        cursor, moved_bytes = (taken[first - 1].end if first else 0), 0
+        for at in range(first, len(taken)):
+            if taken[at] not in movable:
+                break
+            target = aligned(cursor, granule_of_piece(taken[at]))
+            moved_bytes += taken[at].length if target != taken[at].offset else 0
+            cursor = target + taken[at].length
+            limit = taken[at + 1].offset if at + 1 < len(taken) else arena.bytes
+            if aligned(cursor, granule) + length <= limit:
+                found.append(moved_bytes)
+                break
+    return min(found, default=None)
+
+
+@st.composite
+def mixed_arenas(draw: st.DrawFn) -> tuple[ArenaMap, list[Piece]]:
+    """Pieces at small and at huge pages, with gaps of either kind between them."""
+    taken, cursor = [], 0
+    for _ in range(draw(st.integers(1, 14))):
+        is_huge = draw(st.booleans())
+        cursor += draw(st.integers(0, 3)) * draw(st.sampled_from([ALIGNMENT_BYTES, MEGABYTES, LARGE_GRANULE_BYTES]))
+        cursor = aligned(cursor, LARGE_GRANULE_BYTES if is_huge else ALIGNMENT_BYTES)
+        length = draw(st.integers(1, 4)) * (LARGE_GRANULE_BYTES if is_huge else 5 * ALIGNMENT_BYTES)
+        taken.append(Piece(offset=cursor, length=length))
+        cursor += length
+    return ArenaMap(cursor + draw(st.integers(0, 300)) * ALIGNMENT_BYTES, taken), taken
+
+
+@given(
+    crowd=mixed_arenas(),
+    pages=st.integers(1, 2000),
+    granule=st.sampled_from([ALIGNMENT_BYTES, LARGE_GRANULE_BYTES]),
+    choose=st.data(),
+)
+@settings(max_examples=500, deadline=None)
+def test_the_slide_that_is_found_is_the_cheapest_of_all_rows(
+    crowd: tuple[ArenaMap, list[Piece]], pages: int, granule: int, choose: st.DataObject
+) -> None:
+    arena, taken = crowd
+    movable = choose.draw(st.sets(st.sampled_from(taken)))
+    length = aligned(pages * ALIGNMENT_BYTES, granule)
+    if best_fit(arena.free_runs(), length, granule):
+        return
+
+    hole = cheapest_slide(arena, length, granule, movable)
+
+    assert (hole.rank[0] if hole else None) == shortest_row_bytes(arena, length, granule, movable)
+
+
+@given(
+    crowd=mixed_arenas(),
+    wanted=st.lists(st.tuples(st.integers(1, 600), st.booleans()), min_size=1, max_size=8),
+)
+@settings(max_examples=300, deadline=None)
+def test_runs_sorted_by_length_give_the_same_places_as_a_look_at_each(
+    crowd: tuple[ArenaMap, list[Piece]], wanted: list[tuple[int, bool]]
+) -> None:
+    arena, _ = crowd
+    runs = FreeRuns(arena.free_runs())
+
+    for pages, is_huge in wanted:
+        granule = LARGE_GRANULE_BYTES if is_huge else ALIGNMENT_BYTES
+        length = aligned(pages * ALIGNMENT_BYTES, granule)
+        place = best_fit(arena.free_runs(), length, granule)
+        assert runs.copy().take(length, granule) == runs.take(length, granule) == place
+        if place:
+            arena.claim(place)
