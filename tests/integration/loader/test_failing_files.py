@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,17 +16,20 @@ from serverless_triton.loader import (
     CheckpointChanged,
     CheckpointTruncated,
     CheckpointUnreadable,
+    Store,
     TensorSlice,
     hash_checkpoint,
     load_file,
     load_slices,
 )
 from serverless_triton.loader._core import CHUNK_BYTES, FileImage, Mapping, Reader, ReadJob
+from tests.unit.loader.safetensors_files import assert_same
 
 HERE = Path(__file__).parent
 MAY_NOT_MOUNT = 77
 
 ShowFile = Callable[..., Path]
+Daemon = Any
 
 
 @pytest.fixture
@@ -117,6 +121,40 @@ def test_the_python_faces_tell_the_same(show_file: ShowFile) -> None:
             load(failing)
         with pytest.raises(CheckpointTruncated, match=rf"{ending}: chunk [12] "):
             load(ending)
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "reason"),
+    [
+        ("--fail-from", CheckpointUnreadable, "read from ssd: Input/output error"),
+        ("--end-at", CheckpointTruncated, "became shorter"),
+    ],
+)
+def test_a_store_tells_its_clients_the_same_and_keeps_nothing_of_it(
+    daemon: Daemon,
+    store: Store,
+    show_file: ShowFile,
+    checkpoint: Path,
+    option: str,
+    error: type[Exception],
+    reason: str,
+) -> None:
+    path = show_file(option, str(CHUNK_BYTES))
+    before = open_files(daemon)
+
+    with pytest.raises(error, match=rf"{path}: chunk [12] .*{reason}"):
+        store.attach(path)
+
+    status = store.status()
+    assert (status.images, status.used_bytes, status.leased_bytes, status.queue_depth) == ((), 0, 0, 0)
+    assert open_files(daemon) == before
+    assert_same(store.attach(checkpoint).tensors, official_load_file(checkpoint))
+
+
+def open_files(daemon: Daemon) -> list[str]:
+    """What regular files the serving process has open."""
+    links = (str(link.readlink()) for link in Path(f"/proc/{daemon.child()}/fd").iterdir())
+    return sorted(link for link in links if link.startswith("/") and not link.startswith(("/dev/", "/proc/")))
 
 
 def test_a_file_that_is_written_while_it_is_read_has_changed(show_file: ShowFile) -> None:

@@ -2,15 +2,12 @@
 
 import json
 import os
-import struct
 import tempfile
 from pathlib import Path
 
 import pytest
-import torch
 
 from serverless_triton.loader import LoaderError, hash_checkpoint, load_file
-from serverless_triton.loader.tensors import TORCH_NAMES
 
 pytest.importorskip("hypothesis")
 from hypothesis import given, settings
@@ -18,34 +15,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file as official_load_file
 
-ITEM_BYTES = {
-    name: getattr(torch, torch_name).itemsize
-    for name, torch_name in TORCH_NAMES.items()
-    if hasattr(torch, torch_name) and name != "F4"
-}
-NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(lambda name: name != "__metadata__")
-
-
-@st.composite
-def safetensors_files(draw: st.DrawFn) -> bytes:
-    """A valid file: any names and dtypes, scalars, empty tensors, any alignment, entries in any order."""
-    header: dict[str, object] = {}
-    data = b""
-    for name in draw(st.lists(NAMES, max_size=6, unique=True)):
-        dtype = draw(st.sampled_from(sorted(ITEM_BYTES)))
-        shape = draw(st.lists(st.integers(0, 4), max_size=3))
-        count = torch.Size(shape).numel() * ITEM_BYTES[dtype]
-        values = draw(st.binary(min_size=count, max_size=count))
-        if dtype == "BOOL":
-            values = bytes(byte % 2 for byte in values)
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + count]}
-        data += values
-    entries = draw(st.permutations(list(header.items())))
-    if draw(st.booleans()):
-        entries = [("__metadata__", draw(st.dictionaries(st.text(max_size=3), st.text(max_size=3)))), *entries]
-    text = json.dumps(dict(entries), ensure_ascii=draw(st.booleans())).encode()
-    text += b" " * draw(st.integers(0, 9))
-    return struct.pack("<Q", len(text)) + text + data
+from .safetensors_files import assert_same, safetensors_files
 
 
 @settings(max_examples=150, deadline=None)
@@ -102,11 +72,3 @@ def test_corrupted_files_are_errors_or_what_the_official_reader_sees(content: by
         except SafetensorError as error:
             raise AssertionError("accepted what the official reader refuses") from error
         assert_same(ours, theirs)
-
-
-def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        assert (ours[name].dtype, ours[name].shape) == (tensor.dtype, tensor.shape)
-        if tensor.numel():
-            assert torch.equal(ours[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
