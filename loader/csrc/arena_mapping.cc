@@ -74,14 +74,13 @@ bool is_hugetlb(int fd) {
     return ::fstatfs(fd, &file_system) == 0 && file_system.f_type == HUGETLBFS_MAGIC;
 }
 
-// Before which offset the file may have memory. hugetlb tells how much it has, not where; a store takes the low
-// addresses first.
-std::uint64_t end_of_data(int fd) {
+// Whether holes are told from memory. Of a hugetlb file SEEK_DATA calls all of it data, and a read of a hole takes a
+// page for it; how much memory the file has is known, so holes are ruled out only where it has all.
+bool tells_its_holes(int fd) {
     constexpr std::uint64_t kBlockBytes = 512;
     const struct stat status = status_of(fd);
-    if (is_hugetlb(fd))
-        return static_cast<std::uint64_t>(status.st_blocks) * kBlockBytes;
-    return static_cast<std::uint64_t>(status.st_size);
+    return !is_hugetlb(fd) ||
+           static_cast<std::uint64_t>(status.st_blocks) * kBlockBytes >= static_cast<std::uint64_t>(status.st_size);
 }
 
 // The next run of memory that the file has, from `offset` on.
@@ -127,9 +126,10 @@ ArenaSlice ArenaMapping::scattered(int fd, std::span<const Piece> pieces) {
 }
 
 void ArenaMapping::populate(ReadJob& job) {
-    const std::uint64_t last = std::min(end_of_data(fd_.get()), bytes());
+    if (!tells_its_holes(fd_.get()))
+        return;
     for (auto data = next_data(fd_.get(), 0); data; data = next_data(fd_.get(), data->offset + data->length)) {
-        const std::uint64_t end = std::min(data->offset + data->length, last);
+        const std::uint64_t end = std::min(data->offset + data->length, bytes());
         for (std::uint64_t at = data->offset; at < end; at += kPopulateStepBytes) {
             job.proceed();
             fault_in({at, std::min(kPopulateStepBytes, end - at)});

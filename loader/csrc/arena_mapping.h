@@ -44,7 +44,8 @@ class ArenaMapping {
     [[nodiscard]] std::uint64_t huge_bytes() const { return memory_->huge_bytes(); }
 
     // Fills this process's page tables for all memory that the store has by now, so that no access faults later. Takes
-    // no memory that the store did not. Throws ReadCancelled.
+    // no memory that the store did not; for that it does nothing while a hugetlb arena lacks any of its pages, and
+    // slice() fills what it needs then. Throws ReadCancelled.
     void populate(ReadJob& job);
     // The bytes at `offset`, their page tables filled where populate() did not yet. Throws std::invalid_argument.
     [[nodiscard]] ArenaSlice slice(std::uint64_t offset, std::uint64_t length);

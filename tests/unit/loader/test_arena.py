@@ -61,6 +61,21 @@ def test_scattered_pieces_come_in_the_order_asked_for(arena: _core.Arena) -> Non
     assert bytes(view[4096:4102]) == b"second"
 
 
+@pytest.mark.parametrize("kind", ["4k", "memfd", "hugetlb"])
+def test_mapping_ahead_takes_no_memory_that_the_store_has_not(kind: str) -> None:
+    try:
+        arena = _core.Arena(8 * MEBIBYTE, kind)
+    except PagesUnavailable:
+        pytest.skip("this machine keeps no hugetlb pages")
+    arena.write(arena.bytes - 4096, b"a small entry lies at the top")
+    mapping, taken = _core.ArenaMapping(arena.client_fd(), arena.bytes), os.fstat(arena.client_fd()).st_blocks
+
+    mapping.populate(_core.ReadJob())
+
+    assert os.fstat(arena.client_fd()).st_blocks == taken
+    assert bytes(mapping.slice(arena.bytes - 4096, 7)) == b"a small"
+
+
 def test_prefaulting_takes_memory_and_counts_it(arena: _core.Arena) -> None:
     job = _core.ReadJob()
 
