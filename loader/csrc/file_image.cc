@@ -93,7 +93,8 @@ void FileImage::probe_direct() {
         return;
     struct stat status{};
     // The name may lead to another file by now; a read from that one would mix two checkpoints.
-    const bool same_file = ::fstat(direct_fd_.get(), &status) == 0 && status.st_ino == inode_;
+    const bool same_file =
+        ::fstat(direct_fd_.get(), &status) == 0 && status.st_dev == device_ && status.st_ino == inode_;
     Mapping block = Mapping::anonymous(kAlignmentBytes);
     if (!same_file || ::pread(direct_fd_.get(), block.data(), kAlignmentBytes, 0) < 0)
         direct_fd_.reset();

@@ -1,10 +1,11 @@
 """A file system of one file that fails in earnest: a FUSE server by its raw protocol (linux/fuse.h), run as a program.
 
-    fuse_file.py MOUNT_POINT BACKING [--fail-from N] [--end-at N] [--touch]
+    fuse_file.py MOUNT_POINT BACKING [--fail-from N] [--end-at N] [--touch] [--relink LINK TARGET]
 
 shows the file BACKING at MOUNT_POINT, an empty file, until it is terminated. Reads of a byte from N on fail with EIO
 (--fail-from), or find the file ended there though it says that it is longer (--end-at); --touch gives the file another
-modification time once its last byte was read. It says "ready" once it is mounted, and exits with 77 where it may not.
+modification time once its last byte was read; --relink has the symbolic link LINK lead to TARGET once the file was
+opened. It says "ready" once it is mounted, and exits with 77 where it may not.
 """
 
 from __future__ import annotations
@@ -38,12 +39,15 @@ MAY_NOT_MOUNT = 77
 class FailingFile:
     """Answers the kernel's questions about the one file, which is its own mount's root."""
 
-    def __init__(self, backing: Path, fail_from: int | None, end_at: int | None, touch: bool) -> None:
+    def __init__(
+        self, backing: Path, fail_from: int | None, end_at: int | None, touch: bool, relink: list[Path]
+    ) -> None:
         self._fd = os.open(backing, os.O_RDONLY)
         self._bytes = backing.stat().st_size
         self._fail_from = self._bytes if fail_from is None else fail_from
         self._end_at = self._bytes if end_at is None else end_at
         self._touch = touch
+        self._relink = relink
         self._mtime_s = 1_000_000_000
 
     def answer(self, opcode: int, body: bytes) -> bytes:
@@ -54,6 +58,7 @@ class FailingFile:
         if opcode == GETATTR:
             return self._attributes()
         if opcode == OPEN:
+            self._lead_away()
             return OPEN_OUT.pack(1, 0, 0)
         if opcode == READ:
             _, offset, size = READ_IN.unpack_from(body)
@@ -68,6 +73,12 @@ class FailingFile:
         return ATTR_OUT.pack(
             0, 0, 0, 1, self._bytes, blocks, *times, 0, 0, 0, stat.S_IFREG | 0o444, 1, 0, 0, 0, 4096, 0
         )
+
+    def _lead_away(self) -> None:
+        if self._relink:
+            link, target = self._relink
+            link.unlink()
+            link.symlink_to(target)
 
     def _read(self, offset: int, size: int) -> bytes:
         end = min(offset + size, self._bytes)
@@ -109,6 +120,7 @@ def main() -> int:
     parser.add_argument("--fail-from", type=int)
     parser.add_argument("--end-at", type=int)
     parser.add_argument("--touch", action="store_true")
+    parser.add_argument("--relink", type=Path, nargs=2, default=[])
     options = parser.parse_args()
     try:
         device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
@@ -123,7 +135,7 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, unmount)
     print("ready", flush=True)
-    serve(device, FailingFile(options.backing, options.fail_from, options.end_at, options.touch))
+    serve(device, FailingFile(options.backing, options.fail_from, options.end_at, options.touch, options.relink))
     return 0
 
 

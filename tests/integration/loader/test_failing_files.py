@@ -49,10 +49,10 @@ def show_file(tmp_path: Path, checkpoint: Path) -> Iterator[ShowFile]:
     """show_file("--end-at", "9", ...) is the checkpoint as a file that fails that way (fuse_file.py)."""
     servers = []
 
-    def show(*options: str) -> Path:
+    def show(*options: str, backing: Path = checkpoint) -> Path:
         place = tmp_path / f"failing{len(servers)}.safetensors"
         place.touch()
-        command = [sys.executable, str(HERE / "fuse_file.py"), str(place), str(checkpoint), *options]
+        command = [sys.executable, str(HERE / "fuse_file.py"), str(place), str(backing), *options]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         servers.append(server)
         assert server.stdout is not None
@@ -155,6 +155,16 @@ def open_files(daemon: Daemon) -> list[str]:
     """What regular files the serving process has open."""
     links = (str(link.readlink()) for link in Path(f"/proc/{daemon.child()}/fd").iterdir())
     return sorted(link for link in links if link.startswith("/") and not link.startswith(("/dev/", "/proc/")))
+
+
+def test_a_name_that_leads_to_another_device_between_two_opens_is_read_from_one_file(
+    show_file: ShowFile, checkpoint: Path, tmp_path: Path
+) -> None:
+    link, other = tmp_path / "link.safetensors", tmp_path / "other"
+    other.write_bytes(bytes(checkpoint.stat().st_size))
+    link.symlink_to(show_file("--relink", str(link), str(show_file(backing=other))))
+
+    assert read_all(link, "pread") == checkpoint.read_bytes()
 
 
 def test_a_file_that_is_written_while_it_is_read_has_changed(show_file: ShowFile) -> None:
