@@ -57,11 +57,11 @@ def load_file(
     """
     files = open_files(path, verify=verify)
     names = _chosen(files, keys, str(path))
+    if names is None and is_cuda(device):
+        return _on_device(files, device_of(name_of(device)), progress)
+
     parts = [None if names is None else _ranges_of(file.index, names) for file in files]
     total_bytes = sum(_bytes_to_take(file, ranges) for file, ranges in zip(files, parts, strict=True))
-
-    if names is None and is_cuda(device):
-        return _on_device(files, device_of(name_of(device)), total_bytes, progress)
 
     def take(job: _core.ReadJob) -> list[_core.Mapping]:
         return [_private_memory(file, ranges, job) for file, ranges in zip(files, parts, strict=True)]
@@ -110,12 +110,17 @@ def _bytes_to_take(file: OpenFile, ranges: list[Range] | None) -> int:
     return _core.bytes_to_read(file.image, whole if ranges is None else ranges, is_verified=bool(file.digests))
 
 
-def _on_device(
-    files: Iterable[OpenFile], device: _core.GpuDevice, total_bytes: int, progress: Progress | None
-) -> dict[str, torch.Tensor]:
+def _bytes_to_copy(file: OpenFile) -> int:
+    """A file in the page cache is compared with its hashes before it is copied, any other meanwhile."""
+    is_compared_before = bool(file.digests) and file.image.is_resident()
+    return file.image.bytes * (2 if is_compared_before else 1)
+
+
+def _on_device(files: list[OpenFile], device: _core.GpuDevice, progress: Progress | None) -> dict[str, torch.Tensor]:
     def take(job: _core.ReadJob) -> list[_core.DeviceMemory]:
         return [_copied(file, device, job) for file in files]
 
+    total_bytes = sum(map(_bytes_to_copy, files))
     tensors: dict[str, torch.Tensor] = {}
     for file, memory in zip(files, watched(take, total_bytes, progress), strict=True):
         place = DeviceFile(file_name=file.image.path, offset=0, bytes=file.image.bytes)
@@ -130,7 +135,7 @@ def _copied(file: OpenFile, device: _core.GpuDevice, job: _core.ReadJob) -> _cor
         # Registering a private mapping would make a copy of all its pages, so this goes through buffers.
         mapped = _private_memory(file, None, job)
         copy = _core.GpuCopy(target, [0])
-        copy.copy(0, mapped, [(0, image.bytes)], _core.ReadJob())
+        copy.copy(0, mapped, [(0, image.bytes)], job)
     else:
         memory = _core.Mapping.anonymous(aligned(image.bytes))
         copy = _core.GpuCopy(target, [0], _core.RegisteredMemory(memory))

@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file as official_load_file
 from safetensors.torch import save_file
 
-from serverless_triton.loader import load_file
+from serverless_triton.loader import StoreCancelled, _core, hash_checkpoint, load_file
+from serverless_triton.loader.devices import device_of, name_of
 from serverless_triton.loader.errors import DeviceUnavailable
+from serverless_triton.loader.standalone import _copied, open_files
 
 pytestmark = pytest.mark.usefixtures("cuda_driver")
 
@@ -67,6 +69,30 @@ def test_a_device_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
 
     with pytest.raises(DeviceUnavailable, match="cuda:99"):
         load_file(path, device="cuda:99")
+
+
+def test_a_load_from_the_page_cache_that_is_cancelled_copies_nothing_more(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.ones(4)}, path)
+    [file] = open_files(path, verify=False)
+    job = _core.ReadJob()
+    job.cancel()
+
+    with pytest.raises(StoreCancelled):
+        _copied(file, device_of(name_of("cuda:0")), job)
+
+
+def test_progress_counts_comparing_and_copying_of_what_lies_in_the_page_cache(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(TENSORS, path)
+    hash_checkpoint(path)
+    told: list[tuple[int, int]] = []
+
+    load_file(path, device="cuda:0", progress=lambda done, total: told.append((done, total)))
+
+    whole_bytes = 2 * path.stat().st_size
+    assert told[-1] == (whole_bytes, whole_bytes)
+    assert all(done <= total == whole_bytes for done, total in told)
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
