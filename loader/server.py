@@ -95,7 +95,7 @@ class StoreParts:
 
 
 class StoreServer:
-    """Serves one listening socket until stop(). Only stop() and snapshot() may be called from other threads."""
+    """Serves one listening socket until stop(). Only stop(), snapshot() and post() may be called from other threads."""
 
     def __init__(self, parts: StoreParts) -> None:
         self._parts = parts

@@ -29,6 +29,7 @@ def image(path: str, state: State, leases: int, *, orphaned_leases: int = 0, pin
     )
 
 
+PREFIX = "serverless_triton_store_"
 ARENA = ArenaStatus(
     kind="tmpfs",
     page_bytes=1 << 21,
@@ -82,16 +83,21 @@ STATUS = StoreStatus(
 )
 
 
-def test_a_scrape_shows_the_store_as_it_is() -> None:
+def scraped() -> list[str]:
+    """The samples of one scrape, without what all their names begin with."""
     totals = LoadTotals(loads=Counter({("ssd", "loaded"): 3, ("none", "failed"): 1}), verification_failures=1)
     totals.loaded("ssd", 7, 0.5)
     registry = CollectorRegistry()
     registry.register(StoreCollector(lambda: StoreSnapshot.of(STATUS, totals)))
-
     lines = [line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")]
-    assert sorted(lines) == sorted(
-        f"serverless_triton_store_{line}"
-        for line in (
+    assert all(line.startswith(PREFIX) for line in lines)
+    return sorted(line.removeprefix(PREFIX) for line in lines)
+
+
+def test_a_scrape_shows_the_store_as_it_is() -> None:
+    others = ("gpu_", "device_", "arena_")
+    assert [line for line in scraped() if not line.startswith(others)] == sorted(
+        [
             'loads_total{outcome="loaded",tier="ssd"} 4.0',
             'loads_total{outcome="failed",tier="none"} 1.0',
             'load_bytes_total{tier="ssd"} 7.0',
@@ -108,6 +114,16 @@ def test_a_scrape_shows_the_store_as_it_is() -> None:
             "leases 3.0",
             "orphaned_leases 1.0",
             "pinned_images 1.0",
+            'images{state="loading"} 1.0',
+            'images{state="ready"} 2.0',
+            'bandwidth_bytes_per_second{tier="ssd"} 1.5e+09',
+        ]
+    )
+
+
+def test_a_scrape_shows_each_gpu() -> None:
+    assert [line for line in scraped() if line.startswith("gpu_")] == sorted(
+        [
             'gpu_budget_bytes{gpu="GPU-1"} 90.0',
             'gpu_used_bytes{gpu="GPU-1"} 40.0',
             'gpu_leased_bytes{gpu="GPU-1"} 30.0',
@@ -119,18 +135,29 @@ def test_a_scrape_shows_the_store_as_it_is() -> None:
             'gpu_failed_copies_total{gpu="GPU-1"} 1.0',
             'gpu_copied_bytes_total{gpu="GPU-1"} 120.0',
             'gpu_copy_seconds_total{gpu="GPU-1"} 0.5',
+        ]
+    )
+
+
+def test_a_scrape_shows_the_arena() -> None:
+    assert [line for line in scraped() if line.startswith("arena_")] == sorted(
+        [
             "arena_page_bytes 2.097152e+06",
             "arena_prefaulted_bytes 60.0",
             "arena_largest_free_bytes 68.0",
             "arena_quarantined_bytes 9.0",
             "arena_fragmentation_ratio 0.2",
+        ]
+    )
+
+
+def test_a_scrape_shows_the_queue_of_each_device() -> None:
+    assert [line for line in scraped() if line.startswith("device_")] == sorted(
+        [
             'device_loads_running{device="disk:5"} 1.0',
             'device_loads_waiting{device="disk:5"} 1.0',
             'device_prefetches{device="disk:5"} 2.0',
             'device_unread_bytes{device="disk:5"} 9.0',
             'device_bandwidth_bytes_per_second{device="disk:5",tier="ssd"} 1e+09',
-            'images{state="loading"} 1.0',
-            'images{state="ready"} 2.0',
-            'bandwidth_bytes_per_second{tier="ssd"} 1.5e+09',
-        )
+        ]
     )
