@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from .cache import Image
-from .compaction import Move
+from .holes import Move
 from .messages import DeviceStatus, Reply, SsdCacheStatus, Tier
 from .processes import ProcessId
 from .reports import ArenaFacts

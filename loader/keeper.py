@@ -11,7 +11,6 @@ from dataclasses import replace
 
 from .cache import Image, ImageCache, ImageState, is_evictable
 from .checkpoint import Checkpoint
-from .compaction import Move
 from .effects import Effects, LoadResult
 from .errors import (
     CheckpointCorrupted,
@@ -24,6 +23,7 @@ from .errors import (
 )
 from .estimator import IN_DRAM, Bandwidths, Throttles, estimate_read
 from .evictions import PendingEvictions
+from .holes import Move
 from .load_queue import DeviceQueue, Load, LoadQueues, Waiter
 from .messages import (
     Attached,

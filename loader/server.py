@@ -23,13 +23,13 @@ from uuid import uuid4
 from . import _core, link
 from .cache import Image, ImageCache
 from .checkpoint import Checkpoint
-from .compaction import Move
 from .connection import Connection
 from .device_state import DeviceState
 from .device_tier import COPIER, DeviceTier
 from .effects import LoadResult
 from .errors import LoaderError, ProcessUnwatchable, StoreCancelled, StoreError, StoreProtocolError
 from .estimator import Throttles
+from .holes import Move
 from .keeper import Keeper
 from .messages import (
     ArenaMapped,

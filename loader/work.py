@@ -15,9 +15,9 @@ from typing import Protocol
 from . import _core
 from .cache import Image
 from .checkpoint import Checkpoint
-from .compaction import Move
 from .effects import LoadResult
 from .errors import LoaderError, StoreError
+from .holes import Move
 from .layout import Extent
 
 log = logging.getLogger("serverless_triton.store")
