@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from . import _core
-from .errors import StoreError, StoreUnavailable
+from .errors import PagesUnavailable, SocketUnusable, StoreError, StoreFull, StoreUnavailable
 from .holder import Startup, hold
 from .host_settings import configure_host
 from .loading import ImageLoader
@@ -43,8 +43,8 @@ LOCK_POLL_S = 0.01
 def serve(config: StoreConfig) -> None:
     """Serves until SIGTERM or SIGINT; for the only thread of a process.
 
-    Raises StoreUnavailable where another store has this socket, BudgetTooLarge, PagesUnavailable, StoreFull and
-    HostNotConfigurable where there is no such memory.
+    Raises StoreUnavailable where another store has this socket, SocketUnusable where none can be made, BudgetTooLarge,
+    PagesUnavailable, StoreFull and HostNotConfigurable where there is no such memory.
     """
     if config.die_with_parent:
         _core.die_with_parent(signal.SIGTERM)
@@ -134,18 +134,48 @@ def _metrics_of(server: StoreServer, port: int) -> Iterator[None]:
 
 @contextmanager
 def _listener_at(path: Path) -> Iterator[socket.socket]:
-    with _exclusive(path), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        path.unlink(missing_ok=True)  # of a store that was killed: the lock says that none is alive
-        previous_umask = os.umask(0o177)
-        try:
-            listener.bind(os.fspath(path))
-        finally:
-            os.umask(previous_umask)
-        listener.listen(128)
+    with ExitStack() as stack:
+        with _as_unusable(path):
+            _check_is_free(path)  # before the lock, which would leave its file beside somebody's checkpoint
+            stack.enter_context(_exclusive(path))
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            _bind(listener, path)
         try:
             yield listener
         finally:
-            path.unlink(missing_ok=True)
+            if _is_socket(path):
+                path.unlink(missing_ok=True)
+
+
+def _bind(listener: socket.socket, path: Path) -> None:
+    _check_is_free(path)
+    path.unlink(missing_ok=True)  # of a store that was killed: the lock says that none is alive
+    previous_umask = os.umask(0o177)
+    try:
+        listener.bind(os.fspath(path))
+    finally:
+        os.umask(previous_umask)
+    listener.listen(128)
+
+
+def _check_is_free(path: Path) -> None:
+    if os.path.lexists(path) and not _is_socket(path):
+        raise SocketUnusable(f"{path} exists and is no socket; choose another path")
+
+
+def _is_socket(path: Path) -> bool:
+    return not path.is_symlink() and path.is_socket()
+
+
+@contextmanager
+def _as_unusable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SocketUnusable(
+            f"cannot make a socket in {path.absolute().parent}: {error.strerror or error}; create that directory, "
+            "writable for this user, or choose another --socket"
+        ) from error
 
 
 @contextmanager

@@ -25,6 +25,7 @@
     │   └── DeviceOutOfMemory         the GPU has no memory left
     └── StoreError                    the store is at fault or busy; the files may be fine
         ├── StoreUnavailable          no store answers at that socket, or it went away
+        ├── SocketUnusable            no socket can be made at that path, or something else is there
         ├── StoreFull                 the DRAM budget is taken by leased and pinned images
         ├── BudgetTooLarge            the cgroup allows less memory than the store should take
         ├── EngineUnavailable         reads were asked for in a way that this machine forbids
@@ -142,6 +143,10 @@ class StoreError(LoaderError):
 
 class StoreUnavailable(StoreError):
     """No store answers at that socket, or it went away."""
+
+
+class SocketUnusable(StoreError):
+    """No socket can be made at that path, or something else is there."""
 
 
 class StoreFull(StoreError):

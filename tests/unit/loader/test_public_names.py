@@ -41,6 +41,7 @@ PUBLIC_NAMES = {
     "RemoteUrlRefused",
     "RepackReport",
     "SliceInvalid",
+    "SocketUnusable",
     "Store",
     "StoreCancelled",
     "StoreError",
