@@ -21,7 +21,8 @@ from serverless_triton.backend.errors import InvalidModelConfig, InvalidModelNam
 from serverless_triton.backend.messages import ModelSpec
 from serverless_triton.backend.model_config import parse_parameters, render_config
 from serverless_triton.loader import Checkpoint, fetch_model_files
-from serverless_triton.loader.opener import is_url, known_as
+from serverless_triton.loader.checkpoint import is_url
+from serverless_triton.loader.opener import known_as
 
 logger = logging.getLogger(__name__)
 

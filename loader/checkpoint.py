@@ -11,7 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import CheckpointIndexInvalid, CheckpointNotFound, CheckpointUnreadable, UnsafeCheckpoint
+from .errors import (
+    CheckpointIndexInvalid,
+    CheckpointNotFound,
+    CheckpointUnreadable,
+    RemoteUrlRefused,
+    UnsafeCheckpoint,
+)
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -68,8 +74,12 @@ class Checkpoint:
     def open(path: Path | str) -> Checkpoint:
         """Finds the files of the checkpoint at `path`.
 
-        Raises CheckpointNotFound, CheckpointUnreadable, CheckpointIndexInvalid or UnsafeCheckpoint.
+        Raises CheckpointNotFound, CheckpointUnreadable, CheckpointIndexInvalid or UnsafeCheckpoint; RemoteUrlRefused
+        for a URL.
         """
+        check_given(path)
+        if is_url(str(path)):
+            raise RemoteUrlRefused("URLs go through a store: Store(...).attach(URL)")
         try:
             place = canonical_path(path)
             files = _directory_files(place) if place.is_dir() else [_single_file(place)]
@@ -80,6 +90,16 @@ class Checkpoint:
             raise CheckpointUnreadable(f"cannot read {error.filename or path}: {error.strerror}") from error
         except (RuntimeError, ValueError) as error:  # a loop of links; a zero byte or a lone surrogate in a name
             raise CheckpointUnreadable(f"cannot read {str(path)!r}: {error}; give it a proper path") from error
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def check_given(path: Path | str) -> None:
+    """Raises CheckpointNotFound for an empty path, which would otherwise stand for the working directory."""
+    if not str(path):
+        raise CheckpointNotFound("the path of the checkpoint is empty; give a file, a directory or a URL")
 
 
 def canonical_path(path: Path | str) -> Path:

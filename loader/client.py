@@ -20,6 +20,7 @@ from uuid import uuid4
 from . import _core, link
 from .arena_view import ArenaView, tensors_in
 from .attachment import Attachment, attachment_of
+from .checkpoint import check_given, is_url
 from .devices import CPU, device_of, is_cpu, name_of
 from .errors import (
     LoaderError,
@@ -65,7 +66,6 @@ from .messages import (
     Unpin,
     Unpinned,
 )
-from .opener import is_url
 from .progress import Progress
 from .store_link import Interrupted, OnProgress, StoreLink
 
@@ -430,4 +430,5 @@ class Store:
 
 
 def _absolute(path: Path | str) -> str:
+    check_given(path)
     return path if isinstance(path, str) and is_url(path) else str(Path(path).absolute())

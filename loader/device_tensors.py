@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from . import _core
+from .devices import unreachable
 from .messages import DeviceFile
 from .tensors import everything, typed_shape
 
@@ -36,7 +37,12 @@ def _bytes_of(memory: _core.DeviceMemory) -> torch.Tensor:
 
     if torch.cuda.is_available():
         torch.cuda.current_stream()  # makes torch ready for the GPU, which it does only for memory of its own
-    content: torch.Tensor = torch.utils.dlpack.from_dlpack(memory.dlpack())
+    try:
+        content: torch.Tensor = torch.utils.dlpack.from_dlpack(memory.dlpack())
+    except (AssertionError, RuntimeError) as error:
+        if torch.cuda.is_available():
+            raise
+        raise unreachable("cuda") from error
     return content
 
 

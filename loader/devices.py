@@ -45,6 +45,24 @@ def device_of(name: str) -> _core.GpuDevice:
     return _core.GpuDevice(names.index(name))
 
 
+def check_torch_reaches(device: str | torch.device) -> None:
+    """For tensors that torch itself shall bring to a device. Raises DeviceUnavailable."""
+    import torch
+
+    if is_cuda(device) and not torch.cuda.is_available():
+        raise unreachable(device)
+
+
+def unreachable(device: str | torch.device) -> DeviceUnavailable:
+    """This process's torch cannot use a GPU; the error says what to do."""
+    import torch
+
+    return DeviceUnavailable(
+        f"torch {torch.__version__} reaches no CUDA device for {device}; install a CUDA build of torch and check "
+        "nvidia-smi, or load with device='cpu'"
+    )
+
+
 def _current() -> int:
     import torch
 

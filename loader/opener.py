@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
 
-from .checkpoint import Checkpoint, canonical_path
+from .checkpoint import Checkpoint, canonical_path, is_url
 from .errors import LoaderError, StoreError
 from .remote.urls import parse_url, without_secrets
 
@@ -82,10 +82,6 @@ class Resolver:
     def _fail(self, key: tuple[int, int], error: LoaderError) -> None:
         if key in self._waiting:
             self._waiting.pop(key)[1](error)
-
-
-def is_url(path: str) -> bool:
-    return "://" in path
 
 
 def known_as(path: str) -> str:

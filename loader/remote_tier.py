@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from . import _core
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, is_url
 from .effects import LoadResult
 from .errors import (
     CheckpointChanged,
@@ -24,7 +24,6 @@ from .errors import (
 )
 from .layout import Extent
 from .messages import SsdCacheStatus
-from .opener import is_url
 from .remote.settings import RemoteSettings
 from .remote.ssd_cache import SsdCache
 from .work import Loader

@@ -22,7 +22,7 @@ from uuid import uuid4
 
 from . import _core, link
 from .cache import Image, ImageCache
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, is_url
 from .connection import Connection
 from .device_state import DeviceState
 from .device_tier import COPIER, DeviceTier
@@ -57,7 +57,7 @@ from .messages import (
     Unpin,
 )
 from .metrics import StoreSnapshot
-from .opener import Opener, Resolver, is_url, known_as
+from .opener import Opener, Resolver, known_as
 from .prefaulter import Prefaulter
 from .processes import UNKNOWN_PID, ProcessId, process_of
 from .quarantine import QUARANTINE_S

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import _core
+from .devices import check_torch_reaches
 from .errors import SliceInvalid
 from .keys import check_present
 from .progress import Progress, watched
@@ -79,8 +80,9 @@ def load_slices(
     Equal to slicing what load_file returns. The tensors are contiguous, private and writable; they share one piece of
     memory. Where hashes lie beside a file and are compared (`verify`), the chunks of 8 MiB in which a slice lies are
     read whole, else its bytes alone. Raises SliceInvalid where a slice does not fit its tensor, TensorNotFound, every
-    other CheckpointError, and StoreFull where the machine has no memory left.
+    other CheckpointError, DeviceUnavailable, and StoreFull where the machine has no memory left.
     """
+    check_torch_reaches(device)
     files = open_files(path, verify=verify)
     check_present(slices, {entry.name for file in files for entry in file.index.tensors}, str(path))
     plan = _plan(files, slices)

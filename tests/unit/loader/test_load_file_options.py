@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,15 @@ from safetensors.torch import save_file
 
 from serverless_triton.loader import (
     CheckpointCorrupted,
+    CheckpointNotFound,
     ChunkHashesInvalid,
+    DeviceUnavailable,
+    RemoteUrlRefused,
     TensorNotFound,
+    TensorSlice,
     hash_checkpoint,
     load_file,
+    load_slices,
 )
 
 CHUNK_BYTES = 8 << 20
@@ -130,3 +137,26 @@ def test_progress_ends_at_the_whole_and_may_end_the_load(path: Path) -> None:
 
 def test_a_device_is_where_the_tensors_end_up(path: Path) -> None:
     assert load_file(path, device="meta", keys=["a"])["a"].device.type == "meta"
+
+
+@pytest.mark.parametrize("read", [load_file, hash_checkpoint])
+def test_a_url_is_sent_to_a_store(read: Callable[[str], object]) -> None:
+    with pytest.raises(RemoteUrlRefused, match=r"URLs go through a store: Store\(\.\.\.\)\.attach\(URL\)"):
+        read("https://example.com/model?secret=1")
+
+
+def test_an_empty_path_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"a": torch.ones(3)}, tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(CheckpointNotFound, match="path of the checkpoint is empty"):
+        load_file("")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this torch reaches a GPU")
+@pytest.mark.parametrize("device", ["cuda", torch.device("cuda:0")])
+def test_a_device_that_torch_cannot_reach_is_said(path: Path, device: str | torch.device) -> None:
+    slices = {"a": TensorSlice(0, 0, 2)}
+    for load in (partial(load_file, keys=["a"]), partial(load_slices, slices=slices)):
+        with pytest.raises(DeviceUnavailable, match="torch .* reaches no CUDA device .* load with device='cpu'"):
+            load(path, device=device)

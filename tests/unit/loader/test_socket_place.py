@@ -13,7 +13,10 @@ def test_a_file_at_the_socket_s_path_is_refused_and_stays(tmp_path: Path) -> Non
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"weights")
 
-    with pytest.raises(SocketUnusable, match=rf"{path} exists and is no socket; choose another path"), _listener_at(path):
+    with (
+        pytest.raises(SocketUnusable, match=rf"{path} exists and is no socket; choose another path"),
+        _listener_at(path),
+    ):
         pass
 
     assert path.read_bytes() == b"weights"
