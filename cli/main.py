@@ -6,6 +6,7 @@ module of this package with a click command named `command`.
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib import import_module
 
@@ -60,8 +61,14 @@ def main() -> None:
     except Exception as error:
         if not isinstance(error, _typed_errors()):
             raise
-        click.echo(f"serverless-triton: {error}", err=True)
+        click.echo(_failure(error, as_json="--json" in sys.argv), err=True)
         sys.exit(1)
+
+
+def _failure(error: Exception, *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps({"error": type(error).__name__, "message": str(error)})
+    return f"serverless-triton: {error}"
 
 
 def _typed_errors() -> tuple[type[BaseException], ...]:

@@ -15,7 +15,7 @@ import click
 
 from serverless_triton.loader.client import Store
 from serverless_triton.loader.daemon import serve
-from serverless_triton.loader.integrity import hash_checkpoint, verify_checkpoint
+from serverless_triton.loader.integrity import IntegrityReport, hash_checkpoint, verify_checkpoint
 from serverless_triton.loader.messages import (
     DeviceStatus,
     ImageStatus,
@@ -25,7 +25,7 @@ from serverless_triton.loader.messages import (
     StoreStatus,
 )
 from serverless_triton.loader.progress import Progress
-from serverless_triton.loader.repack import repack_checkpoint
+from serverless_triton.loader.repack import RepackReport, repack_checkpoint
 from serverless_triton.loader.store_config import PAGES, StoreConfig
 
 _socket = click.option(
@@ -37,8 +37,15 @@ _socket = click.option(
     help="The store's unix socket.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-_timeout = click.option("--timeout-s", type=click.FloatRange(min=0), default=3600.0, show_default=True)
-_path = click.argument("path", type=click.Path(path_type=Path))
+_timeout = click.option(
+    "--timeout-s",
+    type=click.FloatRange(min=0),
+    default=3600.0,
+    show_default=True,
+    help="Seconds to wait; then the load is cancelled, unless others want it.",
+)
+# Not made a Path, which would spell an empty path "." and a URL anew.
+_path = click.argument("path", metavar="PATH", type=click.Path())
 _device = click.option("--device", default="cpu", show_default=True, help="cpu, or a GPU such as cuda:0.")
 # A checkpoint by path or URL.
 _checkpoint = click.argument("path", metavar="PATH")
@@ -46,25 +53,47 @@ _checkpoint = click.argument("path", metavar="PATH")
 
 @click.group("store", short_help="A node's weights in memory; checkpoints made ready for it.")
 def command() -> None:
-    """Keep checkpoints in memory that all processes of a node share, and make them ready for that."""
+    """Keep checkpoints in memory that all processes of a node share, and make them ready for that.
+
+    PATH is a .safetensors file, a directory that holds one or has an index of its shards, or a URL (https://, s3://,
+    hf://); repack, hash and verify take no URL. Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+    """
 
 
-@command.command("serve")
+@command.command("serve", short_help="Run the store until Ctrl-C.")
 @_socket
-@click.option("--dram-bytes", type=click.IntRange(1), help="Budget of all images. [default: half of what is free]")
+@click.option("--dram-bytes", type=click.IntRange(1), help="Budget of all images.  [default: half of what is free]")
 @click.option(
-    "--pages", type=click.Choice(PAGES), default="auto", show_default=True, help="What the memory is made of."
+    "--pages",
+    type=click.Choice(PAGES),
+    default="auto",
+    show_default=True,
+    help="What the memory is made of. auto: the first of the others that gives pages of 2 MiB here, or 4k. hugetlb: "
+    "pages that the machine keeps (nr_hugepages). tmpfs: a private mount, as root. memfd: pages of 2 MiB where "
+    "shmem_enabled allows. 4k: small pages, everywhere.",
 )
 @click.option("--prefault/--no-prefault", default=True, show_default=True, help="Take the memory ahead of loads.")
-@click.option("--configure-host", is_flag=True, help="May change this machine's settings for --pages.")
-@click.option("--gpu-bytes", type=click.IntRange(0), default=0, help="Budget of each GPU's memory. [default: none]")
+@click.option(
+    "--configure-host", is_flag=True, help="Change machine settings as --pages needs; they stay.  [default: no]"
+)
+@click.option("--gpu-bytes", type=click.IntRange(0), default=0, help="Budget of each GPU's memory.  [default: none]")
 @click.option("--threads", type=click.IntRange(1, 256), default=4, show_default=True, help="Reading threads of a load.")
-@click.option("--ssd-bytes-per-second", type=click.IntRange(0), default=0, help="Limit of all reads. [default: none]")
-@click.option("--remote-bytes-per-second", type=click.IntRange(0), default=0, help="The same for the network.")
-@click.option("--cache-dir", type=click.Path(path_type=Path), help="Where copies of remote checkpoints are kept.")
-@click.option("--cache-bytes", type=click.IntRange(0), default=0, help="How much of them at most.")
+@click.option("--ssd-bytes-per-second", type=click.IntRange(0), default=0, help="Limit of all reads.  [default: none]")
+@click.option(
+    "--remote-bytes-per-second", type=click.IntRange(0), default=0, help="The same for the network.  [default: none]"
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    help="Where copies of remote checkpoints are kept, with --cache-bytes.  [default: nowhere]",
+)
+@click.option("--cache-bytes", type=click.IntRange(0), default=0, help="How much of them at most, with --cache-dir.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare with the hashes beside files.")
-@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Prometheus, on 127.0.0.1. [default: none]")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    help="Serve Prometheus metrics on 127.0.0.1; 0: any free port, which the log names.  [default: no metrics]",
+)
 def serve_command(socket: Path, **options: Any) -> None:
     """Run the store until Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -75,7 +104,7 @@ def serve_command(socket: Path, **options: Any) -> None:
     serve(config)
 
 
-@command.command("load")
+@command.command("load", short_help="Bring a checkpoint into memory or onto a GPU.")
 @_checkpoint
 @_socket
 @_device
@@ -87,18 +116,21 @@ def load(path: str, socket: Path, device: str, timeout_s: float, as_json: bool) 
     _print(asdict(receipt), _loaded(path, receipt), as_json)
 
 
-@command.command("prefetch")
+@command.command("prefetch", short_help="Have the store load a checkpoint, without waiting.")
 @_checkpoint
 @_socket
 @_json
 def prefetch(path: str, socket: Path, as_json: bool) -> None:
-    """Have the store load PATH, without waiting."""
+    """Have the store load PATH, without waiting.
+
+    What is wrong with its bytes shows later: in the store's log and metrics, and to whoever loads it next.
+    """
     with Store(socket) as store:
         image = store.prefetch(path)
     _print(asdict(image), _image_line(image), as_json)
 
 
-@command.command("pin")
+@command.command("pin", short_help="Load a checkpoint and keep it until it is unpinned.")
 @_checkpoint
 @_socket
 @_timeout
@@ -111,7 +143,7 @@ def pin(path: str, socket: Path, timeout_s: float, as_json: bool) -> None:
     _print(asdict(receipt), f"{_loaded(path, receipt)}, pinned", as_json)
 
 
-@command.command("unpin")
+@command.command("unpin", short_help="Let a checkpoint go when its room is needed.")
 @_checkpoint
 @_socket
 @_json
@@ -119,10 +151,10 @@ def unpin(path: str, socket: Path, as_json: bool) -> None:
     """Let PATH go again when its room is needed."""
     with Store(socket) as store:
         images = store.unpin(path)
-    _print({"unpinned": images}, f"unpinned {images} of {path}", as_json)
+    _print({"unpinned": images}, _done("unpinned", images, path, "is pinned"), as_json)
 
 
-@command.command("evict")
+@command.command("evict", short_help="Drop a checkpoint from memory.")
 @_checkpoint
 @_socket
 @_json
@@ -130,10 +162,10 @@ def evict(path: str, socket: Path, as_json: bool) -> None:
     """Drop PATH from memory; refused while it is used or pinned."""
     with Store(socket) as store:
         images = store.evict(path)
-    _print({"evicted": images}, f"evicted {images} of {path}", as_json)
+    _print({"evicted": images}, _done("evicted", images, path, "is in the store"), as_json)
 
 
-@command.command("estimate")
+@command.command("estimate", short_help="Say how long a load would take now.")
 @_checkpoint
 @_socket
 @_device
@@ -147,7 +179,7 @@ def estimate(path: str, socket: Path, device: str, as_json: bool) -> None:
     _print(asdict(answer), line, as_json)
 
 
-@command.command("status")
+@command.command("status", short_help="Show what the store holds and does.")
 @_socket
 @_json
 def status(socket: Path, as_json: bool) -> None:
@@ -157,36 +189,36 @@ def status(socket: Path, as_json: bool) -> None:
     _print(asdict(now), "\n".join(_status_lines(now)), as_json)
 
 
-@command.command("repack")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("target", type=click.Path(path_type=Path))
+@command.command("repack", short_help="Write a copy that loads faster, with hashes.")
+@click.argument("source", type=click.Path())
+@click.argument("target", type=click.Path())
 @_json
-def repack(source: Path, target: Path, as_json: bool) -> None:
+def repack(source: str, target: str, as_json: bool) -> None:
     """Write SOURCE into the new directory TARGET: aligned, in layer order, with hashes; plain safetensors."""
     with _bar("repacking") as progress:
         report = repack_checkpoint(source, target, progress)
-    line = f"repacked {report.files} files of {_size(report.bytes)} into {target}, {len(report.copied)} more copied"
+    line = f"repacked {_files(report)} into {target}, {len(report.copied)} more copied"
     _print(asdict(report), line, as_json)
 
 
-@command.command("hash")
+@command.command("hash", short_help="Write hashes beside files known to be good.")
 @_path
 @_json
-def hash_(path: Path, as_json: bool) -> None:
+def hash_(path: str, as_json: bool) -> None:
     """Write the hashes of PATH's files beside them; they should be known to be good."""
     with _bar("hashing") as progress:
         report = hash_checkpoint(path, progress)
-    _print(asdict(report), f"hashed {report.files} files of {_size(report.bytes)}", as_json)
+    _print(asdict(report), f"hashed {_files(report)}", as_json)
 
 
-@command.command("verify")
+@command.command("verify", short_help="Compare every byte with the hashes.")
 @_path
 @_json
-def verify(path: Path, as_json: bool) -> None:
+def verify(path: str, as_json: bool) -> None:
     """Compare every byte of PATH with the hashes beside its files."""
     with _bar("verifying") as progress:
         report = verify_checkpoint(path, progress)
-    _print(asdict(report), f"{report.files} files of {_size(report.bytes)} are as they were hashed", as_json)
+    _print(asdict(report), f"{_files(report)}: every byte is as it was hashed", as_json)
 
 
 def _load(path: str, socket: Path, timeout_s: float, device: str = "cpu") -> LoadReceipt:
@@ -216,7 +248,8 @@ def _print(content: dict[str, Any], line: str, as_json: bool) -> None:
 def _cache_lines(status: SsdCacheStatus) -> list[str]:
     if not status.capacity_bytes:
         return []
-    line = f"{status.entries} copies on the SSD, {_size(status.used_bytes)} of {_size(status.capacity_bytes)}"
+    copies = "1 copy" if status.entries == 1 else f"{status.entries} copies"
+    line = f"{copies} on the SSD, {_size(status.used_bytes)} of {_size(status.capacity_bytes)}"
     return [f"{line}; {status.problem}" if status.problem else line]
 
 
@@ -234,7 +267,8 @@ def _loaded(path: str, receipt: LoadReceipt) -> str:
 
 def _status_lines(now: StoreStatus) -> Iterator[str]:
     arena = now.arena
-    yield f"{_size(now.used_bytes)} of {_size(now.dram_bytes)} used, {now.queue_depth} loads wait or run"
+    loads = _count(now.queue_depth, "load")
+    yield f"{_size(now.used_bytes)} of {_size(now.dram_bytes)} used, {loads} waiting or running"
     nodes = f", over nodes {', '.join(map(str, arena.interleaved_nodes))}" if arena.interleaved_nodes else ""
     yield (
         f"arena: {arena.kind}, pages of {arena.page_bytes // 1024} KiB{nodes}, {_size(arena.prefaulted_bytes)} "
@@ -245,13 +279,17 @@ def _status_lines(now: StoreStatus) -> Iterator[str]:
     yield from map(_image_line, now.images)
     for device in now.devices:
         yield _device_line(device)
-        yield from (f"  {image.path}: {image.state}, {image.leases} leases" for image in device.images if image.path)
+        yield from (
+            f"  {image.path}: {image.state}, {_count(image.leases, 'lease')}" for image in device.images if image.path
+        )
 
 
 def _queue_line(queue: QueueStatus) -> str:
     speeds = "".join(f", {tier} {_size(speed)}/s" for tier, speed in queue.bandwidth_bytes_per_second.items())
     reading = f"reading {queue.running}" if queue.running else "idle"
-    waiting = f", {queue.waiting_loads} wait, {queue.prefetches} prefetches, {queue.paused_loads} paused"
+    waiting = (
+        f", {queue.waiting_loads} waiting, {_count(queue.prefetches, 'prefetch', 'es')}, {queue.paused_loads} paused"
+    )
     return f"{queue.device}: {reading}{waiting if queue.unread_bytes else ''}{speeds}"
 
 
@@ -264,7 +302,19 @@ def _device_line(device: DeviceStatus) -> str:
 def _image_line(image: ImageStatus) -> str:
     orphaned = f" ({image.orphaned_leases} orphaned)" if image.orphaned_leases else ""
     marks = "".join(f", {mark}" for mark in ("pinned", "scattered") if getattr(image, mark))
-    return f"{image.path}: {image.state}, {_size(image.read_bytes)}, {image.leases} leases{orphaned}{marks}"
+    return f"{image.path}: {image.state}, {_size(image.read_bytes)}, {_count(image.leases, 'lease')}{orphaned}{marks}"
+
+
+def _done(verb: str, images: int, path: str, otherwise: str) -> str:
+    return f"{verb} {_count(images, 'image')} of {path}" if images else f"no image of {path} {otherwise}"
+
+
+def _files(report: IntegrityReport | RepackReport) -> str:
+    return f"{_count(report.files, 'file')} of {_size(report.bytes)}"
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}{'' if number == 1 else plural}"
 
 
 def _size(size_bytes: float) -> str:

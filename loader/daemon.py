@@ -23,7 +23,7 @@ from pathlib import Path
 from . import _core
 from .errors import PagesUnavailable, SocketUnusable, StoreError, StoreFull, StoreUnavailable
 from .holder import Startup, hold
-from .host_settings import configure_host
+from .host_settings import configure_host, hugetlb_shortage
 from .loading import ImageLoader
 from .lock_file import open_lock_file
 from .memory_limits import dram_budget, read_memory_limits
@@ -31,7 +31,7 @@ from .remote.ssd_cache import SsdCache
 from .remote_tier import RemoteTier
 from .server import StoreParts, StoreServer
 from .state_slots import StateSlots
-from .store_config import StoreConfig, parse_arguments
+from .store_config import Pages, StoreConfig, parse_arguments
 
 log = logging.getLogger("serverless_triton.store")
 
@@ -55,14 +55,27 @@ def serve(config: StoreConfig) -> None:
 
 def _create_arena(config: StoreConfig) -> _core.Arena:
     budget = dram_budget(config.dram_bytes, read_memory_limits())
-    log.info("budget bytes=%d: %s", budget.bytes, budget.reason)
+    level = logging.WARNING if budget.exceeds_available else logging.INFO
+    log.log(level, "budget bytes=%d: %s", budget.bytes, budget.reason)
     if config.configure_host:
         for change in configure_host(config.pages, budget.bytes):
             log.warning("machine setting changed file=%s old=%s new=%s", change.file, change.old, change.new)
-    arena = _core.Arena(budget.bytes, config.pages)
+    arena = _arena_of(budget.bytes, config.pages)
     nodes = arena.interleaved_nodes
     log.info("arena bytes=%d kind=%s page_bytes=%d nodes=%s", arena.bytes, arena.kind, arena.page_bytes, nodes)
     return arena
+
+
+def _arena_of(size_bytes: int, pages: Pages) -> _core.Arena:
+    """Raises PagesUnavailable and StoreFull in words of the command line."""
+    try:
+        return _core.Arena(size_bytes, pages)
+    except StoreFull as error:
+        raise StoreFull(f"{error} (--dram-bytes, now {size_bytes})") from error
+    except PagesUnavailable as error:
+        if pages != "hugetlb":
+            raise
+        raise PagesUnavailable(f"{error}. {hugetlb_shortage(size_bytes)}") from error
 
 
 def _serve_clients(
@@ -93,7 +106,9 @@ def _serve_clients(
                 stack.enter_context(_metrics_of(server, config.metrics_port))
         stack.enter_context(_stopped_by_signals(server))
         startup.succeeded()
+        log.info("serving socket=%s", config.socket_path)
         server.run()
+    log.info("stopped socket=%s", config.socket_path)
 
 
 @contextmanager
@@ -173,19 +188,15 @@ def _as_unusable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SocketUnusable(
-            f"cannot make a socket in {path.absolute().parent}: {error.strerror or error}; create that directory, "
-            "writable for this user, or choose another --socket"
+            f"cannot make a socket in {path.absolute().parent}: {error}; see that this directory is there and writable "
+            "for this user, or choose another --socket"
         ) from error
 
 
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
     """Holds the lock file beside the socket. It stays when the store goes: unlinking it would race with the next."""
-    try:
-        lock_file = open_lock_file(Path(f"{path}.lock"))
-    except OSError as error:
-        raise StoreError(f"cannot lock {path}.lock ({error}); choose another socket") from error
-    with lock_file as lock:
+    with open_lock_file(Path(f"{path}.lock")) as lock:
         deadline_s = time.monotonic() + LOCK_TIMEOUT_S
         while not _is_locked(lock.fileno()):
             if time.monotonic() > deadline_s:

@@ -152,7 +152,10 @@ class DeviceKeeper:
         images = self._images.at_path(path)
         for image in images:
             if not image.is_evictable:
-                raise ImageLeased(f"{path} is in use on {image.device}; stop the models that use it, then evict again")
+                raise ImageLeased(
+                    f"{path} is in use on {image.device}: a process still holds a tensor of it; drop its tensors or "
+                    "stop it, then evict again"
+                )
         return [image.id for image in images]
 
     def evict(self, path: str) -> None:

@@ -16,7 +16,7 @@
     │   ├── TensorNotFound            a tensor was asked for by a name that no file has
     │   ├── SliceInvalid              a slice was asked for that does not fit its tensor
     │   ├── UnsupportedDtype          valid, but this torch has no such dtype
-    │   ├── RemoteUrlRefused          a URL that is malformed, unencrypted, or holds credentials
+    │   ├── RemoteUrlRefused          a URL that is malformed, unencrypted, holds credentials, or needs a store
     │   ├── RemoteDenied              the server wants other credentials
     │   ├── RemoteUnsuitable          the server cannot do what loading needs: sizes, ranges, versions
     │   └── UnsafeCheckpoint          a pickle checkpoint, which may run code when loaded
@@ -126,7 +126,7 @@ class DeviceOutOfMemory(DeviceError):
 
 
 class RemoteUrlRefused(CheckpointError):
-    """A URL that is malformed, would go unencrypted over a network, or holds credentials."""
+    """A URL that is malformed, would go unencrypted over a network, holds credentials, or needs a store."""
 
 
 class RemoteDenied(CheckpointError):

@@ -11,6 +11,7 @@ from pathlib import Path
 from .errors import HostNotConfigurable
 
 PAGE_BYTES = 2 << 20
+HUGE_PAGES = "sys/kernel/mm/hugepages/hugepages-2048kB"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +29,20 @@ def configure_host(pages: str, arena_bytes: int, root: Path = Path("/")) -> tupl
     Raises HostNotConfigurable where the kernel refuses; hugetlb pages that it gave too few of are given back.
     """
     if pages in ("auto", "hugetlb"):
-        return _keep_huge_pages(arena_bytes, root / "sys/kernel/mm/hugepages/hugepages-2048kB")
+        return _keep_huge_pages(arena_bytes, root / HUGE_PAGES)
     if pages == "memfd":
         return _advise_shared_memory(root / "sys/kernel/mm/transparent_hugepage/shmem_enabled")
     return ()
+
+
+def hugetlb_shortage(arena_bytes: int, root: Path = Path("/")) -> str:
+    """Why there may be no arena of hugetlb pages, and what to do. Raises HostNotConfigurable where there are none."""
+    directory = root / HUGE_PAGES
+    free, needed = _number_in(directory / "free_hugepages"), -(-arena_bytes // PAGE_BYTES)
+    return (
+        f"{directory}: {free} pages of 2 MiB are free, {needed} are needed: raise nr_hugepages there, or have "
+        "--configure-host do so, or leave the choice to --pages auto"
+    )
 
 
 def _keep_huge_pages(arena_bytes: int, directory: Path) -> tuple[SettingChange, ...]:

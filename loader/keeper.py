@@ -170,7 +170,10 @@ class Keeper:
         if any(image.pinned for image in images):
             raise ImagePinned(f"{path} is pinned; unpin it, then evict it again")
         if any(map(self._is_in_use, images)):
-            raise ImageLeased(f"{path} is in use; stop the models that use it, then evict it again")
+            raise ImageLeased(
+                f"{path} is in use: a process still holds a tensor of it, or waits for it; drop its tensors or stop "
+                "it, then evict again"
+            )
         evicted = Evicted(id=request_id, images=len(images) + len(on_devices))
         self._evictions.add(client, evicted, (image.id for image in images), on_devices)
         for image in images:

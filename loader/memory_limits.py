@@ -34,10 +34,14 @@ class MemoryLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DramBudget:
-    """The arena's size, whole 2 MiB pages, and how it came about."""
+    """The arena's size, whole 2 MiB pages, and how it came about.
+
+    `exceeds_available`: it was asked for, and the machine has not that much now.
+    """
 
     bytes: int
     reason: str
+    exceeds_available: bool = False
 
 
 def read_memory_limits(root: Path = Path("/")) -> MemoryLimits:
@@ -62,10 +66,17 @@ def dram_budget(wanted_bytes: int | None, limits: MemoryLimits) -> DramBudget:
             f"a budget of {wanted_bytes} bytes does not fit: {limits.cgroup_file} allows {limits.cgroup_bytes} bytes, "
             f"{PROCESS_BYTES} of them are kept for the store's processes; lower --dram-bytes or raise that limit"
         )
+    granted_bytes = _whole_pages(wanted_bytes)
     reason = "as asked for"
-    if wanted_bytes > limits.available_bytes + limits.free_hugetlb_bytes:
-        reason += f", although only {limits.available_bytes} bytes are available now"
-    return DramBudget(bytes=_whole_pages(wanted_bytes), reason=reason)
+    if granted_bytes != wanted_bytes:
+        reason = f"the {wanted_bytes} bytes that were asked for, rounded to whole pages of 2 MiB"
+    exceeds_available = granted_bytes > limits.available_bytes + limits.free_hugetlb_bytes
+    if exceeds_available:
+        reason += (
+            f", although only {limits.available_bytes} bytes are available now: the kernel may end processes once "
+            "loads have filled them; lower --dram-bytes"
+        )
+    return DramBudget(bytes=granted_bytes, reason=reason, exceeds_available=exceeds_available)
 
 
 def _share_of(limits: MemoryLimits) -> DramBudget:

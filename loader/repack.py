@@ -95,6 +95,8 @@ def _new_directory(target: Path) -> Iterator[Path]:
     """A directory to fill, which becomes `target` at the end of the block and goes where the block fails."""
     if os.path.lexists(target):
         raise CheckpointExists(f"{target} already exists; remove it first or choose another place")
+    if not target.parent.is_dir():
+        raise CheckpointUnwritable(f"there is no directory {target.parent}; create it, or choose another place")
     partial = target.with_name(f".{target.name}.partial")
     with _as_unwritable(target), _locked(partial):
         try:

@@ -13,6 +13,8 @@ from .estimator import Throttles
 
 # sockaddr_un holds 108 bytes, the last of them a zero.
 MAX_SOCKET_PATH_BYTES = 107
+# More than any machine has, and little enough to compute with.
+MAX_DRAM_BYTES = 1 << 62
 
 # What the arena is made of; "auto" takes the best that this machine has.
 Pages = Literal["auto", "hugetlb", "tmpfs", "memfd", "4k"]
@@ -51,8 +53,8 @@ class StoreConfig:
     def __post_init__(self) -> None:
         if len(os.fsencode(self.socket_path)) > MAX_SOCKET_PATH_BYTES:
             raise ValueError(f"socket path {self.socket_path} is longer than {MAX_SOCKET_PATH_BYTES} bytes; shorten it")
-        if self.dram_bytes is not None and self.dram_bytes <= 0:
-            raise ValueError(f"dram_bytes must be positive, not {self.dram_bytes}")
+        if self.dram_bytes is not None and not 0 < self.dram_bytes <= MAX_DRAM_BYTES:
+            raise ValueError(f"dram_bytes must be positive and at most {MAX_DRAM_BYTES}, not {self.dram_bytes}")
         if self.pages not in PAGES:
             raise ValueError(f"pages must be one of {', '.join(PAGES)}, not {self.pages}")
         if self.gpu_bytes < 0:
@@ -66,7 +68,9 @@ class StoreConfig:
                 f"remote_bytes_per_second must be 0 (no limit) or more, not {self.remote_bytes_per_second}"
             )
         if (self.cache_dir is None) != (self.cache_bytes == 0) or self.cache_bytes < 0:
-            raise ValueError("cache_dir and cache_bytes, more than 0, must be given together")
+            raise ValueError(
+                "--cache-dir and --cache-bytes (cache_dir, cache_bytes), more than 0, must be given together"
+            )
         if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
             raise ValueError(f"metrics_port must be between 0 and 65535, not {self.metrics_port}")
 
@@ -82,7 +86,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> StoreConfig:
     parser = argparse.ArgumentParser(prog="python -m serverless_triton.loader.daemon", description="The store daemon.")
     parser.add_argument("--socket", type=Path, required=True, help="unix socket to serve, created with mode 0600")
     parser.add_argument("--dram-bytes", type=int, help="budget of all images together; without it half of what is free")
-    parser.add_argument("--pages", choices=PAGES, default="auto", help="what the memory is made of")
+    parser.add_argument("--pages", choices=PAGES, default="auto", help="auto: the first with 2 MiB pages here")
     parser.add_argument("--no-prefault", action="store_true", help="take memory only when a load needs it")
     parser.add_argument("--configure-host", action="store_true", help="may change this machine's settings for --pages")
     parser.add_argument("--gpu-bytes", type=int, default=0, help="budget of each GPU's memory; 0: nothing on GPUs")

@@ -181,7 +181,10 @@ def _connect(path: str, timeout_s: float) -> socket.socket:
             sock.close()
             is_starting = isinstance(error, (FileNotFoundError, ConnectionRefusedError, BlockingIOError))
             if not is_starting or time.monotonic() > deadline_s:
-                raise StoreUnavailable(f"no store answers at {path} ({error}); start one, or check the path") from error
+                raise StoreUnavailable(
+                    f"no store answers at {path} ({error.strerror or error}); start one with `serverless-triton store "
+                    f"serve --socket {path}`, or check the path"
+                ) from error
         time.sleep(CONNECT_RETRY_S)
 
 

@@ -41,6 +41,8 @@ def test_a_signal_ends_it_cleanly(daemon: Daemon, store: Store, number: int) -> 
 
     assert daemon.process.wait(timeout=20) == 0
     assert not daemon.socket.exists()
+    log = daemon.log.read_text()
+    assert 0 < log.find(f"serving socket={daemon.socket}") < log.find(f"stopped socket={daemon.socket}")
     with pytest.raises(StoreUnavailable):
         store.status()
 

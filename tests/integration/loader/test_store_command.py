@@ -79,8 +79,8 @@ def test_plain_lines_for_people(served: tuple[Path, str], make_checkpoint: Calla
     socket, _ = served
     directory = make_checkpoint()
 
-    assert run("hash", directory).stdout == "hashed 1 files of 4.2 MB\n"
-    assert "are as they were hashed" in run("verify", directory).stdout
+    assert run("hash", directory).stdout == "hashed 1 file of 4.2 MB\n"
+    assert "every byte is as it was hashed" in run("verify", directory).stdout
     assert "loading" in run("prefetch", directory, "--socket", socket).stdout
     assert str(directory) in run("load", directory, "--socket", socket).stdout
     assert "in the queue" in run("estimate", directory, "--socket", socket).stdout
@@ -100,8 +100,44 @@ def test_a_broken_chunk_is_one_clear_line(make_checkpoint: Callable[..., Path]) 
     assert re.fullmatch(rf"serverless-triton: {shard}: chunk 0 \(bytes 0 to \d+\), .*\n", done.stderr)
 
 
+def test_a_failure_is_json_where_the_answer_would_be(tmp_path: Path) -> None:
+    done = run("verify", tmp_path / "nothing", "--json")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    failure = json.loads(done.stderr)
+    assert (failure["error"], str(tmp_path / "nothing") in failure["message"]) == ("CheckpointNotFound", True)
+
+
+def test_what_is_not_in_the_store_is_said(served: tuple[Path, str], tmp_path: Path) -> None:
+    socket, _ = served
+    path = tmp_path / "nothing"
+
+    evicted, unpinned = (run(verb, path, "--socket", socket) for verb in ("evict", "unpin"))
+
+    assert (evicted.returncode, evicted.stdout) == (0, f"no image of {path} is in the store\n")
+    assert (unpinned.returncode, unpinned.stdout) == (0, f"no image of {path} is pinned\n")
+    assert run("evict", "", "--socket", socket).returncode == 1
+
+
+def test_help_has_no_cut_sentences() -> None:
+    commands = run("--help").stdout.partition("Commands:")[2]
+
+    assert "..." not in commands
+    assert all(line.endswith(".") for line in commands.splitlines() if line.strip())
+
+
+def test_cache_options_are_named_where_one_is_missing(tmp_path: Path) -> None:
+    done = run("serve", "--socket", tmp_path / "s", "--cache-bytes", "5")
+
+    assert done.returncode == 2
+    assert "--cache-dir and --cache-bytes" in done.stderr
+
+
 def test_a_missing_store_and_a_missing_option_are_said(tmp_path: Path) -> None:
-    assert "no store answers" in run("status", "--socket", tmp_path / "nothing").stderr
+    missing = tmp_path / "nothing"
+    said = run("status", "--socket", missing).stderr
+    assert "no store answers" in said
+    assert f"`serverless-triton store serve --socket {missing}`" in said
     assert run("status").returncode == 2
     too_long = run("serve", "--socket", tmp_path / ("x" * 107), "--dram-bytes", "1")
     assert (too_long.returncode, "longer than" in too_long.stderr) == (2, True)

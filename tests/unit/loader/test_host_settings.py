@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from serverless_triton.loader import HostNotConfigurable
-from serverless_triton.loader.host_settings import SettingChange, configure_host
+from serverless_triton.loader.host_settings import SettingChange, configure_host, hugetlb_shortage
 
 HUGE = "sys/kernel/mm/hugepages/hugepages-2048kB"
 SHMEM = "sys/kernel/mm/transparent_hugepage/shmem_enabled"
@@ -91,3 +91,10 @@ def test_a_setting_that_may_not_be_written_is_said(root: Path) -> None:
 
     with pytest.raises(HostNotConfigurable, match="run as root"):
         configure_host("auto", 1 << 30, root)
+
+
+def test_what_an_arena_lacks_is_said_with_every_way_out(root: Path) -> None:
+    text = hugetlb_shortage(10 << 20, root)
+
+    assert "2 pages of 2 MiB are free, 5 are needed" in text
+    assert all(way in text for way in ("nr_hugepages", "--configure-host", "--pages auto"))

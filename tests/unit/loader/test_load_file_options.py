@@ -158,5 +158,5 @@ def test_an_empty_path_is_not_the_working_directory(tmp_path: Path, monkeypatch:
 def test_a_device_that_torch_cannot_reach_is_said(path: Path, device: str | torch.device) -> None:
     slices = {"a": TensorSlice(0, 0, 2)}
     for load in (partial(load_file, keys=["a"]), partial(load_slices, slices=slices)):
-        with pytest.raises(DeviceUnavailable, match="torch .* reaches no CUDA device .* load with device='cpu'"):
+        with pytest.raises(DeviceUnavailable, match=r"torch .* reaches no CUDA device .* load with device='cpu'"):
             load(path, device=device)

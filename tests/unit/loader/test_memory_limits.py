@@ -130,9 +130,14 @@ def test_a_wish_above_what_is_available_is_granted_and_said() -> None:
     budget = dram_budget(30 * GIB, limits())
 
     assert budget.bytes == 30 * GIB
+    assert budget.exceeds_available
     assert f"only {20 * GIB} bytes are available" in budget.reason
+    assert "lower --dram-bytes" in budget.reason
 
 
 @pytest.mark.parametrize(("wanted", "granted"), [(1, 2 << 20), (5 << 20, 4 << 20)])
 def test_a_budget_is_whole_pages_and_at_least_one(wanted: int, granted: int) -> None:
-    assert dram_budget(wanted, limits()).bytes == granted
+    budget = dram_budget(wanted, limits())
+
+    assert (budget.bytes, budget.exceeds_available) == (granted, False)
+    assert f"{wanted} bytes that were asked for, rounded" in budget.reason

@@ -36,6 +36,7 @@ def test_verification_is_on_unless_turned_off() -> None:
     "wrong",
     [
         {"dram_bytes": 0},
+        {"dram_bytes": 1 << 63},
         {"pages": "1g"},
         {"threads": 0},
         {"threads": 1000},
