@@ -187,6 +187,10 @@ def _as_unusable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise SocketUnusable(
+                f"cannot lock {error.filename}: it is a symbolic link; remove it, or choose another --socket"
+            ) from error
         raise SocketUnusable(
             f"cannot make a socket in {path.absolute().parent}: {error}; see that this directory is there and writable "
             "for this user, or choose another --socket"
