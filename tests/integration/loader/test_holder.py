@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from serverless_triton.loader import Store
+from tests.integration.loader.test_store import eventually
 
 Daemon = Any
 
@@ -211,6 +212,7 @@ def test_a_restarted_store_does_without_a_cache_and_metrics_that_it_cannot_have(
         cache.rename(tmp_path / "moved")
         cache.write_text("no directory")
         os.kill(first, signal.SIGKILL)
+        eventually(lambda: daemon.child() not in (0, first))
 
         assert store.status().images[0].leases == 1
         assert "runs without its SSD cache" in daemon.log.read_text()
