@@ -110,6 +110,7 @@ def test_parameters_make_a_specification_and_the_replicas_name_is_no_part_of_it(
         "max_sequence_tokens": 2048,
         "max_streams": 3,
         "threads": 1,
+        "files": "",
     }
 
 
