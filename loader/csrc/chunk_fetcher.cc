@@ -16,10 +16,9 @@
 namespace serverless_triton::loader {
 namespace {
 
-// Two: the disk has work while one chunk is being hashed. Measurements (docs/architecture.md) tell neither number from
-// its neighbours.
-constexpr unsigned kChunksInFlight = 2;
-constexpr std::uint64_t kRequestBytes = 1024 * 1024;
+// Beside the chunk that is being hashed. Measured, with the neighbours of either number, in docs/architecture.md.
+constexpr unsigned kChunksInFlight = 4;
+constexpr std::uint64_t kRequestBytes = 2 * 1024 * 1024;
 
 // Direct reads fault fresh pages in one at a time; taking them in bulk is faster and turns a lack of memory into an
 // error here instead of a signal later. Kernels before 5.14 refuse with EINVAL: then the read itself faults them in.
@@ -69,22 +68,29 @@ ChunkFetcher::ChunkFetcher(const FetchOptions& options) : options_(options) {
     const unsigned requests = kChunksInFlight * requests_for(options.chunk_bytes);
     if (options.engine == Engine::kUring)
         ring_ = Uring::create(requests);
-    slots_.resize(ring_ ? kChunksInFlight : 1);
+    // One more is with the caller.
+    slots_.resize(ring_ ? kChunksInFlight + 1 : 1);
     requests_.resize(ring_ ? requests : 0);
     for (std::size_t i = 0; i < requests_.size(); ++i)
         free_requests_.push_back(i);
 }
 
 bool ChunkFetcher::can_begin() const {
-    return complete_.empty() && taken_ < slots_.size();
+    return complete_.empty() && begun_ < (ring_ ? kChunksInFlight : 1);
 }
 
 bool ChunkFetcher::is_idle() const {
-    return taken_ == 0;
+    return begun_ == 0;
+}
+
+bool ChunkFetcher::reads_ahead() const {
+    return ring_.has_value();
 }
 
 void ChunkFetcher::begin(const Chunk& chunk) {
     assert(can_begin());
+    if (!ring_)
+        take_back();
     Slot& slot = free_slot();
     const std::span<std::byte> memory = memory_of(slot, chunk);
     populate(memory);
@@ -97,8 +103,8 @@ void ChunkFetcher::begin(const Chunk& chunk) {
     slot.memory = memory;
     slot.error = 0;
     slot.fell_short = false;
-    slot.is_taken = true;
-    ++taken_;
+    slot.state = Slot::kReading;
+    ++begun_;
     if (!cached && ring_ && uring_reads(*chunk.file)) {
         request(slot);
     } else {
@@ -111,15 +117,23 @@ FetchedChunk ChunkFetcher::next() {
     assert(!is_idle());
     while (complete_.empty())
         complete(ring_->wait());
-    Slot& slot = *complete_.front();
+    take_back();
+    handed_out_ = complete_.front();
     complete_.pop_front();
-    slot.is_taken = false;
-    --taken_;
-    return slot.fetched;
+    handed_out_->state = Slot::kHandedOut;
+    --begun_;
+    return handed_out_->fetched;
+}
+
+// The caller is done with the bytes that next() gave it last.
+void ChunkFetcher::take_back() {
+    if (handed_out_ != nullptr)
+        handed_out_->state = Slot::kFree;
+    handed_out_ = nullptr;
 }
 
 ChunkFetcher::Slot& ChunkFetcher::free_slot() {
-    return *std::ranges::find_if(slots_, [](const Slot& slot) { return !slot.is_taken; });
+    return *std::ranges::find_if(slots_, [](const Slot& slot) { return slot.state == Slot::kFree; });
 }
 
 std::span<std::byte> ChunkFetcher::memory_of(Slot& slot, const Chunk& chunk) const {

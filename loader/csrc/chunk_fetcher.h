@@ -32,15 +32,16 @@ class ChunkFetcher {
     // Waits for what is in flight.
     ~ChunkFetcher() = default;
 
-    [[nodiscard]] bool can_begin() const;  // whether another chunk may be begun before next()
-    [[nodiscard]] bool is_idle() const;    // whether next() has nothing to return
+    [[nodiscard]] bool can_begin() const;    // whether another chunk may be begun before next()
+    [[nodiscard]] bool is_idle() const;      // whether next() has nothing to return
+    [[nodiscard]] bool reads_ahead() const;  // whether the disk works on what was begun while the caller does something
 
     // Starts to read a chunk; it and its destination must stay until next() returned it or the fetcher is gone. May do
     // the whole read. Throws OutOfMemory, CheckpointUnreadable, CheckpointTruncated.
     void begin(const Chunk& chunk);
 
     // Blocks until one of the begun chunks is complete. Bytes in the fetcher's own memory stay until the next call of
-    // begin() or next(). Throws as begin().
+    // next(), or of begin() where nothing is read ahead. Throws as begin().
     [[nodiscard]] FetchedChunk next();
 
   private:
@@ -52,7 +53,7 @@ class ChunkFetcher {
         unsigned requests = 0;  // in flight
         int error = 0;          // errno of a failed request
         bool fell_short = false;
-        bool is_taken = false;
+        enum { kFree, kReading, kHandedOut } state = kFree;
     };
     struct Request {
         Slot* slot = nullptr;
@@ -61,6 +62,7 @@ class ChunkFetcher {
     };
 
     [[nodiscard]] Slot& free_slot();
+    void take_back();
     [[nodiscard]] std::span<std::byte> memory_of(Slot& slot, const Chunk& chunk) const;
     void request(Slot& slot);
     void queue(std::size_t request);
@@ -73,7 +75,8 @@ class ChunkFetcher {
     std::vector<Request> requests_;
     std::vector<std::size_t> free_requests_;
     std::deque<Slot*> complete_;
-    unsigned taken_ = 0;
+    Slot* handed_out_ = nullptr;
+    unsigned begun_ = 0;  // and not handed out yet
     // Declared last, so that it goes first: it waits for the kernel to be done with the memory above.
     std::optional<Uring> ring_;
 };

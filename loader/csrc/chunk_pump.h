@@ -11,14 +11,16 @@
 
 namespace serverless_triton::loader {
 
-// Begins chunks as long as there is room and the job is not paused; blocks in a paused job only once none is in flight.
-// False when no chunk is left.
+// Begins chunks as long as there is room and the job is not paused; in a paused job it blocks only where it may, and
+// once none is in flight. False when no chunk is left.
 template <typename Next>
-bool begin_chunks(ChunkFetcher& fetcher, std::span<const Chunk> chunks, ReadJob& job, const Next& next) {
+bool begin_chunks(ChunkFetcher& fetcher, std::span<const Chunk> chunks, ReadJob& job, const Next& next,
+                  bool may_block) {
     while (fetcher.can_begin()) {
-        if (job.is_paused() && !fetcher.is_idle())
+        if (job.is_paused() && !(may_block && fetcher.is_idle()))
             return true;
-        job.proceed();
+        if (may_block)
+            job.proceed();
         const std::size_t i = next();
         if (i == chunks.size())
             return false;
@@ -37,10 +39,14 @@ void pump_chunks(unsigned threads, const FetchOptions& options, std::span<const 
         ChunkFetcher fetcher(options);
         bool more = true;
         while (more || !fetcher.is_idle()) {
-            more = more && begin_chunks(fetcher, chunks, job, next);
+            more = more && begin_chunks(fetcher, chunks, job, next, true);
             job.stop_if_cancelled();
-            if (!fetcher.is_idle())
-                visit(fetcher.next());
+            if (fetcher.is_idle())
+                continue;
+            const FetchedChunk fetched = fetcher.next();
+            // First more work for the disk: what reads complete together would else be hashed together, the disk idle.
+            more = more && (!fetcher.reads_ahead() || begin_chunks(fetcher, chunks, job, next, false));
+            visit(fetched);
         }
     });
 }
