@@ -6,13 +6,14 @@ Each brings the store to the state that the row is about, and has the receipt co
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
 from perf.harness import InvalidRound
 from perf.loader.heat import Outcome
 from perf.loader.store_process import StoreProcess
-from perf.loader.track import Track, measurement
+from perf.loader.track import COLD_LOADS, WARM_LOADS, Track, measurement, median_of
 from perf.results import Measurement
 
 
@@ -27,6 +28,10 @@ class OurRows:
         """Neither in the store nor in the page cache; every byte is compared with its hash."""
         return measurement(self._cold(form, verified=True))
 
+    def cold_close_race(self) -> Measurement:
+        """The same of the form whose claim is decided by a few per cent."""
+        return median_of(partial(self.cold, "single"), COLD_LOADS)
+
     def _cold(self, form: str, *, verified: bool) -> Outcome:
         self._evict()
         outcome = self._attach("attach", form, "cold", {})
@@ -36,6 +41,9 @@ class OurRows:
     def warm(self) -> Measurement:
         """In the store; the process is new to it."""
         self._hold("single")
+        return median_of(self._warm, WARM_LOADS)
+
+    def _warm(self) -> Measurement:
         outcome = self._attach("attach", "single", "any", {})
         _check(outcome, tier="dram")
         return measurement(outcome)
