@@ -2,6 +2,7 @@
 
 One asyncio loop owns all of it. A replica is a loaded worker and, once Triton has started it, a stub; it ends when
 either ends, and whoever watches hears of it at once; its memory counts as granted until its worker's process has gone.
+A stub whose worker was parked, or died, waits for the engine of another start (`parked_stubs.py`).
 Workers and stubs outlive an agent: they reconnect and say what
 they are, and a new agent adopts them. Sockets are `agent_server.py`'s, the scheduler's gRPC is `agent_service.py`'s.
 """
@@ -16,12 +17,14 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 
 from serverless_triton.backend.async_channel import AsyncChannel
 from serverless_triton.backend.channel import ChannelClosed
 from serverless_triton.backend.ledger import DeviceLedger, NoRoom
 from serverless_triton.backend.messages import (
     Acquire,
+    Attached,
     Failed,
     Granted,
     Load,
@@ -31,6 +34,7 @@ from serverless_triton.backend.messages import (
     Serve,
     WorkerHello,
 )
+from serverless_triton.backend.parked_stubs import NotParked, ParkedStub, ParkedStubs
 from serverless_triton.backend.replica import Replica, StartFailed
 from serverless_triton.backend.worker_pool import WorkerLink, WorkerPool
 
@@ -39,6 +43,7 @@ logger = logging.getLogger(__name__)
 TAKE_TIMEOUT_S = 60.0
 ADOPTION_GRACE_S = 5.0
 STUB_PATIENCE_S = 150.0  # longer than a scheduler waits for a start: by then nobody will bring the stub
+ANSWER_PATIENCE_S = 5.0  # how long a parked stub may take to say that it has its engine
 REMEMBERED_ENDS = 4096
 
 
@@ -60,6 +65,7 @@ class NodeAgent:
         self.pool = pool
         self.ledger = ledger
         self.replicas: dict[str, Replica] = {}
+        self.parked = ParkedStubs()
         self.highest_epoch = 0
         self.version = 1
         self._changed = asyncio.Event()
@@ -88,29 +94,50 @@ class NodeAgent:
             raise StaleEpoch(f"epoch {epoch} is over; {self.highest_epoch} leads")
         self.highest_epoch = epoch
 
-    async def start(self, replica_id: str, model: str, parameters: dict[str, str]) -> tuple[Loaded, float | None]:
-        """A warm engine for the replica, and when its stub came if it had to wait; idempotent. Raises StartFailed."""
-        replica = self.replicas.get(replica_id) or self._begin(replica_id, model, parameters)
-        return await asyncio.shield(replica.loaded), replica.stub_came_s
+    async def start(
+        self, replica_id: str, model: str, parameters: dict[str, str], parked: str | None = None
+    ) -> tuple[Loaded, float | None]:
+        """A warm engine for the replica, and when its stub came if it had to wait; idempotent. Raises StartFailed.
+
+        With `parked` it starts on that stub, and the two are connected when this returns.
+        """
+        replica = self.replicas.get(replica_id) or self._begin(replica_id, model, parameters, parked)
+        loaded = await asyncio.shield(replica.loaded)
+        if replica.attached is not None:
+            loaded_s = time.monotonic()
+            await asyncio.shield(replica.attached)
+            loaded = replace(loaded, spans=[*loaded.spans, ("stub.attach", loaded_s, time.monotonic())])
+        return loaded, replica.stub_came_s
 
     async def release(self, replica_id: str) -> None:
         """Returns when the replica's worker is gone. An unknown replica never starts afterwards."""
+        self.parked.forget(replica_id)
+        await self._finish(replica_id, StartFailed("CANCELLED", f"replica {replica_id} was released"), drops_stub=True)
+
+    async def park(self, replica_id: str) -> None:
+        """As `release`, but its stub stays and waits for the next engine."""
+        await self._finish(replica_id, StartFailed("CANCELLED", f"replica {replica_id} was parked"))
+
+    async def _finish(self, replica_id: str, why: StartFailed, *, drops_stub: bool = False) -> None:
         replica = self.replicas.get(replica_id)
         if replica is None:
             self._remember_end(replica_id)
         else:
-            self._end(replica, StartFailed("CANCELLED", f"replica {replica_id} was released"))
+            self._end(replica, why, drops_stub=drops_stub)
         if replica_id in self._ending:
             await asyncio.shield(self._ending[replica_id])
 
     # A replica's life
 
-    def _begin(self, replica_id: str, model: str, parameters: dict[str, str]) -> Replica:
+    def _begin(self, replica_id: str, model: str, parameters: dict[str, str], parked: str | None = None) -> Replica:
         if replica_id in self._ended:
             raise StartFailed("CANCELLED", f"replica {replica_id} of '{model}' has ended")
         try:
             spec = ModelSpec.parse(parameters)
             self.ledger.check(spec.device_bytes, self._ending)
+            stub = None if parked is None else self.parked.take(parked, model, parameters)
+        except NotParked as error:
+            raise StartFailed("UNAVAILABLE", str(error)) from error
         except ValueError as error:
             raise StartFailed("INVALID_ARGUMENT", f"failed to load '{model}': {error}") from error
         except NoRoom as error:
@@ -118,9 +145,32 @@ class NodeAgent:
         replica = self._record(replica_id, model, parameters, spec.device_bytes)
         with contextlib.suppress(NoRoom):  # `_load` waits for it
             self.ledger.grant(replica_id, spec.device_bytes)
-        self._expect_both_halves(replica, STUB_PATIENCE_S)
+        if stub is None:
+            self._expect_both_halves(replica, STUB_PATIENCE_S)
+        else:
+            self._prepare_waking(replica, stub)
         self._spawn(self._load(replica))
         return replica
+
+    def _prepare_waking(self, replica: Replica, stub: ParkedStub) -> None:
+        replica.woken, replica.attached = stub, asyncio.get_running_loop().create_future()
+        replica.attached.add_done_callback(lambda f: f.cancelled() or f.exception())  # silent if nobody waits for it
+        self._spawn(self._wake(replica, stub))
+
+    async def _wake(self, replica: Replica, stub: ParkedStub) -> None:
+        """Connect the parked stub once the engine is warm; it answers with Attached."""
+        try:
+            await asyncio.shield(replica.loaded)
+            await self._introduce(replica, stub.channel)
+        except StartFailed as error:
+            self._end(replica, error)
+            return
+        self._call_later(ANSWER_PATIENCE_S, lambda: self._give_up_waking(replica))
+
+    def _give_up_waking(self, replica: Replica) -> None:
+        if replica.attached is not None and not replica.attached.done():
+            why = StartFailed("UNAVAILABLE", f"the parked stub of '{replica.model}' does not answer")
+            self._end(replica, why, drops_stub=True)
 
     def _record(self, replica_id: str, model: str, parameters: dict[str, str], device_bytes: int) -> Replica:
         loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
@@ -180,17 +230,25 @@ class NodeAgent:
                     self.touch()
                     await self.pool.learn([replica.parameters])
 
-    def _end(self, replica: Replica, why: StartFailed) -> None:
-        """Forget the replica, tell everyone, kill its worker. Idempotent."""
+    def _end(self, replica: Replica, why: StartFailed, *, drops_stub: bool = False) -> None:
+        """Forget the replica, tell everyone, kill its worker; its stub waits for another, or is dropped. Idempotent."""
         if self.replicas.get(replica.id) is not replica:
             return
         del self.replicas[replica.id]
         self._remember_end(replica.id)
         self._free(replica)
-        if not replica.loaded.done():
-            replica.loaded.set_exception(why)
+        if replica.stub_channel is not None and not drops_stub:
+            self._park(replica.id, replica.model, replica.parameters, replica.stub_channel)
+        for waited_for in (replica.loaded, replica.attached):
+            if waited_for is not None and not waited_for.done():
+                waited_for.set_exception(why)
         replica.ended.set()
         logger.info("replica_ended replica=%s model=%s reason=%s", replica.id, replica.model, why)
+        self.touch()
+
+    def _park(self, replica_id: str, model: str, parameters: dict[str, str], channel: AsyncChannel) -> None:
+        self.parked.park(ParkedStub(replica=replica_id, model=model, parameters=parameters, channel=channel))
+        logger.info("stub_parked replica=%s model=%s", replica_id, model)
         self.touch()
 
     def _free(self, replica: Replica) -> None:
@@ -250,30 +308,47 @@ class NodeAgent:
         self._call_later(patience_s, end_a_half)
 
     async def welcome_stub(self, channel: AsyncChannel, request: Acquire) -> None:
-        """Give a stub its engine, then keep its socket until it ends; returns then."""
+        """Give a stub its engine, or park it, then keep its socket until it ends; returns then."""
         try:
-            replica = await self._attach_stub(channel, request)
+            await self._attach_stub(channel, request)
         except StartFailed as error:
             with contextlib.suppress(ChannelClosed):
                 await channel.send(Failed(code=error.code, message=str(error)))
             return
         with contextlib.suppress(ChannelClosed, ProtocolError):
-            await channel.receive()  # a stub says nothing more
-        if replica.stub is channel:
-            self._end(replica, StartFailed("UNAVAILABLE", f"the stub of '{replica.model}' ended"))
+            while True:
+                message = await channel.receive()
+                if isinstance(message, Attached):
+                    self._note_attached(message.replica, channel)
+        self._stub_left(channel)
 
-    async def _attach_stub(self, channel: AsyncChannel, request: Acquire) -> Replica:
-        if request.attached and request.replica is not None:
-            replica = self._adopt(request.replica, request.model, request.parameters)
-            replica.stub = channel
+    def _note_attached(self, replica_id: str, channel: AsyncChannel) -> None:
+        replica = self.replicas.get(replica_id)
+        if replica is None or replica.attached is None:
+            return
+        if replica.stub_channel is channel and not replica.attached.done():
+            replica.attached.set_result(None)
             self.touch()
-            return replica
+
+    def _stub_left(self, channel: AsyncChannel) -> None:
+        for replica in [one for one in self.replicas.values() if one.stub_channel is channel]:
+            self._end(replica, StartFailed("UNAVAILABLE", f"the stub of '{replica.model}' ended"), drops_stub=True)
+        if self.parked.left(channel):
+            self.touch()
+
+    async def _attach_stub(self, channel: AsyncChannel, request: Acquire) -> None:
+        if request.replica is not None and request.parked:
+            self._park(request.replica, request.model, request.parameters, channel)
+            return
+        if request.replica is not None and request.attached:
+            self._adopt(request.replica, request.model, request.parameters).stub = channel
+            self.touch()
+            return
         replica_id = request.replica or f"{request.model}-{secrets.token_hex(4)}"
         replica = self.replicas.get(replica_id) or self._begin(replica_id, request.model, request.parameters)
         replica.stub_came_s = time.monotonic()
         await asyncio.shield(replica.loaded)
         await self._introduce(replica, channel)
-        return replica
 
     async def _introduce(self, replica: Replica, channel: AsyncChannel) -> None:
         """Connect the stub and the worker with a socket of their own; tokens never pass through the agent."""
@@ -290,7 +365,7 @@ class NodeAgent:
                 await channel.send(Granted(replica=replica.id), [theirs.fileno()])
             except ChannelClosed as error:
                 raise StartFailed("UNAVAILABLE", f"the {peer} of '{replica.model}' died") from error
-        replica.stub = channel
+        replica.stub, replica.woken = channel, None
         self.touch()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:

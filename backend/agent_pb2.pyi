@@ -12,9 +12,11 @@ class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LOADING: _ClassVar[Phase]
     LOADED: _ClassVar[Phase]
     READY: _ClassVar[Phase]
+    PARKED: _ClassVar[Phase]
 LOADING: Phase
 LOADED: Phase
 READY: Phase
+PARKED: Phase
 
 class WatchRequest(_message.Message):
     __slots__ = ()
@@ -73,7 +75,7 @@ class Image(_message.Message):
     def __init__(self, checkpoint: _Optional[str] = ..., bytes: _Optional[int] = ..., leased: _Optional[bool] = ...) -> None: ...
 
 class StartRequest(_message.Message):
-    __slots__ = ("epoch", "replica", "model", "parameters")
+    __slots__ = ("epoch", "replica", "model", "parameters", "parked")
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -85,11 +87,13 @@ class StartRequest(_message.Message):
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    PARKED_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     replica: str
     model: str
     parameters: _containers.ScalarMap[str, str]
-    def __init__(self, epoch: _Optional[int] = ..., replica: _Optional[str] = ..., model: _Optional[str] = ..., parameters: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    parked: str
+    def __init__(self, epoch: _Optional[int] = ..., replica: _Optional[str] = ..., model: _Optional[str] = ..., parameters: _Optional[_Mapping[str, str]] = ..., parked: _Optional[str] = ...) -> None: ...
 
 class StartReply(_message.Message):
     __slots__ = ("version", "tier", "bytes", "spans", "stub_waited_from_s")
@@ -124,6 +128,20 @@ class ReleaseRequest(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., replica: _Optional[str] = ...) -> None: ...
 
 class ReleaseReply(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class ParkRequest(_message.Message):
+    __slots__ = ("epoch", "replica")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    replica: str
+    def __init__(self, epoch: _Optional[int] = ..., replica: _Optional[str] = ...) -> None: ...
+
+class ParkReply(_message.Message):
     __slots__ = ("version",)
     VERSION_FIELD_NUMBER: _ClassVar[int]
     version: int

@@ -49,6 +49,11 @@ class NodeAgentStub:
                 request_serializer=serverless__triton_dot_backend_dot_agent__pb2.ReleaseRequest.SerializeToString,
                 response_deserializer=serverless__triton_dot_backend_dot_agent__pb2.ReleaseReply.FromString,
                 _registered_method=True)
+        self.Park = channel.unary_unary(
+                '/serverless_triton.backend.NodeAgent/Park',
+                request_serializer=serverless__triton_dot_backend_dot_agent__pb2.ParkRequest.SerializeToString,
+                response_deserializer=serverless__triton_dot_backend_dot_agent__pb2.ParkReply.FromString,
+                _registered_method=True)
 
 
 class NodeAgentServicer:
@@ -75,6 +80,13 @@ class NodeAgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Park(self, request, context):
+        """The same, but its stub stays in Triton and waits for another engine. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeAgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +104,11 @@ def add_NodeAgentServicer_to_server(servicer, server):
                     servicer.Release,
                     request_deserializer=serverless__triton_dot_backend_dot_agent__pb2.ReleaseRequest.FromString,
                     response_serializer=serverless__triton_dot_backend_dot_agent__pb2.ReleaseReply.SerializeToString,
+            ),
+            'Park': grpc.unary_unary_rpc_method_handler(
+                    servicer.Park,
+                    request_deserializer=serverless__triton_dot_backend_dot_agent__pb2.ParkRequest.FromString,
+                    response_serializer=serverless__triton_dot_backend_dot_agent__pb2.ParkReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +192,33 @@ class NodeAgent:
             '/serverless_triton.backend.NodeAgent/Release',
             serverless__triton_dot_backend_dot_agent__pb2.ReleaseRequest.SerializeToString,
             serverless__triton_dot_backend_dot_agent__pb2.ReleaseReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Park(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serverless_triton.backend.NodeAgent/Park',
+            serverless__triton_dot_backend_dot_agent__pb2.ParkRequest.SerializeToString,
+            serverless__triton_dot_backend_dot_agent__pb2.ParkReply.FromString,
             options,
             channel_credentials,
             insecure,

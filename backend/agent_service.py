@@ -12,6 +12,7 @@ import grpc
 
 from serverless_triton.backend import agent_pb2, agent_pb2_grpc
 from serverless_triton.backend.agent import NodeAgent, StaleEpoch
+from serverless_triton.backend.parked_stubs import ParkedStub
 from serverless_triton.backend.replica import Replica, StartFailed
 from serverless_triton.backend.tiers import TierWatcher
 
@@ -39,7 +40,9 @@ class AgentService(agent_pb2_grpc.NodeAgentServicer):
         received_s = time.monotonic()
         await self._check_permit(request.epoch, context)
         try:
-            loaded, stub_came_s = await self._agent.start(request.replica, request.model, dict(request.parameters))
+            loaded, stub_came_s = await self._agent.start(
+                request.replica, request.model, dict(request.parameters), request.parked or None
+            )
         except StartFailed as error:
             await context.abort(grpc.StatusCode[error.code], str(error))
         spans = [
@@ -59,6 +62,11 @@ class AgentService(agent_pb2_grpc.NodeAgentServicer):
         await self._agent.release(request.replica)
         return agent_pb2.ReleaseReply(version=self._agent.version)
 
+    async def Park(self, request: agent_pb2.ParkRequest, context: Context) -> agent_pb2.ParkReply:
+        await self._check_permit(request.epoch, context)
+        await self._agent.park(request.replica)
+        return agent_pb2.ParkReply(version=self._agent.version)
+
     async def _check_permit(self, epoch: int, context: Context) -> None:
         try:
             self._agent.check_epoch(epoch)
@@ -74,7 +82,7 @@ class AgentService(agent_pb2_grpc.NodeAgentServicer):
             device_memory_bytes=agent.ledger.budget_bytes,
             device_granted_bytes=agent.ledger.granted_bytes,
             workers_ready=agent.pool.has_forked,
-            replicas=[_replica(replica) for replica in agent.replicas.values()],
+            replicas=[*map(_replica, agent.replicas.values()), *map(_parked, agent.parked)],
         )
         if store is not None:
             state.dram_bytes = store.dram_bytes
@@ -89,15 +97,16 @@ class AgentService(agent_pb2_grpc.NodeAgentServicer):
 
 
 def _replica(replica: Replica) -> agent_pb2.Replica:
-    if replica.stub is not None:
-        phase = agent_pb2.READY
-    else:
-        phase = agent_pb2.LOADED if replica.is_loaded else agent_pb2.LOADING
+    engine_only = agent_pb2.LOADED if replica.is_loaded else agent_pb2.LOADING
     return agent_pb2.Replica(
         id=replica.id,
         model=replica.model,
-        phase=phase,
+        phase=agent_pb2.READY if replica.is_attached else engine_only,
         device_bytes=replica.device_bytes,
         worker_pid=replica.worker.pid if replica.worker else 0,
-        stub_pid=replica.stub.peer_pid if replica.stub else 0,
+        stub_pid=replica.stub_channel.peer_pid if replica.stub_channel else 0,
     )
+
+
+def _parked(stub: ParkedStub) -> agent_pb2.Replica:
+    return agent_pb2.Replica(id=stub.replica, model=stub.model, phase=agent_pb2.PARKED, stub_pid=stub.channel.peer_pid)

@@ -67,18 +67,27 @@ class Failed:
 class Acquire:
     """Stub → agent: this stub wants the replica that its model configuration names, or a new one if it names none.
 
-    With `attached`, it has its engine already and only makes itself known to an agent that was away.
+    With `attached`, it has its engine already and only makes itself known to an agent that was away; with `parked`, it
+    had one once and waits for the next.
     """
 
     model: str
     parameters: dict[str, str]
     replica: str | None = None
     attached: bool = False
+    parked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Granted:
-    """Agent → stub, with a connected socket to the worker."""
+    """Agent → stub, with a connected socket to the worker. A parked stub answers with Attached."""
+
+    replica: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attached:
+    """Stub → agent: a parked stub has its new engine, and requests go to that from now on."""
 
     replica: str
 
@@ -142,6 +151,7 @@ Message = (
     | Failed
     | Acquire
     | Granted
+    | Attached
     | WorkerHello
     | Load
     | Loaded
@@ -159,6 +169,7 @@ _TYPES: dict[str, type[Message]] = {
         Failed,
         Acquire,
         Granted,
+        Attached,
         WorkerHello,
         Load,
         Loaded,

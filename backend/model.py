@@ -1,7 +1,8 @@
 """The thin stub inside Triton: relays between Triton's requests and this node's engine worker.
 
 Triton imports this file as the top-level module `model`, in a process of its own per model instance. It asks the node
-agent for an engine, gets a connected socket to a worker, and holds nothing else. Imports nothing heavy: a load is
+agent for an engine, gets a connected socket to a worker, and holds nothing else. When that worker leaves, the stub is
+parked: it stays READY in Triton without an engine, until the agent sends it the next. Imports nothing heavy: a load is
 mostly this start-up.
 """
 
@@ -20,6 +21,7 @@ from serverless_triton.backend.channel import Channel, ChannelClosed
 from serverless_triton.backend.messages import (
     REPLICA_PARAMETER,
     Acquire,
+    Attached,
     Cancel,
     Failed,
     Granted,
@@ -55,6 +57,7 @@ class InFlight:
     """One request between `execute` and its final response, which Triton wants exactly once and last."""
 
     sender: Any
+    worker: Channel
     attempt: int = 0
     token_state: bool = False
     ended: bool = False
@@ -88,8 +91,8 @@ class TritonPythonModel:
         self._lock = threading.Lock()  # guards _in_flight and _next
         self._next = 0
         self._closing = threading.Event()
-        self._worker = self._acquire()
-        threading.Thread(target=self._relay_responses, daemon=True).start()
+        self._gone: Channel | None = None  # the last worker that left; while it is also `_worker`, the stub is parked
+        self._attach(self._acquire())
         threading.Thread(target=self._stay_known, daemon=True).start()
         threading.Thread(target=self._watch_cancellation, daemon=True).start()
 
@@ -120,15 +123,22 @@ class TritonPythonModel:
         self._replica = answer.replica
         return Channel.adopt(descriptors[0])
 
-    def _acquire_message(self, replica: str | None, attached: bool = False) -> Acquire:
-        return Acquire(model=self._model, parameters=self._parameters, replica=replica, attached=attached)
+    def _acquire_message(self, replica: str | None, attached: bool = False, parked: bool = False) -> Acquire:
+        return Acquire(
+            model=self._model, parameters=self._parameters, replica=replica, attached=attached, parked=parked
+        )
+
+    def _attach(self, worker: Channel) -> None:
+        """Requests go to this worker from now on."""
+        self._worker = worker
+        threading.Thread(target=self._relay_responses, args=(worker,), daemon=True).start()
 
     def _submit(self, request: Any, sender: Any) -> None:
         with self._lock:
             self._next += 1
             number = self._next
         parameters = json.loads(request.parameters() or "{}")
-        flight = InFlight(sender=sender, token_state=wants_token_state(parameters))
+        flight = InFlight(sender=sender, worker=self._worker, token_state=wants_token_state(parameters))
         try:
             message = read_request(number, lambda name: _array(request, name), parameters)
         except ValueError as error:
@@ -138,21 +148,22 @@ class TritonPythonModel:
         with self._lock:
             self._in_flight[number] = flight
         try:
-            self._worker.send(message)
+            flight.worker.send(message)
         except (ChannelClosed, ProtocolError) as error:
             self._fail(number, "UNAVAILABLE", f"the engine worker of model '{self._model}' is gone: {error}")
 
-    def _relay_responses(self) -> None:
-        """Until the worker is gone; then every request fails as UNAVAILABLE, which a gateway resumes elsewhere."""
+    def _relay_responses(self, worker: Channel) -> None:
+        """Until the worker is gone; then its requests fail as UNAVAILABLE, which a gateway resumes elsewhere."""
         try:
             while True:
-                message, _ = self._worker.receive()
+                message, _ = worker.receive()
                 if isinstance(message, (Tokens, Failed)):
                     self._relay(message)
         except (ChannelClosed, ProtocolError, OSError):
-            self._worker.close()  # after garbage it is still open, and a request sent into it would wait for ever
+            worker.close()  # after garbage it is still open, and a request sent into it would wait for ever
+            self._gone = worker
             with self._lock:
-                numbers = list(self._in_flight)
+                numbers = [number for number, flight in self._in_flight.items() if flight.worker is worker]
             for number in numbers:
                 self._end(number, "UNAVAILABLE", f"the engine worker of model '{self._model}' died")
 
@@ -195,19 +206,30 @@ class TritonPythonModel:
             _log(f"fail_failed model={self._model} error={type(error).__name__}")
 
     def _stay_known(self) -> None:
-        """An agent that restarts learns of this stub from the stub itself."""
+        """The agent may send a new engine; one that restarts learns of this stub from the stub itself."""
         while not self._closing.is_set():
             try:
-                self._agent.receive()
+                message, descriptors = self._agent.receive()
+                if isinstance(message, Granted) and descriptors:
+                    self._wake(message.replica, Channel.adopt(descriptors[0]))
             except (ChannelClosed, ProtocolError, OSError):
                 self._reconnect()
+
+    def _wake(self, replica: str, worker: Channel) -> None:
+        """Raises ChannelClosed where the agent is gone; the next one hears of the new replica."""
+        self._worker.close()
+        self._replica = replica
+        self._attach(worker)
+        self._agent.send(Attached(replica=replica))
 
     def _reconnect(self) -> None:
         if self._closing.wait(RECONNECT_S):
             return
+        self._agent.close()
         try:
             self._agent = Channel.connect(os.environ[AGENT_SOCKET_VARIABLE], AGENT_TIMEOUT_S)
-            self._agent.send(self._acquire_message(self._replica, attached=True))
+            parked = self._gone is self._worker
+            self._agent.send(self._acquire_message(self._replica, attached=not parked, parked=parked))
         except (ChannelClosed, OSError):
             return  # not back yet; the caller asks again
 
@@ -227,7 +249,7 @@ class TritonPythonModel:
             _log(f"cancel_unknown model={self._model} error={type(error).__name__}")
             return
         with contextlib.suppress(ChannelClosed):  # its requests are being failed already
-            self._worker.send(Cancel(request=number))
+            flight.worker.send(Cancel(request=number))
         self._end(number, "CANCELLED", "the request was cancelled")
 
 

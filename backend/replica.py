@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from serverless_triton.backend.async_channel import AsyncChannel
 from serverless_triton.backend.messages import Loaded
+from serverless_triton.backend.parked_stubs import ParkedStub
 from serverless_triton.backend.worker_pool import WorkerLink
 
 
@@ -20,7 +21,10 @@ class StartFailed(Exception):
 
 @dataclass(slots=True)
 class Replica:
-    """One replica. `loaded` resolves when its engine is warm, or to why it is not."""
+    """One replica. `loaded` resolves when its engine is warm, or to why it is not.
+
+    One that starts on a parked stub has it in `woken` until the two are connected; `attached` resolves then.
+    """
 
     id: str
     model: str
@@ -29,12 +33,24 @@ class Replica:
     loaded: asyncio.Future[Loaded]
     worker: WorkerLink | None = None
     stub: AsyncChannel | None = None
+    woken: ParkedStub | None = None
+    attached: asyncio.Future[None] | None = None
     stub_came_s: float | None = None  # on this host's monotonic clock
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def is_loaded(self) -> bool:
         return self.loaded.done() and not self.loaded.cancelled() and self.loaded.exception() is None
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether requests to its stub reach its engine."""
+        return self.stub is not None and (self.attached is None or self.attached.done())
+
+    @property
+    def stub_channel(self) -> AsyncChannel | None:
+        """Of the stub that serves this replica, or that waits to."""
+        return self.woken.channel if self.woken is not None else self.stub
 
     @property
     def missing_half(self) -> str | None:

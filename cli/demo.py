@@ -81,7 +81,7 @@ class Demo:
         heard = self._listen(model, question, on_token=kill_once, max_tokens=LONG_TOKENS, ignore_eos=True)
         if len(heard.output_ids) != LONG_TOKENS:
             raise DemoFailed(f"the stream has {len(heard.output_ids)} tokens instead of {LONG_TOKENS}")
-        self._note(heard, ("warm", "cold", "resumed"))
+        self._note(heard, ("warm", "cold", "parked", "resumed"))
         if self.receipts[-1].kind != "resumed":
             raise DemoFailed("the stream was not resumed on another server")
 
@@ -207,13 +207,13 @@ def _show(demo: Demo) -> None:
     heading("Swapped in: no room is left, so the model that was idle longest makes some")
     demo.ask(c, "What does a baker make?", expect=("cold",))
     demo.ask_over_http(d, "What colour is the sky?", expect=("cold",))
-    heading("Swapped back in: its weights are still in a server's DRAM")
+    heading("Swapped back in: its weights are still in a server's DRAM, its stub still in a Triton")
     for ask, question in (
         (demo.ask, "What is the opposite of hot?"),
         (demo.ask_over_http, "Why is the sea salty?"),
         (demo.ask, "How many legs has a spider?"),
     ):
-        ask(demo.sleeping()[0], question, expect=("cold",))
+        ask(demo.sleeping()[0], question, expect=("cold", "parked"))
     demo.ask_over_http(demo.running()[0], "Who wrote Hamlet?", expect=("warm",))
     heading("A server is killed in the middle of a stream, and the stream goes on")
     demo.outlive_a_server(demo.running()[0], "Tell me a story about a lighthouse.")
@@ -234,11 +234,11 @@ def _measure_stock(installation: Any, checkpoint: Path, logs: Path) -> dict[str,
 def _sum_up(demo: Demo, stock: dict[str, list[float]]) -> None:
     heading("Receipts: request → first token")
     say(format_table(demo.receipts))
-    swaps = [receipt.actual_s for receipt in demo.receipts if receipt.kind == "cold" and receipt.tier == "dram"]
+    swaps = [receipt.actual_s for receipt in demo.receipts if receipt.kind == "parked" and receipt.tier == "dram"]
     if not swaps:
-        raise DemoFailed("a model that had been evicted was not started from DRAM")
+        raise DemoFailed("a model that had been parked was not started from DRAM")
     ours = statistics.median(swaps)
-    say(f"\n  ours, cold from DRAM          {ours:6.3f} s  (median of {len(swaps)})")
+    say(f"\n  ours, parked, weights in DRAM {ours:6.3f} s  (median of {len(swaps)})")
     for name, seconds in stock.items():
         theirs = statistics.median(seconds)
         say(f"  stock, {name:22} {theirs:6.3f} s  (median of {len(seconds)})  {theirs / ours:.1f} times as long")

@@ -39,9 +39,12 @@ class LocalCluster:
         servers: int = 2,
         logs: Path | None = None,
         relay: Mapping[str, float] | None = None,
+        control: Mapping[str, float] | None = None,
         **node: int | str,
     ) -> None:
-        """`node` are budgets of each node, as `NodeBudgets` names them; `relay` limits, as `RelayLimits` does."""
+        """`node` are budgets of each node, as `NodeBudgets` names them; `relay` limits, as `RelayLimits` does, and
+        `control` what `ControlConfig` does.
+        """
         self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
         self.logs = logs or folder / "logs"
         self.repository = repository
@@ -49,6 +52,7 @@ class LocalCluster:
         ports = {"http_port": self.http_port, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
         config = {"model_repository": str(repository), "servers": servers, "node": node}
         config["gateway"] = {**ports, "relay": dict(relay or {})}
+        config["control"] = dict(control or {})
         self._config.write_text(yaml.safe_dump(config))
         self._servers = servers
 
@@ -122,6 +126,15 @@ class LocalCluster:
             if model in (None, replica["model"])
         ]
 
+    def parked(self, model: str | None = None) -> list[dict[str, Any]]:
+        """Stubs that wait for an engine, of one model, or all, each with its server's name."""
+        return [
+            {**stub, "server": server["name"]}
+            for server in self.status()["servers"]
+            for stub in server["parked"]
+            if model in (None, stub["model"])
+        ]
+
     def serving(self, model: str) -> dict[str, Any]:
         """The replica with the most streams."""
         return max(self.replicas(model), key=lambda replica: replica["streams"])
@@ -133,6 +146,11 @@ class LocalCluster:
 
     def run_directory(self) -> Path:
         return Path(self._sentinel_arguments()[2])
+
+    def triton_address(self, number: int = 0) -> str:
+        """A Triton server's own gRPC address, behind the gateway."""
+        scheduler = yaml.safe_load((self.run_directory() / "scheduler.yaml").read_text())
+        return str(scheduler["servers"][number]["triton"])
 
     def shm_prefix(self) -> str:
         return self._sentinel_arguments()[1]

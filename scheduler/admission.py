@@ -6,13 +6,16 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NewType, Protocol
+from typing import Literal, NewType, Protocol
 
 from serverless_triton.scheduler.errors import AdmissionTimeout, NoCapacity, SchedulerError
 
 StreamId = NewType("StreamId", str)
 ServerName = NewType("ServerName", str)
 ReplicaId = NewType("ReplicaId", str)
+
+# What was there of the model before: nothing, or its stub, READY in Triton without an engine.
+StartState = Literal["cold", "parked"]
 
 ADMISSION_SPAN = "admission"  # from asking for a place until having one; what a start does is within it
 
@@ -31,6 +34,7 @@ class Span:
 class StartRecord:
     """How a replica came to be, for the receipts of the requests that waited for it."""
 
+    state: StartState = "cold"
     tier: str  # where the weights came from: "dram", "ssd", "page_cache", "remote"
     bytes: int
     predicted_s: float

@@ -7,13 +7,21 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from serverless_triton.scheduler.admission import ReplicaId, ServerName, StartRecord, StreamId
-from serverless_triton.scheduler.view import ClusterView, ModelView, Phase, ReplicaView, ServerView
+from serverless_triton.scheduler.admission import ReplicaId, ServerName, StartRecord, StartState, StreamId
+from serverless_triton.scheduler.parked import ParkedStubs
+from serverless_triton.scheduler.view import ClusterView, FixedStarts, ModelView, Phase, ReplicaView, ServerView
 
 # Before a store has measured its own: a slow SSD, DRAM as copied by one core.
 ASSUMED_SSD_BYTES_PER_SECOND = 1e9
 ASSUMED_DRAM_BYTES_PER_SECOND = 20e9
-ASSUMED_FIXED_START_S = {"dram": 0.25, "ssd": 0.1}
+ASSUMED_FIXED_START_S: FixedStarts = {
+    "cold": {"dram": 0.25, "ssd": 0.1},
+    "parked": {"dram": 0.06, "ssd": 0.06},
+}
+
+
+def _assumed_fixed_starts() -> dict[StartState, dict[str, float]]:
+    return {state: dict(by_tier) for state, by_tier in ASSUMED_FIXED_START_S.items()}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,8 +37,9 @@ class ServerState:
     device_memory_bytes: int = 0
     dram_bytes: int = 0
     ssd_bytes_per_second: float = ASSUMED_SSD_BYTES_PER_SECOND
-    fixed_start_s: dict[str, float] = field(default_factory=ASSUMED_FIXED_START_S.copy)
+    fixed_start_s: dict[StartState, dict[str, float]] = field(default_factory=_assumed_fixed_starts)
     in_dram: frozenset[str] = frozenset()
+    parked: ParkedStubs = field(default_factory=ParkedStubs)
     worker_pids: Mapping[ReplicaId, int] = field(default_factory=dict)
     stub_pids: Mapping[ReplicaId, int] = field(default_factory=dict)
 
@@ -123,7 +132,8 @@ def _server_view(server: ServerState, queued_bytes: int) -> ServerView:
         dram_bytes=server.dram_bytes,
         ssd_bytes_per_second=server.ssd_bytes_per_second,
         dram_bytes_per_second=ASSUMED_DRAM_BYTES_PER_SECOND,
-        fixed_start_s=dict(server.fixed_start_s),
+        fixed_start_s={state: dict(by_tier) for state, by_tier in server.fixed_start_s.items()},
         queued_bytes=queued_bytes,
         in_dram=server.in_dram,
+        parked=server.parked.by_model(),
     )

@@ -35,12 +35,18 @@ class ServerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlConfig:
-    """What bounds the control loop's waits (seconds) and queues."""
+    """What bounds the control loop's waits (seconds), queues and idle replicas.
+
+    A replica that was idle for `keep_alive_s` is parked; None: only where room is needed. Of the stubs that a server's
+    Triton keeps for parked replicas the oldest are unloaded beyond `max_parked_per_server`.
+    """
 
     load_timeout_s: float = 120.0
     release_timeout_s: float = 10.0
     max_waiting_per_model: int = 1024
     max_failed_starts: int = 3
+    keep_alive_s: float | None = None
+    max_parked_per_server: int = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,8 @@ every event (an admission, a finished stream, a start that ended, news of a serv
 
 1. drop what is gone: replicas of a dead server, replicas their agent no longer shows;
 2. for each waiting stream, oldest first, ask the policy and do what it says;
-3. a start evicts first (the agent confirms), then loads the engine and the stub at the same time;
+3. a start parks whom it evicts first (the agent confirms), then loads the engine and the stub at the same time, or the
+   engine alone for a stub that is parked there;
 4. when a start ends, everyone who joined it gets a place or its error.
 """
 
@@ -14,8 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,12 +28,14 @@ from serverless_triton.scheduler.admission import (
     StartRecord,
     StreamId,
 )
-from serverless_triton.scheduler.cluster import Cluster, ReplicaState
+from serverless_triton.scheduler.cluster import Cluster, ReplicaState, ServerState
+from serverless_triton.scheduler.departures import Departures
 from serverless_triton.scheduler.effects import EffectFailed, Effects, EngineOrder, EngineStarted
 from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge, NoCapacity
 from serverless_triton.scheduler.estimator import learn_fixed_cost
 from serverless_triton.scheduler.metrics import ControlMetrics
-from serverless_triton.scheduler.policy import Candidate, Decision, Refuse, Start, StartRequest, Use, choose
+from serverless_triton.scheduler.policy import Candidate, Decision, Refuse, Start, StartRequest, Use, choose, overdue
+from serverless_triton.scheduler.start_sequence import StartSequence
 from serverless_triton.scheduler.view import Phase
 from serverless_triton.scheduler.waiting_room import ModelOrder, Waiting, WaitingRoom
 
@@ -41,15 +43,16 @@ logger = logging.getLogger(__name__)
 
 # A start that failed for these reasons may go well on another server; any other failure is the model's own.
 TRANSIENT = frozenset({"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION"})
-REMEMBERED_ENDS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlLimits:
-    """How much may wait, and how often a start is tried elsewhere."""
+    """How much may wait, how often a start is tried elsewhere, what stays of replicas that nobody uses."""
 
     max_waiting_per_model: int = 1024
     max_failed_starts: int = 3
+    keep_alive_s: float | None = None  # an idle replica is parked after that; None: only where room is needed
+    max_parked_per_server: int = 16  # beyond it the stubs that have been parked longest are unloaded
 
 
 @dataclass(slots=True)
@@ -65,9 +68,13 @@ class ControlLoop:
     epoch: int = 1
     _room: WaitingRoom = field(default_factory=WaitingRoom)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _releasing: dict[ServerName, dict[ReplicaId, asyncio.Task[None]]] = field(default_factory=lambda: defaultdict(dict))
-    _ended: OrderedDict[ReplicaId, None] = field(default_factory=OrderedDict)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _departures: Departures = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._departures = Departures(
+            cluster=self.cluster, effects=self.effects, epoch=lambda: self.epoch, spawn=self._spawn
+        )
 
     # Admission
 
@@ -131,6 +138,9 @@ class ControlLoop:
     async def release(self, model: str, *, timeout_s: float) -> None:
         self.order_of(model)
         replicas = [r for r in self.cluster.replicas.values() if r.model.name == model]
+        for server in self.cluster.servers.values():
+            for stub in server.parked.of_model(model):
+                self._departures.unload_parked(server, stub, model)
         try:
             await asyncio.wait_for(asyncio.gather(*(self._release_when_idle(r) for r in replicas)), timeout_s)
         except asyncio.TimeoutError as error:
@@ -139,7 +149,8 @@ class ControlLoop:
     async def _release_when_idle(self, replica: ReplicaState) -> None:
         while replica.id in self.cluster.replicas:
             if replica.view().is_idle:
-                await asyncio.wait({self._evict(replica)})
+                self._forget(replica, "unloaded")
+                await asyncio.wait({self._clean_up(replica)})
                 return
             await self._changed.wait()
 
@@ -209,6 +220,8 @@ class ControlLoop:
         )
         for victim in candidate.evict:
             self._evict(self.cluster.replicas[victim])
+        if candidate.parked is not None:
+            self.cluster.servers[candidate.server].parked.drop(candidate.parked)
         self.cluster.replicas[replica.id] = replica
         self.cluster.changed()
         self._spawn(self._start(replica, order, candidate))
@@ -216,11 +229,11 @@ class ControlLoop:
 
     async def _start(self, replica: ReplicaState, order: ModelOrder, candidate: Candidate) -> None:
         began_s = self.clock()
-        if self._releasing[replica.server]:  # whatever is being released there holds memory, and unloads by model name
-            await asyncio.wait(set(self._releasing[replica.server].values()))
+        await self._departures.over(replica.server)
         room_s = self.clock()
         try:
-            engine = await self._start_both(replica, order)
+            permit = self._permit(replica, order, candidate)
+            engine = await StartSequence(self.effects, self.clock).run(replica.server, permit)
         except EffectFailed as error:
             self._start_failed(replica, error)
             return
@@ -229,29 +242,20 @@ class ControlLoop:
             self._start_failed(replica, EffectFailed("INTERNAL", f"{type(error).__name__}: {error}"))
             return
         spans = (Span(name="make_room", start_s=began_s, end_s=room_s, parent=ADMISSION_SPAN), *engine.spans)
-        record = StartRecord(tier=engine.tier, bytes=engine.bytes, predicted_s=candidate.estimate.total_s, spans=spans)
+        estimate = candidate.estimate
+        record = StartRecord(
+            state=estimate.state, tier=engine.tier, bytes=engine.bytes, predicted_s=estimate.total_s, spans=spans
+        )
         self._started(replica, candidate, engine, record)
 
-    async def _start_both(self, replica: ReplicaState, order: ModelOrder) -> EngineStarted:
-        """Engine and stub at the same time: the stub's own start hides behind the weights, or they behind it."""
-        server, model = replica.server, replica.model.name
-        permit = EngineOrder(epoch=self.epoch, replica=replica.id, model=model, parameters=order.parameters)
-        engine, stub = await asyncio.gather(
-            self.effects.start_engine(server, permit),
-            self._timed_load(server, model, replica.id),
-            return_exceptions=True,
+    def _permit(self, replica: ReplicaState, order: ModelOrder, candidate: Candidate) -> EngineOrder:
+        return EngineOrder(
+            epoch=self.epoch,
+            replica=replica.id,
+            model=replica.model.name,
+            parameters=order.parameters,
+            parked=candidate.parked,
         )
-        for outcome in (engine, stub):  # the engine's own error says more than the stub's
-            if isinstance(outcome, BaseException):
-                raise outcome
-        assert isinstance(engine, EngineStarted)
-        assert isinstance(stub, Span)
-        return replace(engine, spans=(*engine.spans, *_without_waiting(stub, engine)))
-
-    async def _timed_load(self, server: ServerName, model: str, replica: ReplicaId) -> Span:
-        start_s = self.clock()
-        await self.effects.load_model(server, model, replica)
-        return Span(name="triton.load", start_s=start_s, end_s=self.clock(), parent=ADMISSION_SPAN)
 
     def _started(self, replica: ReplicaState, candidate: Candidate, engine: EngineStarted, record: StartRecord) -> None:
         if replica.id not in self.cluster.replicas:  # lost meanwhile; whoever waited has been sent on
@@ -262,9 +266,9 @@ class ControlLoop:
         server = self.cluster.servers[replica.server]
         actual_s = self.clock() - record.spans[0].end_s
         if engine.tier == candidate.estimate.tier:  # bytes that came from elsewhere say nothing about this estimate
-            known_s = server.fixed_start_s[engine.tier]
-            server.fixed_start_s[engine.tier] = learn_fixed_cost(known_s, candidate.estimate, actual_s)
-        self.metrics.started(replica.model.name, engine.tier, actual_s)
+            fixed_s = server.fixed_start_s[record.state]
+            fixed_s[engine.tier] = learn_fixed_cost(fixed_s[engine.tier], candidate.estimate, actual_s)
+        self.metrics.started(replica.model.name, record.state, engine.tier, actual_s)
         logger.info("replica_ready model=%s server=%s replica=%s s=%.3f", *_names(replica), actual_s)
         self.cluster.changed()
         for waiting in self._room.joined(replica.id):
@@ -294,56 +298,57 @@ class ControlLoop:
 
     # Ending
 
-    def _forget(self, replica: ReplicaState, reason: str, code: str = "UNAVAILABLE") -> None:
+    def _forget(self, replica: ReplicaState, reason: str, code: str = "UNAVAILABLE", *, parks: bool = False) -> None:
         """The replica is gone. Its streams hear of it, those that waited for it go elsewhere."""
         if self.cluster.replicas.pop(replica.id, None) is None:
             return
         self.cluster.changed()
-        self._ended[replica.id] = None
-        while len(self._ended) > REMEMBERED_ENDS:
-            self._ended.popitem(last=False)
+        self._departures.note(replica.id, parks=parks)
         if not replica.lost.done():
             replica.lost.set_result(reason)
         for waiting in self._room.joined(replica.id):
             self._send_on(waiting, replica, reason, code)
 
     def _evict(self, replica: ReplicaState) -> asyncio.Task[None]:
-        """Nobody is sent to it from now on. Its room counts when the agent confirms, which the task waits for."""
-        self._forget(replica, "evicted")
+        """Nobody is sent to it from now on. Its room counts when the agent confirms, which the task waits for.
+
+        Its stub is parked, but not where a stream broke on it: the stub may be what hangs.
+        """
+        parks = not replica.suspect
+        self._forget(replica, "evicted", parks=parks)
         self.metrics.evicted(replica.model.name)
         logger.info("evict model=%s server=%s replica=%s", *_names(replica))
-        return self._clean_up(replica)
+        return self._departures.park(replica.server, replica.id) if parks else self._clean_up(replica)
+
+    def park_overdue(self) -> None:
+        """Park what nobody has used within `keep_alive_s`."""
+        if self.limits.keep_alive_s is not None:
+            for replica in overdue(self.cluster.view(), self.clock(), self.limits.keep_alive_s):
+                self._evict(self.cluster.replicas[replica])
 
     def _clean_up(self, replica: ReplicaState) -> asyncio.Task[None]:
-        """End the engine, then begin Triton's unload, which takes a second more and holds no engine memory."""
-        return self._release_engine(replica.server, replica.id, replica.model.name)
-
-    def _release_engine(self, server: ServerName, replica: ReplicaId, model: str) -> asyncio.Task[None]:
-        task = self._spawn(self._release_and_unload(server, replica, model))
-        self._releasing[server][replica] = task
-        task.add_done_callback(lambda _: self._releasing[server].pop(replica, None))
-        return task
-
-    async def _release_and_unload(self, server: ServerName, replica: ReplicaId, model: str) -> None:
-        """An unload names only the model: where a newer replica is there or on its way, its load replaced this one."""
-        try:
-            await self.effects.release_engine(server, replica, self.epoch)
-            if not any(other.model.name == model for other in self.cluster.on_server(server)):
-                await self.effects.unload_model(server, model)
-        except EffectFailed as error:
-            logger.warning("release_failed model=%s server=%s replica=%s error=%s", model, server, replica, error)
+        return self._departures.release(replica.server, replica.id, replica.model.name)
 
     # News, from server_watch.py
 
     def knows(self, replica_id: ReplicaId) -> bool:
         """Whether the replica is one of ours, or was until it ended."""
-        return replica_id in self.cluster.replicas or replica_id in self._ended
+        return replica_id in self.cluster.replicas or self._departures.knows(replica_id)
 
     def still_there(self, server: ServerName, replica: ReplicaId, model: str) -> None:
         """An agent shows a replica that ended here: its release did not reach the agent, so it is asked for again."""
-        if replica in self._ended and replica not in self._releasing[server]:
-            logger.warning("release_again model=%s server=%s replica=%s", model, server, replica)
-            self._release_engine(server, replica, model)
+        self._departures.again(server, replica, model)
+
+    def parked(self, server: ServerState, stubs: Mapping[ReplicaId, str], *, settled: bool = True) -> None:
+        """The stubs there that wait for an engine, with their models; not yet all of them where nothing is settled.
+
+        Triton does not notice that one has died, so it is told to unload it, as those that are too many.
+        """
+        died = server.parked.shown(stubs)
+        self.cluster.changed()
+        if settled and server.takes_starts:
+            for stub, model in [*died, *server.parked.beyond(self.limits.max_parked_per_server)]:
+                self._departures.unload_parked(server, stub, model)
 
     def adopt(self, replica: ReplicaState) -> None:
         """A replica that an earlier scheduler started goes on serving."""
@@ -356,7 +361,8 @@ class ControlLoop:
         logger.warning("replica_lost model=%s server=%s replica=%s reason=%s", *_names(replica), reason)
         self.metrics.lost(replica.model.name)
         self._forget(replica, reason)
-        if self.cluster.servers[replica.server].takes_starts:
+        server = self.cluster.servers[replica.server]
+        if server.takes_starts and replica.id not in server.parked:
             self._clean_up(replica)
 
     async def close(self) -> None:
@@ -372,14 +378,6 @@ class ControlLoop:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _without_waiting(load: Span, engine: EngineStarted) -> tuple[Span, ...]:
-    """Triton's load, less the part in which its stub only waited for the engine: that part the engine gated."""
-    if engine.stub_waited_from_s is None:
-        return (load,)
-    waited_until_s = max((span.end_s for span in engine.spans), default=load.start_s)
-    return (replace(load, end_s=engine.stub_waited_from_s), replace(load, name="triton.ready", start_s=waited_until_s))
 
 
 def _names(replica: ReplicaState) -> tuple[str, str, str]:

@@ -23,13 +23,14 @@ class EffectFailed(Exception):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOrder:
     """Which replica to start for which model; `parameters` as in its config.pbtxt. The epoch is the permit's (decision
-    7).
+    7). With `parked` it starts on that stub, and Triton has nothing to do.
     """
 
     epoch: int
     replica: ReplicaId
     model: str
     parameters: Mapping[str, str]
+    parked: ReplicaId | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,9 @@ class Effects(Protocol):
     async def release_engine(self, server: ServerName, replica: ReplicaId, epoch: int) -> None:
         """Have the agent end the engine; returns when its memory is free."""
 
+    async def park_engine(self, server: ServerName, replica: ReplicaId, epoch: int) -> None:
+        """As `release_engine`, but the replica's stub stays in Triton and waits for another engine."""
+
     async def unload_model(self, server: ServerName, model: str) -> None:
         """Have Triton begin to unload the model; the rest of it takes a second and nobody waits."""
 
@@ -66,10 +70,12 @@ class FakeEffects:
     """Records every call; each one waits until the test resolves it, or succeeds at once where `automatic`."""
 
     automatic: bool = True
+    orders: list[EngineOrder] = field(default_factory=list)
     calls: list[tuple[str, ServerName, str]] = field(default_factory=list)
     pending: dict[tuple[str, ServerName, str], asyncio.Future[None]] = field(default_factory=dict)
 
     async def start_engine(self, server: ServerName, order: EngineOrder) -> EngineStarted:
+        self.orders.append(order)
         await self._happen("start_engine", server, order.model)
         return EngineStarted(version=0, tier="ssd", bytes=0, spans=())
 
@@ -78,6 +84,9 @@ class FakeEffects:
 
     async def release_engine(self, server: ServerName, replica: ReplicaId, epoch: int) -> None:
         await self._happen("release_engine", server, replica)
+
+    async def park_engine(self, server: ServerName, replica: ReplicaId, epoch: int) -> None:
+        await self._happen("park_engine", server, replica)
 
     async def unload_model(self, server: ServerName, model: str) -> None:
         await self._happen("unload_model", server, model)

@@ -1,6 +1,7 @@
 """How long a model would take to start on a server (pure).
 
-The fixed cost is kept by tier: from DRAM all of Triton's own load shows, from SSD most of it hides behind the reading.
+The fixed cost is kept by state and tier: from DRAM all of Triton's own load shows, from SSD most of it hides behind the
+reading, and a parked stub needs none.
 
 The estimate is ServerlessLLM's (OSDI '24, section 6.1), with our fixed cost beside it: queue + bytes over bandwidth +
 fixed.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from serverless_triton.scheduler.admission import StartState
 from serverless_triton.scheduler.view import ModelView, ServerView
 
 LEARNING_RATE = 0.3
@@ -19,6 +21,7 @@ LEARNING_RATE = 0.3
 class StartEstimate:
     """Seconds by cause. `tier` is where the bytes would come from."""
 
+    state: StartState = "cold"
     tier: str
     queue_s: float
     transfer_s: float
@@ -31,14 +34,17 @@ class StartEstimate:
 
 def estimate_start(server: ServerView, model: ModelView) -> StartEstimate:
     """From DRAM where the checkpoint is there already, else from SSD behind what that queue holds."""
+    state: StartState = "parked" if model.name in server.parked else "cold"
+    fixed_s = server.fixed_start_s[state]
     if model.checkpoint in server.in_dram:
         transfer_s = model.checkpoint_bytes / server.dram_bytes_per_second
-        return StartEstimate(tier="dram", queue_s=0.0, transfer_s=transfer_s, fixed_s=server.fixed_start_s["dram"])
+        return StartEstimate(state=state, tier="dram", queue_s=0.0, transfer_s=transfer_s, fixed_s=fixed_s["dram"])
     return StartEstimate(
+        state=state,
         tier="ssd",
         queue_s=server.queued_bytes / server.ssd_bytes_per_second,
         transfer_s=model.checkpoint_bytes / server.ssd_bytes_per_second,
-        fixed_s=server.fixed_start_s["ssd"],
+        fixed_s=fixed_s["ssd"],
     )
 
 

@@ -14,7 +14,7 @@ class ControlMetrics:
         self._start_seconds = Histogram(
             "serverless_triton_start_seconds",
             "Seconds from the decision to start a replica until it was ready",
-            ["model", "tier"],
+            ["model", "state", "tier"],
             buckets=START_BUCKETS_S,
             registry=registry,
         )
@@ -22,7 +22,10 @@ class ControlMetrics:
             "serverless_triton_failed_starts_total", "Starts that failed", ["model", "code"], registry=registry
         )
         self._evicted = Counter(
-            "serverless_triton_evictions_total", "Idle replicas that made room", ["model"], registry=registry
+            "serverless_triton_evictions_total",
+            "Idle replicas that made room, or that nobody asked for any more",
+            ["model"],
+            registry=registry,
         )
         self._lost = Counter(
             "serverless_triton_lost_replicas_total",
@@ -31,8 +34,8 @@ class ControlMetrics:
             registry=registry,
         )
 
-    def started(self, model: str, tier: str, seconds: float) -> None:
-        self._start_seconds.labels(model, tier).observe(seconds)
+    def started(self, model: str, state: str, tier: str, seconds: float) -> None:
+        self._start_seconds.labels(model, state, tier).observe(seconds)
 
     def start_failed(self, model: str, code: str) -> None:
         self._failed.labels(model, code).inc()

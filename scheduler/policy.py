@@ -2,7 +2,8 @@
 
 1. A ready replica with room takes the stream: the one with the fewest streams.
 2. A replica that is being started already is joined: one load serves all who ask.
-3. Otherwise it starts where the estimate is lowest, idle replicas making room there, the least recently used first.
+3. Otherwise it starts where the estimate is lowest, idle replicas making room there, the least recently used first. A
+   parked stub of the model lowers it, because Triton has nothing to load then.
 4. Where nothing can be freed it waits; where nothing could ever be freed it is refused.
 
 Ties are broken by id. A replica that a stream holds is never evicted.
@@ -32,11 +33,12 @@ class StartRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A server that could start the model once these replicas are evicted."""
+    """A server that could start the model once these replicas are evicted; on a parked stub, if it has one."""
 
     server: ServerName
     evict: tuple[ReplicaId, ...]
     estimate: StartEstimate
+    parked: ReplicaId | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,11 @@ def _best_replica(view: ClusterView, request: StartRequest) -> ReplicaView | Non
     return min(usable, key=lambda r: (r.phase is not Phase.READY, r.streams, r.id), default=None)
 
 
+def overdue(view: ClusterView, now_s: float, keep_alive_s: float) -> list[ReplicaId]:
+    """Replicas that nobody has used for that long."""
+    return [r.id for r in view.replicas if r.is_idle and now_s - r.idle_since_s >= keep_alive_s]
+
+
 def _candidates(view: ClusterView, request: StartRequest) -> tuple[list[Candidate], dict[str, int]]:
     candidates: list[Candidate] = []
     rejected: Counter[str] = Counter()
@@ -125,7 +132,8 @@ def _consider(server: ServerView, replicas: Iterable[ReplicaView], request: Star
     evict = _make_room(server, replicas, model)
     if evict is None:
         return "busy"
-    return Candidate(server=server.name, evict=evict, estimate=estimate_start(server, model))
+    estimate, parked = estimate_start(server, model), server.parked.get(model.name)
+    return Candidate(server=server.name, evict=evict, estimate=estimate, parked=parked)
 
 
 def _make_room(server: ServerView, replicas: tuple[ReplicaView, ...], model: ModelView) -> tuple[ReplicaId, ...] | None:

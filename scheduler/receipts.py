@@ -15,7 +15,7 @@ from typing import Any, Literal
 from serverless_triton.scheduler.admission import ServerName, Span, StreamId
 
 UNEXPLAINED = "unexplained"
-Kind = Literal["warm", "cold", "resumed"]
+Kind = Literal["warm", "cold", "parked", "resumed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,8 +110,11 @@ class ServerWatch:
         server.worker_pids = {ReplicaId(replica.id): replica.worker_pid for replica in state.replicas}
         server.stub_pids = {ReplicaId(replica.id): replica.stub_pid for replica in state.replicas}
         for shown in state.replicas:
-            self.loop.still_there(server.name, ReplicaId(shown.id), shown.model)
+            if not _is_parked(shown):
+                self.loop.still_there(server.name, ReplicaId(shown.id), shown.model)
         self._adopt(state)
+        parked = {ReplicaId(one.id): one.model for one in state.replicas if _is_parked(one)}
+        self.loop.parked(server, parked, settled=self._settled)
         if self._settled:
             self._bury(state)
         self.loop.cluster.changed()
@@ -139,7 +142,7 @@ class ServerWatch:
             )
 
     def _bury(self, state: agent_pb2.NodeState) -> None:
-        shown = {replica.id for replica in state.replicas}
+        shown = {replica.id for replica in state.replicas if not _is_parked(replica)}
         for replica in self.loop.cluster.on_server(self.server.name):
             due = replica.phase is Phase.READY and state.version >= replica.shown_from_version
             if due and replica.id not in shown:
@@ -177,3 +180,7 @@ class ServerWatch:
             for replica in self.loop.cluster.on_server(self.server.name):
                 self.loop.lose(replica, f"server {self.server.name} went down")
         self.loop.dispatch()
+
+
+def _is_parked(shown: agent_pb2.Replica) -> bool:
+    return shown.phase == agent_pb2.PARKED

@@ -31,6 +31,8 @@ from serverless_triton.scheduler.waiting_room import ModelOrder
 
 logger = logging.getLogger(__name__)
 
+PARKING_INTERVAL_S = 0.25
+
 
 def model_orders(catalogue: Catalogue) -> Callable[[str], ModelOrder]:
     """What the control loop asks of the catalogue. It raises InvalidModelName, UnknownModel, InvalidRequest."""
@@ -74,6 +76,8 @@ async def serve(config: SchedulerConfig) -> None:
         limits=ControlLimits(
             max_waiting_per_model=config.control.max_waiting_per_model,
             max_failed_starts=config.control.max_failed_starts,
+            keep_alive_s=config.control.keep_alive_s,
+            max_parked_per_server=config.control.max_parked_per_server,
         ),
     )
     gateway = Gateway(
@@ -89,7 +93,7 @@ async def serve(config: SchedulerConfig) -> None:
 
 async def _run(config: SchedulerConfig, loop: ControlLoop, gateway: Gateway, effects: TritonEffects) -> None:
     watches = [ServerWatch(loop, loop.cluster.servers[ServerName(s.name)], s.agent) for s in config.servers]
-    tasks = [asyncio.ensure_future(watch.run()) for watch in watches]
+    tasks = [asyncio.ensure_future(work) for work in (*(watch.run() for watch in watches), _park_overdue(loop))]
     stopped = _stop_signal()
     await gateway.start()
     logger.info("scheduler_ready http=%d grpc=%d", config.gateway.http_port, config.gateway.grpc_port)
@@ -101,6 +105,12 @@ async def _run(config: SchedulerConfig, loop: ControlLoop, gateway: Gateway, eff
         with contextlib.suppress(asyncio.CancelledError):
             await task
     await effects.close()
+
+
+async def _park_overdue(loop: ControlLoop) -> None:
+    while True:
+        await asyncio.sleep(PARKING_INTERVAL_S)
+        loop.park_overdue()
 
 
 def _stop_signal() -> asyncio.Task[None]:

@@ -58,7 +58,11 @@ class TritonEffects:
 
     async def start_engine(self, server: ServerName, order: EngineOrder) -> EngineStarted:
         request = agent_pb2.StartRequest(
-            epoch=order.epoch, replica=order.replica, model=order.model, parameters=dict(order.parameters)
+            epoch=order.epoch,
+            replica=order.replica,
+            model=order.model,
+            parameters=dict(order.parameters),
+            parked=order.parked or "",
         )
         sent_s = self._clock()
         reply = await _call(self._agents[server].Start(request, timeout=self._load_timeout_s))
@@ -88,6 +92,10 @@ class TritonEffects:
     async def release_engine(self, server: ServerName, replica: ReplicaId, epoch: int) -> None:
         request = agent_pb2.ReleaseRequest(epoch=epoch, replica=replica)
         await _call(self._agents[server].Release(request, timeout=self._release_timeout_s))
+
+    async def park_engine(self, server: ServerName, replica: ReplicaId, epoch: int) -> None:
+        request = agent_pb2.ParkRequest(epoch=epoch, replica=replica)
+        await _call(self._agents[server].Park(request, timeout=self._release_timeout_s))
 
     async def unload_model(self, server: ServerName, model: str) -> None:
         request = service_pb2.RepositoryModelUnloadRequest(model_name=model)

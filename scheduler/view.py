@@ -8,11 +8,15 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from serverless_triton.scheduler.admission import ReplicaId, ServerName
+from serverless_triton.scheduler.admission import ReplicaId, ServerName, StartState
+
+FixedStarts = Mapping[StartState, Mapping[str, float]]  # seconds by what was there before and by tier
 
 
 class Phase(enum.Enum):
-    """A replica's phase. LOADING: wanted and on its way. READY: takes streams. Anything else is no replica."""
+    """A replica's phase. LOADING: wanted and on its way. READY: takes streams. Anything else is no replica: of one that
+    was parked only a stub is left, `ServerView.parked`.
+    """
 
     LOADING = "loading"
     READY = "ready"
@@ -38,9 +42,10 @@ class ServerView:
     dram_bytes: int
     ssd_bytes_per_second: float
     dram_bytes_per_second: float
-    fixed_start_s: Mapping[str, float]  # by tier: what a start costs beside moving bytes
+    fixed_start_s: FixedStarts  # what a start costs beside moving bytes
     queued_bytes: int  # on the node's sequential load queue, from its SSD
     in_dram: frozenset[str]  # checkpoints
+    parked: Mapping[str, ReplicaId] = field(default_factory=dict)  # by model: its stub there that waits for an engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -239,7 +239,7 @@ class RelayedStream:
     def _write_receipt(self, assignment: Assignment) -> None:
         self._receipt_due = False
         start, now_s = assignment.start, self._relay.clock()
-        kind: Kind = "resumed" if self._journal.attempt else "warm" if start is None else "cold"
+        kind: Kind = "resumed" if self._journal.attempt else "warm" if start is None else start.state
         own = (
             Span(name=ADMISSION_SPAN, start_s=self._waiting_since_s, end_s=self._assigned_s),
             Span(name="first_token", start_s=self._assigned_s, end_s=now_s),

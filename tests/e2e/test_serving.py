@@ -45,7 +45,7 @@ def starts(cluster: LocalCluster, model: str) -> int:
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
-    pattern = rf'serverless_triton_start_seconds_count{{model="{model}",tier="\w+"}} (\S+)'
+    pattern = rf'serverless_triton_start_seconds_count{{model="{model}",state="\w+",tier="\w+"}} (\S+)'
     return int(sum(float(value) for value in re.findall(pattern, text)))
 
 

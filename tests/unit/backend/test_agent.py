@@ -9,10 +9,20 @@ from typing import Any
 
 import pytest
 
-from serverless_triton.backend.agent import STUB_PATIENCE_S, NodeAgent, StaleEpoch
+from serverless_triton.backend.agent import ANSWER_PATIENCE_S, STUB_PATIENCE_S, NodeAgent, StaleEpoch
 from serverless_triton.backend.channel import ChannelClosed
 from serverless_triton.backend.ledger import DeviceLedger, NoRoom
-from serverless_triton.backend.messages import Acquire, Failed, Granted, Load, Loaded, Message, Serve, WorkerHello
+from serverless_triton.backend.messages import (
+    Acquire,
+    Attached,
+    Failed,
+    Granted,
+    Load,
+    Loaded,
+    Message,
+    Serve,
+    WorkerHello,
+)
 from serverless_triton.backend.replica import StartFailed
 
 PARAMETERS = {"checkpoint": "/models/a", "checkpoint_bytes": "10", "kv_cache_bytes": "60"}
@@ -382,6 +392,163 @@ async def test_a_new_agent_adopts_a_replica_from_its_two_halves(monkeypatch: pyt
     assert agent.ledger.granted_bytes == 60
     assert not task.done()
     await agent.release("r1")
+
+
+async def test_two_models_share_a_device_when_both_fit():
+    agent, pool = node(budget=100)
+    await started(agent, pool)
+    other = asyncio.ensure_future(agent.start("r2", "n", PARAMETERS | {"checkpoint": "/b", "kv_cache_bytes": "40"}))
+    await settle()
+    pool.workers[-1].load("r2")
+    await other
+    assert agent.ledger.granted_bytes == 100
+    with pytest.raises(StartFailed, match="1 bytes of device memory asked for, 0 of 100 are free"):
+        await agent.start("r3", "o", PARAMETERS | {"kv_cache_bytes": "1"})
+    assert list(agent.replicas) == ["r1", "r2"]
+
+
+async def parked(agent: NodeAgent, pool: HandPool) -> tuple[HandChannel, asyncio.Task[None]]:
+    """A stub whose replica r1 was parked."""
+    await started(agent, pool)
+    stub, task = await attached(agent)
+    await agent.park("r1")
+    return stub, task
+
+
+async def waking(agent: NodeAgent, parameters: dict[str, str] = PARAMETERS) -> asyncio.Task[Any]:
+    """A start of r2 on the stub that r1 left."""
+    start = asyncio.ensure_future(agent.start("r2", "m", parameters, "r1"))
+    await settle()
+    return start
+
+
+async def test_parking_frees_the_memory_and_keeps_the_stub():
+    agent, pool = node()
+    stub, task = await parked(agent, pool)
+    assert pool.workers[0].ended.done()
+    assert agent.replicas == {}
+    assert agent.ledger.granted_bytes == 0
+    assert [(one.replica, one.model) for one in agent.parked] == [("r1", "m")]
+    assert not task.done()
+    await agent.park("r1")
+    assert stub.sent == [Granted(replica="r1")]
+
+
+async def test_a_parked_stub_gets_the_next_engine_and_the_start_ends_when_it_has_it():
+    agent, pool = node()
+    stub, _ = await parked(agent, pool)
+    start = await waking(agent)
+    assert list(agent.parked) == []
+    pool.workers[-1].load("r2")
+    await settle()
+    assert stub.sent[-1] == Granted(replica="r2")
+    assert pool.workers[-1].channel.sent[-1] == Serve(replica="r2")
+    assert not start.done()
+    assert not agent.replicas["r2"].is_attached
+    stub.inbox.put_nowait(Attached(replica="r2"))
+    loaded, stub_came_s = await start
+    assert agent.replicas["r2"].is_attached
+    assert [name for name, _, _ in loaded.spans] == ["stub.attach"]
+    assert stub_came_s is None
+
+
+async def test_a_stub_can_be_parked_again():
+    agent, pool = node()
+    stub, _ = await parked(agent, pool)
+    start = await waking(agent)
+    pool.workers[-1].load("r2")
+    stub.inbox.put_nowait(Attached(replica="r2"))
+    await start
+    await agent.park("r2")
+    assert [one.replica for one in agent.parked] == ["r2"]
+
+
+async def test_a_stub_that_does_not_answer_fails_the_start():
+    agent, pool = node()
+    await parked(agent, pool)
+    agent._call_later = timer = HandTimer()
+    start = await waking(agent)
+    pool.workers[-1].load("r2")
+    await settle()
+    assert timer.ring() == ANSWER_PATIENCE_S
+    with pytest.raises(StartFailed, match="does not answer"):
+        await start
+    assert list(agent.parked) == []
+    assert agent.replicas == {}
+
+
+async def test_a_dead_workers_stub_is_parked():
+    agent, pool = node()
+    worker = await started(agent, pool)
+    await attached(agent)
+    worker.ended.set_result(None)
+    await settle()
+    assert [one.replica for one in agent.parked] == ["r1"]
+
+
+async def test_a_worker_that_dies_while_a_parked_stub_waits_for_it_leaves_the_stub_parked():
+    agent, pool = node()
+    await parked(agent, pool)
+    start = await waking(agent)
+    pool.workers[-1].ended.set_result(None)
+    with pytest.raises(StartFailed, match="the engine worker of 'm' died"):
+        await start
+    assert [one.replica for one in agent.parked] == ["r2"]
+
+
+async def test_a_stub_that_dies_parked_is_parked_no_more():
+    agent, pool = node()
+    stub, task = await parked(agent, pool)
+    version = agent.version
+    stub.close()
+    await task
+    assert list(agent.parked) == []
+    assert agent.version > version
+    with pytest.raises(StartFailed, match="parked stub r1 of 'm' is gone") as caught:
+        await agent.start("r2", "m", PARAMETERS, "r1")
+    assert caught.value.code == "UNAVAILABLE"
+    assert agent.ledger.granted_bytes == 0
+
+
+async def test_a_stub_that_dies_while_its_engine_loads_fails_the_start():
+    agent, pool = node()
+    stub, task = await parked(agent, pool)
+    start = await waking(agent)
+    stub.close()
+    await task
+    with pytest.raises(StartFailed, match="the stub of 'm' ended"):
+        await start
+    assert pool.workers[-1].ended.done()
+
+
+async def test_a_stub_that_was_started_with_another_configuration_is_not_used():
+    agent, pool = node()
+    await parked(agent, pool)
+    with pytest.raises(StartFailed, match="another configuration"):
+        await agent.start("r2", "m", PARAMETERS | {"max_streams": "2"}, "r1")
+    assert [one.replica for one in agent.parked] == ["r1"]
+
+
+async def test_a_released_replicas_stub_is_not_parked():
+    """Triton is about to unload it."""
+    agent, pool = node()
+    await started(agent, pool)
+    await attached(agent)
+    await agent.release("r1")
+    assert list(agent.parked) == []
+
+
+async def test_a_new_agent_learns_of_a_parked_stub_from_the_stub():
+    agent, pool = node()
+    stub = HandChannel()
+    request = Acquire(model="m", parameters=PARAMETERS, replica="r1", parked=True)
+    task = asyncio.ensure_future(agent.welcome_stub(stub, request))  # type: ignore[arg-type]
+    await settle()
+    start = await waking(agent)
+    pool.workers[-1].load("r2")
+    stub.inbox.put_nowait(Attached(replica="r2"))
+    await start
+    assert not task.done()
 
 
 def test_a_ledger_never_grants_more_than_there_is():

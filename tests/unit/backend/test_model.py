@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from serverless_triton.backend.channel import Channel
-from serverless_triton.backend.messages import Acquire, Cancel, Failed, Generate, Granted, Tokens
+from serverless_triton.backend.messages import Acquire, Attached, Cancel, Failed, Generate, Granted, Tokens
 
 WAIT_S = 10.0
 FINAL = 1
@@ -108,8 +108,8 @@ class Logger:
 class Stub:
     """The model under test, and the far end of its socket to the worker."""
 
-    def __init__(self, model: Any, agent: Channel, worker: Channel) -> None:
-        self.model, self.agent, self.worker = model, agent, worker
+    def __init__(self, module: Any, model: Any, agent: Channel, worker: Channel) -> None:
+        self.module, self.model, self.agent, self.worker = module, model, agent, worker
 
     def submit(self, text: str = "a prompt", *, token_state: bool = False) -> tuple[int, Sender]:
         """The number that the worker knows the request by, and what its client hears from."""
@@ -118,6 +118,19 @@ class Stub:
         message, _ = self.worker.receive()
         assert isinstance(message, Generate)
         return message.request, request.sender
+
+    def lose_worker(self) -> None:
+        """The worker's end closes, and what is in flight has failed."""
+        _, sender = self.submit()
+        self.worker.close()
+        sender.next()
+
+    def wake(self, replica: str) -> None:
+        """The agent sends another worker."""
+        theirs, worker = socket.socketpair()
+        self.agent.send(Granted(replica=replica), [theirs.fileno()])
+        theirs.close()
+        self.worker = Channel(worker)
 
     def tokens(self, request: int, text: str, finish_reason: str | None = None) -> None:
         self.worker.send(
@@ -153,9 +166,10 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
     model = module.TritonPythonModel()
     config = {"parameters": {"checkpoint": {"string_value": "/models/a"}}}
     model.initialize({"model_name": "m", "model_config": json.dumps(config)})
-    yield Stub(model, agent, Channel(worker))
+    made = Stub(module, model, agent, Channel(worker))
+    yield made
     model.finalize()
-    worker.close()
+    made.worker.close()
     agent.close()
     monkeypatch.delitem(sys.modules, "serverless_triton.backend.model", raising=False)
 
@@ -257,3 +271,42 @@ def test_without_a_worker_all_requests_fail_and_so_do_later_ones(stub: Stub, gar
     response, flags = later.sender.next()
     assert response.error is not None
     assert (response.error.code, flags) == ("UNAVAILABLE", FINAL)
+
+
+def test_a_parked_stub_takes_the_next_engine_and_says_so(stub: Stub):
+    stub.agent.receive()
+    stub.lose_worker()
+    stub.wake("r2")
+    assert stub.agent.receive()[0] == Attached(replica="r2")
+    number, sender = stub.submit()
+    stub.tokens(number, "again", finish_reason="stop")
+    assert sender.next()[0].text == "again"
+
+
+def test_the_end_of_an_old_engine_fails_nothing_that_the_new_one_serves(stub: Stub):
+    stub.agent.receive()
+    old_worker = stub.worker
+    _, lost = stub.submit()
+    stub.wake("r2")
+    assert stub.agent.receive()[0] == Attached(replica="r2")
+    number, sender = stub.submit()
+    old_worker.close()
+    response, _ = lost.next()
+    assert response.error is not None
+    assert response.error.code == "UNAVAILABLE"
+    stub.tokens(number, "unharmed", finish_reason="stop")
+    assert sender.next()[0].text == "unharmed"
+
+
+@pytest.mark.parametrize("parked", [False, True])
+def test_a_new_agent_hears_whether_the_stub_has_an_engine(stub: Stub, monkeypatch: pytest.MonkeyPatch, parked: bool):
+    stub.agent.receive()
+    if parked:
+        stub.lose_worker()
+    ours, agent = (Channel(end) for end in socket.socketpair())
+    monkeypatch.setattr(stub.module.Channel, "connect", lambda path, timeout_s: ours)
+    stub.agent.close()
+    hello = agent.receive()[0]
+    assert isinstance(hello, Acquire)
+    assert (hello.replica, hello.attached, hello.parked) == ("r1", not parked, parked)
+    agent.close()

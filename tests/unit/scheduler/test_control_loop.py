@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -76,12 +77,10 @@ async def test_the_least_recently_used_idle_replica_is_evicted_before_the_start(
     w.effects.automatic = False
     waiting = asked(w, "x", "c")
     await settle()
-    (released,) = calls(w, "release_engine")
-    assert released[1].startswith("a-")
+    (parked,) = calls(w, "park_engine")
+    assert parked[1].startswith("a-")
     assert ("s0", "c") not in calls(w, "start_engine")
-    w.effects.resolve("release_engine", S0, released[1])
-    await settle()
-    w.effects.resolve("unload_model", S0, "a")
+    w.effects.resolve("park_engine", S0, parked[1])
     await settle()
     w.effects.resolve("start_engine", S0, "c")
     w.effects.resolve("load_model", S0, "c")
@@ -216,7 +215,7 @@ async def test_an_engine_that_comes_up_after_its_replica_was_lost_is_released() 
 
 async def test_the_fixed_cost_is_learned_only_from_starts_whose_bytes_came_from_where_they_were_expected() -> None:
     w = world("s0", models=(A,))
-    before = dict(w.loop.cluster.servers[S0].fixed_start_s)
+    before = deepcopy(w.loop.cluster.servers[S0].fixed_start_s)
     w.loop.cluster.servers[S0].in_dram = frozenset({A.checkpoint})
     await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)  # the fake's bytes come from SSD
     assert w.loop.cluster.servers[S0].fixed_start_s == before
@@ -273,3 +272,121 @@ async def test_a_replica_that_somebody_else_started_is_adopted_and_used() -> Non
     place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
     assert place.replica == "a-old"
     assert calls(w, "start_engine") == []
+
+
+async def parked_on_s0(*servers: str) -> tuple[World, ReplicaId]:
+    """A world in which model a's stub waits on s0 for an engine."""
+    w = world(*servers, models=(A, B, C), limits=ControlLimits(keep_alive_s=10.0))
+    place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    w.loop.finish(place)
+    w.clock.now_s = 10.0
+    w.loop.park_overdue()
+    await settle()
+    assert calls(w, "park_engine") == [("s0", place.replica)]
+    w.loop.parked(w.loop.cluster.servers[S0], {place.replica: "a"})
+    return w, place.replica
+
+
+async def test_a_replica_that_nobody_uses_for_a_while_is_parked() -> None:
+    w = world("s0", models=(A,), limits=ControlLimits(keep_alive_s=10.0))
+    place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    w.clock.now_s = 100.0
+    w.loop.park_overdue()
+    assert w.loop.ready_models() == {"a"}
+    w.loop.finish(place)
+    w.clock.now_s = 109.9
+    w.loop.park_overdue()
+    assert w.loop.ready_models() == {"a"}
+    w.clock.now_s = 110.0
+    w.loop.park_overdue()
+    await settle()
+    assert calls(w, "park_engine") == [("s0", place.replica)]
+    assert calls(w, "unload_model") == []
+    assert w.loop.ready_models() == frozenset()
+
+
+async def test_a_parked_model_starts_without_triton_and_its_receipt_says_so() -> None:
+    w, stub = await parked_on_s0("s0", "s1")
+    place = await w.loop.admit(StreamId("y"), "a", timeout_s=1.0)
+    assert (place.server, w.effects.orders[-1].parked) == ("s0", stub)
+    assert place.replica != stub
+    assert place.start is not None
+    assert place.start.state == "parked"
+    assert len(calls(w, "load_model")) == 1  # of the first start
+
+
+async def test_a_parked_stub_serves_one_start_whatever_older_news_say() -> None:
+    w, stub = await parked_on_s0("s0")
+    place = await w.loop.admit(StreamId("y"), "a", timeout_s=1.0)
+    w.loop.parked(w.loop.cluster.servers[S0], {stub: "a"})
+    assert w.loop.cluster.view().servers[0].parked == {}
+    assert place.replica in w.loop.cluster.replicas
+
+
+async def test_cold_and_parked_starts_are_learned_apart() -> None:
+    w, _ = await parked_on_s0("s0")
+    fixed_start_s = w.loop.cluster.servers[S0].fixed_start_s
+    before = deepcopy(fixed_start_s)
+    await w.loop.admit(StreamId("y"), "a", timeout_s=1.0)
+    assert fixed_start_s["parked"]["ssd"] != before["parked"]["ssd"]
+    assert fixed_start_s["cold"] == before["cold"]
+
+
+async def test_a_start_on_a_stub_that_is_gone_is_tried_again_without_it() -> None:
+    w, stub = await parked_on_s0("s0")
+    w.effects.automatic = False
+    waiting = asked(w, "y", "a")
+    await settle()
+    w.effects.resolve("start_engine", S0, "a", EffectFailed("UNAVAILABLE", f"the parked stub {stub} of 'a' is gone"))
+    await settle()
+    w.effects.automatic = True
+    for key in list(w.effects.pending):
+        w.effects.resolve(*key)
+    place = await waiting
+    assert w.effects.orders[-1].parked is None
+    assert place.start is not None
+    assert place.start.state == "cold"
+
+
+async def test_an_unload_takes_parked_stubs_too() -> None:
+    w, stub = await parked_on_s0("s0")
+    await w.loop.release("a", timeout_s=1.0)
+    await settle()
+    assert calls(w, "unload_model") == [("s0", "a")]
+    assert stub not in w.loop.cluster.servers[S0].parked
+
+
+async def test_of_too_many_parked_stubs_the_oldest_is_unloaded() -> None:
+    w = world("s0", models=(A, B, C), limits=ControlLimits(max_parked_per_server=2))
+    server = w.loop.cluster.servers[S0]
+    w.loop.parked(server, {ReplicaId("a-1"): "a", ReplicaId("b-1"): "b"})
+    w.loop.parked(server, {ReplicaId("c-1"): "c", ReplicaId("b-1"): "b", ReplicaId("a-1"): "a"})
+    await settle()
+    assert calls(w, "unload_model") == [("s0", "a")]
+    assert set(server.parked.by_model()) == {"b", "c"}
+
+
+async def test_a_parked_stub_that_died_is_unloaded_because_triton_does_not_notice() -> None:
+    w, _ = await parked_on_s0("s0")
+    w.loop.parked(w.loop.cluster.servers[S0], {})
+    await settle()
+    assert calls(w, "unload_model") == [("s0", "a")]
+
+
+async def test_a_stub_that_a_new_agent_has_not_heard_of_yet_is_not_unloaded() -> None:
+    w, _ = await parked_on_s0("s0")
+    w.loop.parked(w.loop.cluster.servers[S0], {}, settled=False)
+    await settle()
+    assert calls(w, "unload_model") == []
+
+
+async def test_a_replica_whose_worker_died_leaves_its_parked_stub_in_triton() -> None:
+    w = world("s0", models=(A,))
+    place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    w.loop.parked(w.loop.cluster.servers[S0], {place.replica: "a"})
+    w.loop.lose(w.loop.cluster.replicas[place.replica], "its worker died")
+    w.loop.finish(place)
+    again = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0, avoid=frozenset({place.replica}))
+    assert calls(w, "unload_model") == calls(w, "release_engine") == []
+    assert w.effects.orders[-1].parked == place.replica
+    assert again.replica != place.replica

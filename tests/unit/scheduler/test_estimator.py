@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from serverless_triton.scheduler.admission import ReplicaId
 from serverless_triton.scheduler.estimator import estimate_start, learn_fixed_cost
 from tests.unit.scheduler.worlds import GB, model, server
 
@@ -26,3 +27,11 @@ def test_the_fixed_cost_moves_toward_what_the_other_terms_left_unexplained():
     once = learn_fixed_cost(0.25, estimate, actual_s=estimate.transfer_s + 1.25)
     assert once == pytest.approx(0.25 + 0.3 * 1.0)
     assert learn_fixed_cost(0.25, estimate, actual_s=0.0) == pytest.approx(0.25 * 0.7)
+
+
+def test_a_parked_stub_has_a_fixed_cost_of_its_own():
+    wanted = model()
+    there = server(in_dram=frozenset({wanted.checkpoint}), parked={wanted.name: ReplicaId("m-1")})
+    estimate = estimate_start(there, wanted)
+    assert (estimate.state, estimate.fixed_s) == ("parked", 0.05)
+    assert estimate_start(there, model("other")).state == "cold"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from serverless_triton.scheduler.admission import ReplicaId, ServerName
-from serverless_triton.scheduler.policy import Refuse, Start, StartRequest, Use, Wait, choose
+from serverless_triton.scheduler.policy import Refuse, Start, StartRequest, Use, Wait, choose, overdue
 from tests.unit.scheduler.worlds import GB, model, replica, server, view
 
 WANTED = model("m")
@@ -114,3 +114,26 @@ def test_the_same_view_gives_the_same_decision_and_its_best_eight() -> None:
     assert decisions[0] == decisions[1] == decisions[2]
     assert [c.server for c in decisions[0].candidates] == [f"s{i:02}" for i in range(8)]
     assert decisions[0].view_version == 7
+
+
+def test_it_starts_where_a_parked_stub_waits_for_it() -> None:
+    world = view([server("s0"), server("s1", parked={WANTED.name: ReplicaId("m-1")})])
+    action = choose(world, StartRequest(model=WANTED)).action
+    assert isinstance(action, Start)
+    assert (action.candidate.server, action.candidate.parked) == ("s1", "m-1")
+
+
+def test_weights_in_dram_are_worth_more_than_a_parked_stub() -> None:
+    parked = server("s0", parked={WANTED.name: ReplicaId("m-1")})
+    world = view([parked, server("s1", in_dram=frozenset({WANTED.checkpoint}))])
+    assert started_on(choose(world, StartRequest(model=WANTED))) == ("s1", ())
+
+
+def test_replicas_that_are_idle_for_too_long_are_overdue() -> None:
+    replicas = [
+        replica("old", "s0", model("a"), idle_since_s=1.0),
+        replica("new", "s0", model("b"), idle_since_s=6.0),
+        replica("busy", "s0", model("c"), streams=1),
+        replica("loading", "s0", model("d"), loading=True),
+    ]
+    assert overdue(view([server("s0")], replicas), 11.0, 10.0) == ["old"]

@@ -6,6 +6,7 @@ import asyncio
 
 from serverless_triton.backend import agent_pb2
 from serverless_triton.scheduler.admission import ReplicaId, ServerName, StreamId
+from serverless_triton.scheduler.control_loop import ControlLimits
 from serverless_triton.scheduler.server_watch import ServerWatch
 from tests.unit.scheduler.worlds import GB, World, model, world
 
@@ -140,3 +141,35 @@ async def test_a_server_that_goes_down_takes_its_replicas_with_it() -> None:
     news._set_triton(False)
     assert place.lost.result() == "server s0 went down"
     assert w.loop.cluster.view().servers == ()
+
+
+async def test_a_parked_stub_is_no_replica_but_a_place_to_start() -> None:
+    w = world("s0", models=(A,))
+    hear(watch(w), state(1, "a-1", phase=agent_pb2.PARKED))
+    assert w.loop.cluster.replicas == {}
+    assert w.loop.cluster.view().servers[0].parked == {"a": "a-1"}
+
+
+async def test_a_replica_that_turned_into_a_parked_stub_is_lost_and_not_unloaded() -> None:
+    w = world("s0", models=(A,))
+    news = watch(w)
+    hear(news, state(1, "a-1"))
+    place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    hear(news, state(2, "a-1", phase=agent_pb2.PARKED))
+    assert place.lost.done()
+    await asyncio.sleep(0)
+    assert w.effects.calls == []
+
+
+async def test_a_replica_that_was_to_be_parked_and_is_still_shown_is_parked_again() -> None:
+    w = world("s0", models=(A,), limits=ControlLimits(keep_alive_s=1.0))
+    news = watch(w)
+    hear(news, state(1, "a-1"))
+    w.clock.now_s = 1.0
+    w.loop.park_overdue()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    hear(news, state(2, "a-1"))
+    await asyncio.sleep(0)
+    assert w.effects.calls == [("park_engine", S0, "a-1")] * 2

@@ -34,7 +34,7 @@ def server(name: str = "s0", **changes: object) -> ServerView:
         "dram_bytes": 4 * GB,
         "ssd_bytes_per_second": float(GB),
         "dram_bytes_per_second": 20.0 * GB,
-        "fixed_start_s": {"dram": 0.25, "ssd": 0.25},
+        "fixed_start_s": {"cold": {"dram": 0.25, "ssd": 0.25}, "parked": {"dram": 0.05, "ssd": 0.05}},
         "queued_bytes": 0,
         "in_dram": frozenset(),
     }

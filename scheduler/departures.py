@@ -1,0 +1,97 @@
+"""Replicas and parked stubs on their way out: the effects that end them, and the memory that keeps late news from
+bringing them back.
+
+Parking leaves the stub in Triton, a release has Triton unload it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from serverless_triton.scheduler.admission import ReplicaId, ServerName
+from serverless_triton.scheduler.cluster import Cluster, ServerState
+from serverless_triton.scheduler.effects import EffectFailed, Effects
+
+logger = logging.getLogger(__name__)
+
+REMEMBERED_ENDS = 4096
+
+Work = Coroutine[Any, Any, None]
+
+
+@dataclass(slots=True, kw_only=True)
+class Departures:
+    """The control loop's, on its asyncio loop. `epoch` is the permits' at that moment; `spawn` owns the tasks."""
+
+    cluster: Cluster
+    effects: Effects
+    epoch: Callable[[], int]
+    spawn: Callable[[Work], asyncio.Task[None]]
+    _under_way: dict[ServerName, dict[ReplicaId, asyncio.Task[None]]] = field(default_factory=lambda: defaultdict(dict))
+    _ended: OrderedDict[ReplicaId, bool] = field(default_factory=OrderedDict)  # whether its stub was to stay
+
+    def note(self, replica: ReplicaId, *, parks: bool) -> None:
+        """The replica has ended for us, whatever its agent still shows."""
+        self._ended[replica] = parks
+        while len(self._ended) > REMEMBERED_ENDS:
+            self._ended.popitem(last=False)
+
+    def knows(self, replica: ReplicaId) -> bool:
+        return replica in self._ended
+
+    async def over(self, server: ServerName) -> None:
+        """Whatever is leaving there holds memory, and unloads by model name."""
+        if self._under_way[server]:
+            await asyncio.wait(set(self._under_way[server].values()))
+
+    def park(self, server: ServerName, replica: ReplicaId) -> asyncio.Task[None]:
+        """End the engine; its memory is free when the task ends, and its stub waits for another."""
+        return self._begin(server, replica, self.effects.park_engine(server, replica, self.epoch()))
+
+    def release(self, server: ServerName, replica: ReplicaId, model: str) -> asyncio.Task[None]:
+        """End the engine, then begin Triton's unload, which takes a second more and holds no engine memory."""
+        return self._begin(server, replica, self._release_and_unload(server, replica, model))
+
+    def again(self, server: ServerName, replica: ReplicaId, model: str) -> None:
+        """Its agent shows a replica that has ended here: what should have ended it did not reach the agent."""
+        if replica not in self._ended or replica in self._under_way[server]:
+            return
+        logger.warning("release_again model=%s server=%s replica=%s", model, server, replica)
+        if self._ended[replica]:
+            self.park(server, replica)
+        else:
+            self.release(server, replica, model)
+
+    def unload_parked(self, server: ServerState, stub: ReplicaId, model: str) -> None:
+        logger.info("unload_parked model=%s server=%s replica=%s", model, server.name, stub)
+        server.parked.drop(stub)
+        self.cluster.changed()
+        self._begin(server.name, stub, self._unload(server.name, model))
+
+    async def _release_and_unload(self, server: ServerName, replica: ReplicaId, model: str) -> None:
+        await self.effects.release_engine(server, replica, self.epoch())
+        await self._unload(server, model)
+
+    async def _unload(self, server: ServerName, model: str) -> None:
+        """An unload names only the model: where a newer stub is there or on its way, its load replaced this one."""
+        newer = any(other.model.name == model for other in self.cluster.on_server(server))
+        if not newer and not self.cluster.servers[server].parked.of_model(model):
+            await self.effects.unload_model(server, model)
+
+    def _begin(self, server: ServerName, replica: ReplicaId, effect: Work) -> asyncio.Task[None]:
+        task = self.spawn(_logged(server, replica, effect))
+        self._under_way[server][replica] = task
+        task.add_done_callback(lambda _: self._under_way[server].pop(replica, None))
+        return task
+
+
+async def _logged(server: ServerName, replica: ReplicaId, effect: Work) -> None:
+    try:
+        await effect
+    except EffectFailed as error:
+        logger.warning("release_failed server=%s replica=%s error=%s", server, replica, error)

@@ -1,0 +1,54 @@
+"""What one start does to the world, and where its time went: the engine, and beside it Triton's stub.
+
+On a parked stub it is the engine alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from serverless_triton.scheduler.admission import ADMISSION_SPAN, ServerName, Span
+from serverless_triton.scheduler.effects import Effects, EngineOrder, EngineStarted
+
+
+@dataclass(frozen=True, slots=True)
+class StartSequence:
+    """Starts replicas, each by one call of `run`."""
+
+    effects: Effects
+    clock: Callable[[], float]
+
+    async def run(self, server: ServerName, order: EngineOrder) -> EngineStarted:
+        """Returns when requests reach the engine. Raises EffectFailed."""
+        if order.parked is not None:
+            return await self.effects.start_engine(server, order)
+        return await self._start_both(server, order)
+
+    async def _start_both(self, server: ServerName, order: EngineOrder) -> EngineStarted:
+        """Engine and stub at the same time: the stub's own start hides behind the weights, or they behind it."""
+        engine, stub = await asyncio.gather(
+            self.effects.start_engine(server, order),
+            self._timed_load(server, order),
+            return_exceptions=True,
+        )
+        for outcome in (engine, stub):  # the engine's own error says more than the stub's
+            if isinstance(outcome, BaseException):
+                raise outcome
+        assert isinstance(engine, EngineStarted)
+        assert isinstance(stub, Span)
+        return replace(engine, spans=(*engine.spans, *_without_waiting(stub, engine)))
+
+    async def _timed_load(self, server: ServerName, order: EngineOrder) -> Span:
+        start_s = self.clock()
+        await self.effects.load_model(server, order.model, order.replica)
+        return Span(name="triton.load", start_s=start_s, end_s=self.clock(), parent=ADMISSION_SPAN)
+
+
+def _without_waiting(load: Span, engine: EngineStarted) -> tuple[Span, ...]:
+    """Triton's load, less the part in which its stub only waited for the engine: that part the engine gated."""
+    if engine.stub_waited_from_s is None:
+        return (load,)
+    waited_until_s = max((span.end_s for span in engine.spans), default=load.start_s)
+    return (replace(load, end_s=engine.stub_waited_from_s), replace(load, name="triton.ready", start_s=waited_until_s))
