@@ -91,7 +91,7 @@ class StockTriton:
 
     def cold_start_s(self, prompt: str) -> float:
         """Seconds from asking for the load until the first token is there; the model is not running before."""
-        self._unload()
+        self.unload()
         began_s = time.monotonic()
         self._client.load_model(MODEL, client_timeout=LOAD_TIMEOUT_S)
         self._first_token(prompt)
@@ -104,7 +104,8 @@ class StockTriton:
         count.set_data_from_numpy(np.array([1], dtype=np.int32))
         self._client.infer(MODEL, [text, count], client_timeout=LOAD_TIMEOUT_S)
 
-    def _unload(self) -> None:
+    def unload(self) -> None:
+        """Until nothing of the model is left in the server."""
         self._client.unload_model(MODEL)
         self._until(lambda: self._state() in ("UNAVAILABLE", ""), UNLOAD_TIMEOUT_S, "the model is unloaded")
 

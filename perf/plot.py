@@ -69,8 +69,8 @@ def svg(title: str, subtitle: str, panels: Sequence[Panel]) -> str:
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif">',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
-        _text(16, 28, title, size=18, weight="bold"),
-        _text(16, 48, subtitle),
+        text(16, 28, title, size=18, weight="bold"),
+        text(16, 48, subtitle),
     ]
     top = HEAD
     for panel in drawn:
@@ -81,27 +81,27 @@ def svg(title: str, subtitle: str, panels: Sequence[Panel]) -> str:
 
 def _panel(panel: Panel, top: int) -> Iterator[str]:
     scale = scale_of(panel)
-    yield _text(16, top + 20, panel.title, weight="bold")
+    yield text(16, top + 20, panel.title, weight="bold")
     for number, bar in enumerate(panel.bars):
         yield from _bar(bar, scale, top + FOOT + ROW * number)
     if panel.line is not None:
         x, above, bottom = scale.x(panel.line), top + FOOT - 4, top + FOOT + ROW * len(panel.bars)
         yield f'<line x1="{x:.1f}" y1="{above}" x2="{x:.1f}" y2="{bottom}" stroke="{INK}" stroke-dasharray="4 3"/>'
-        yield _text(x, bottom + 14, f"{panel.line_title} {panel.line:.3g}", anchor="middle")
+        yield text(x, bottom + 14, f"{panel.line_title} {panel.line:.3g}", anchor="middle")
 
 
 def _bar(bar: Bar, scale: Scale, top: int) -> Iterator[str]:
     middle, y = median(bar.values), top + ROW / 2
     end, least, most = (scale.x(value) for value in (middle, min(bar.values), max(bar.values)))
     weight = "bold" if bar.highlighted else "normal"
-    yield _text(LABELS - 8, y + 4, bar.title, anchor="end", weight=weight)
+    yield text(LABELS - 8, y + 4, bar.title, anchor="end", weight=weight)
     colour = OURS if bar.highlighted else THEIRS
     yield f'<rect x="{LABELS}" y="{y - BAR / 2}" width="{end - LABELS:.1f}" height="{BAR}" fill="{colour}"/>'
     yield f'<line x1="{least:.1f}" y1="{y}" x2="{most:.1f}" y2="{y}" stroke="{INK}"/>'
-    yield _text(max(end, most) + 6, y + 4, f"{middle:.3g}", weight=weight)
+    yield text(max(end, most) + 6, y + 4, f"{middle:.3g}", weight=weight)
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 13, weight: str = "normal") -> str:
+def text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 13, weight: str = "normal") -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}" fill="{INK}">'
         f"{escape(text)}</text>"

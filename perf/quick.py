@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=harness.DEFAULT_SEED)
     seed = ["--seed", str(parser.parse_args().seed)]
     statuses = (
-        harness.main(StartBenchmark(), "perf.start", ["--rounds", "3", *seed]),
+        harness.main(StartBenchmark(large=None), "perf.start", ["--rounds", "3", *seed]),
         harness.main(PerfAnalyzerBenchmark(), "perf.perf_analyzer", ["--rounds", "1", *seed]),
         harness.main(SMALL_LOADS, "perf.loader", ["--rounds", "1", *seed]),
     )

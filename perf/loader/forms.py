@@ -23,7 +23,10 @@ Tensors: TypeAlias = "dict[str, torch.Tensor]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A Llama's sizes. `shards` is how many files its sharded form has, at most."""
+    """A Llama's sizes. `shards` is how many files its sharded form has, at most.
+
+    `computes`: its numbers are of the size that trained weights have, instead of any 16 bits, NaN among them.
+    """
 
     name: str
     layers: int
@@ -32,6 +35,7 @@ class Shape:
     key_value: int
     vocabulary: int
     shards: int = 5
+    computes: bool = False
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Names and shapes in layer order."""
@@ -55,13 +59,16 @@ class Shape:
         yield "lm_head.weight", (self.vocabulary, hidden)
 
 
+# Of bfloat16: where the exponent is not, and what two numbers are.
+SIGN_AND_MANTISSA, TWO_TO_THE_MINUS_6, ONE = 0x807F, 121 << 7, 127 << 7
+
 LLAMA_1B = Shape(name="llama-1.1b", layers=22, hidden=2048, intermediate=5632, key_value=256, vocabulary=32000)
 LLAMA_130M = Shape(name="llama-130m", layers=6, hidden=1024, intermediate=2816, key_value=128, vocabulary=32000)
 TINY = Shape(name="tiny", layers=2, hidden=64, intermediate=176, key_value=16, vocabulary=1000, shards=2)
 
 
 def make_tensors(shape: Shape, seed: int) -> Tensors:
-    """Random bits, the same for the same seed."""
+    """Random bits, the same for the same seed; of a shape that computes only signs and mantissas are random."""
     import numpy as np
     import torch
 
@@ -69,6 +76,11 @@ def make_tensors(shape: Shape, seed: int) -> Tensors:
     tensors = {}
     for name, sizes in shape.tensors():
         bits = source.integers(0, 1 << 16, size=sizes, dtype=np.uint16)
+        if shape.computes:
+            bits &= np.uint16(SIGN_AND_MANTISSA)
+            bits |= np.uint16(TWO_TO_THE_MINUS_6)
+            if len(sizes) == 1:
+                bits.fill(ONE)
         tensors[name] = torch.from_numpy(bits).view(torch.bfloat16)
     return tensors
 

@@ -18,7 +18,7 @@ COLD = CLAIMS[:1]
 def test_a_claim_is_the_ratio_of_medians():
     run = run_of(*(round_of(n, stock=s, cold_dram=0.5) for n, s in enumerate((4.0, 6.0, 50.0))))
     (claim,) = judge(run)
-    assert claim == {"id": "start.cold_vs_stock", "value": 12.0, "goal": 10.0, "holds": True}
+    assert claim == {"id": "start.cold_vs_stock", "value": 12.0, "goal": 20.0, "holds": False}
 
 
 def test_a_run_without_both_sides_claims_nothing():
@@ -75,9 +75,9 @@ def test_the_command_fails_without_recorded_runs(monkeypatch: pytest.MonkeyPatch
 
 def test_the_table_replaces_what_stood_between_the_markers():
     text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    table = markdown_table(verdicts([start_run(1, stock_s=12.0)], COLD))
+    table = markdown_table(verdicts([start_run(1, stock_s=24.0)], COLD))
     assert with_table(text, table) == f"before\n{BEGIN}\n{table}\n{END}\nafter\n"
-    assert "| 12 | ≥ 10 | 1 | 2 cores |" in table
+    assert "| 24 | ≥ 20 | 1 | 2 cores |" in table
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, f"{END} {BEGIN}"])
