@@ -14,12 +14,13 @@ PACKAGES := $(VENV)/.packages
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 
-.PHONY: help setup demo up test test-slow check format perf-quick perf peers proto clean
+.PHONY: help setup demo up test test-slow test-cycles check format perf-quick perf peers proto clean
 
 help:
 	@echo "make demo        cold, warm and swapped models through real Triton servers; a killed server; receipts"
 	@echo "make up          two servers and the gateway on ports 8000, 8001, 8002, until Ctrl-C"
 	@echo "make test        all tests but the slow ones          make test-slow   those"
+	@echo "make test-cycles a thousand turns of load, park, wake, unload: nothing leaks"
 	@echo "make check       ruff, mypy --strict, clang-format, import directions, generated files"
 	@echo "make perf-quick  a few minutes of benchmarks          make perf        all of them"
 	@echo "make peers       what perf.loader compares ours with: runai-model-streamer, fastsafetensors, tensorizer"
@@ -51,6 +52,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	@$(PYTHON_IN_VENV) -m pytest tests -m "slow and not gpu" $(PYTEST_FLAGS)
+
+test-cycles: $(READY)
+	@CYCLES=1000 $(PYTHON_IN_VENV) -m pytest tests/e2e/test_cycles.py $(PYTEST_FLAGS)
 
 check: $(READY)
 	@PATH=$(abspath $(VENV)/bin):$$PATH scripts/check.sh $(CPP_SOURCES)

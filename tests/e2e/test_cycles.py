@@ -1,0 +1,99 @@
+"""Loaded, parked, woken and unloaded, again and again: nothing is left. `make test-cycles` takes a thousand turns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc as triton_grpc
+
+from serverless_triton.backend.sentinel import SHARED_MEMORY, processes_of
+from serverless_triton.cli.local_cluster import LocalCluster
+from tests.e2e.conftest import DRAM_BYTES, ROOM_FOR_ONE
+
+CYCLES = int(os.environ.get("CYCLES", "50"))
+WARM_UP_CYCLES = 5
+MODELS = ("alpha", "beta")
+PROCESSES = ("server-0.store", "server-0.zygote", "server-0.agent", "server-0.triton", "scheduler")
+# What processes may keep for themselves: allocators, Triton's own caches. A leak of a stub's or worker's is far more.
+SLACK_DESCRIPTORS = 4
+SLACK_BYTES = 24 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What the cluster holds, by process where it matters. Bytes are private to it."""
+
+    processes: int
+    shared_memory_files: int
+    descriptors: Mapping[str, int]
+    private_bytes: Mapping[str, int]
+
+
+@pytest.fixture
+def cluster(repository: Path, tmp_path: Path) -> Iterator[LocalCluster]:
+    """One server with room for one replica."""
+    with LocalCluster(
+        tmp_path, repository, servers=1, device_memory_bytes=ROOM_FOR_ONE, dram_bytes=DRAM_BYTES
+    ) as running:
+        yield running
+
+
+def test_cycles_of_load_park_wake_and_unload_leave_nothing(cluster: LocalCluster) -> None:
+    for _ in range(WARM_UP_CYCLES):
+        cycle(cluster)
+    before = usage(cluster)
+    for _ in range(CYCLES):
+        cycle(cluster)
+    cluster.until(lambda: usage(cluster).processes == before.processes, "as many processes as before")
+    cluster.until(lambda: usage(cluster).shared_memory_files == before.shared_memory_files, "as many shm segments")
+    after = usage(cluster)
+    for name in PROCESSES:
+        assert after.descriptors[name] <= before.descriptors[name] + SLACK_DESCRIPTORS, name
+        assert after.private_bytes[name] <= before.private_bytes[name] + SLACK_BYTES, name
+
+
+def cycle(cluster: LocalCluster) -> None:
+    """Both models are loaded, each is parked once and woken once, and both are unloaded."""
+    kinds = [kind_of_start(cluster, model) for model in (*MODELS, *MODELS)]
+    assert kinds == ["cold", "cold", "parked", "parked"]
+    with triton_grpc.InferenceServerClient(cluster.grpc) as client:
+        for model in MODELS:
+            client.unload_model(model)
+    with triton_grpc.InferenceServerClient(cluster.triton_address()) as triton:
+        cluster.until(lambda: not any(is_in(triton, model) for model in MODELS), "Triton has unloaded both")
+
+
+def kind_of_start(cluster: LocalCluster, model: str) -> str:
+    heard = cluster.generate(model, "Hello", max_tokens=1)
+    assert heard.errors == []
+    cluster.until(lambda: len(cluster.replicas()) == 1, "the other one has left")
+    kind: str = cluster.get(f"/v2/cluster/receipts/{heard.stream_id}")["receipts"][0]["kind"]
+    return kind
+
+
+def is_in(triton: triton_grpc.InferenceServerClient, model: str) -> bool:
+    index = triton.get_model_repository_index().models
+    return any(entry.name == model and entry.state != "UNAVAILABLE" for entry in index)
+
+
+def usage(cluster: LocalCluster) -> Usage:
+    pids = {name: cluster.pid(name) for name in PROCESSES}
+    return Usage(
+        processes=len(list(processes_of(cluster.run_id()))),
+        shared_memory_files=len(list(SHARED_MEMORY.glob(f"{cluster.shm_prefix()}*"))),
+        descriptors={name: len(list(Path(f"/proc/{pid}/fd").iterdir())) for name, pid in pids.items()},
+        private_bytes={name: anonymous_bytes(pid) for name, pid in pids.items()},
+    )
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Resident memory that no file backs."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "RssAnon":
+            return int(value.split()[0]) * 1024
+    raise AssertionError(f"process {pid} has no RssAnon")
