@@ -15,6 +15,8 @@ from typing import Any
 # instance at once, also where Triton still calls a dead one READY or is still unloading the last one.
 REPLICA_PARAMETER = "replica"
 
+MODES = ("auto", "exact", "fast")
+
 Span = tuple[str, float, float]  # name, start and end in seconds on this host's monotonic clock
 
 
@@ -213,7 +215,8 @@ class ModelSpec:
     """What a model's config.pbtxt says about its engine, parsed once and strictly.
 
     `checkpoint` is a path or a URL. `files` is the directory with configuration and tokenizer, "" where that is the
-    checkpoint itself.
+    checkpoint itself. `mode` is "exact" where a resumed stream must be bit-identical, "fast" where it need not be, and
+    "auto" for exact where that has been proven. `step_tokens` bounds the tokens of one step of the engine.
     """
 
     checkpoint: str
@@ -225,6 +228,8 @@ class ModelSpec:
     max_streams: int = 8
     threads: int = 1
     files: str = ""
+    mode: str = "auto"
+    step_tokens: int = 512
 
     @property
     def directory(self) -> str:
@@ -246,11 +251,13 @@ class ModelSpec:
             if not parameters.get(name):
                 raise ValueError(f"parameters.{name} is missing; `serverless-triton add` writes it")
         texts: dict[str, Any] = {
-            n: parameters[n] for n in ("checkpoint", "engine", "dtype", "files") if n in parameters
+            n: parameters[n] for n in ("checkpoint", "engine", "dtype", "files", "mode") if n in parameters
         }
         if texts.get("dtype", "auto") not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"parameters.dtype is {texts['dtype']!r}; use auto, float32, bfloat16 or float16")
-        counts = ("checkpoint_bytes", "kv_cache_bytes", "max_sequence_tokens", "max_streams", "threads")
+        if texts.get("mode", "auto") not in MODES:
+            raise ValueError(f"parameters.mode is {texts['mode']!r}; use auto, exact or fast")
+        counts = ("checkpoint_bytes", "kv_cache_bytes", "max_sequence_tokens", "max_streams", "threads", "step_tokens")
         numbers: dict[str, Any] = {n: _count(n, parameters[n]) for n in counts if n in parameters}
         return cls(**texts, **numbers)
 

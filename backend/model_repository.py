@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from serverless_triton.backend.errors import InvalidModelConfig, InvalidModelName, ModelExists, UnsupportedSource
-from serverless_triton.backend.messages import ModelSpec
+from serverless_triton.backend.messages import MODES, ModelSpec
 from serverless_triton.backend.model_config import parse_parameters, render_config
 from serverless_triton.loader import Checkpoint, fetch_model_files
 from serverless_triton.loader.checkpoint import is_url
@@ -48,12 +48,14 @@ class EngineLimits:
     max_sequence_tokens: int = 2048
     max_streams: int = 8
     threads: int = 1
+    mode: str = "auto"
+    step_tokens: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("max_sequence_tokens", "max_streams", "threads"):
+        for name in ("max_sequence_tokens", "max_streams", "threads", "step_tokens"):
             if getattr(self, name) < 1:
                 raise InvalidModelConfig(f"{name} is {getattr(self, name)}; use a whole number from 1")
-        for name, known in (("engine", ENGINES), ("dtype", ("auto", *_DTYPE_BYTES))):
+        for name, known in (("engine", ENGINES), ("dtype", ("auto", *_DTYPE_BYTES)), ("mode", MODES)):
             if getattr(self, name) not in known:
                 raise InvalidModelConfig(f"{name} is {getattr(self, name)!r}; use one of {', '.join(known)}")
 
@@ -92,6 +94,8 @@ def describe_checkpoint(source: str | Path, limits: EngineLimits, fetched: Path 
         max_sequence_tokens=limits.max_sequence_tokens,
         max_streams=limits.max_streams,
         threads=limits.threads,
+        mode=limits.mode,
+        step_tokens=limits.step_tokens,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from serverless_triton.backend.messages import MODES
 from serverless_triton.backend.model_repository import ENGINES, EngineLimits, add_model
 
 
@@ -18,6 +19,8 @@ from serverless_triton.backend.model_repository import ENGINES, EngineLimits, ad
 @click.option("--dtype", default="auto", show_default=True, help="auto (the checkpoint's), float32, bfloat16, float16.")
 @click.option("--max-sequence-tokens", type=click.IntRange(min=1), default=2048, show_default=True)
 @click.option("--max-streams", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--mode", type=click.Choice(MODES), default="auto", show_default=True)
+@click.option("--step-tokens", type=click.IntRange(min=1), default=512, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of its engine.")
 @click.option("--replace", is_flag=True, help="Overwrite the configuration of a model that is already there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a model.")
@@ -29,6 +32,8 @@ def command(
     dtype: str,
     max_sequence_tokens: int,
     max_streams: int,
+    mode: str,
+    step_tokens: int,
     threads: int,
     replace: bool,
     as_json: bool,
@@ -43,6 +48,8 @@ def command(
         dtype=dtype,
         max_sequence_tokens=max_sequence_tokens,
         max_streams=max_streams,
+        mode=mode,
+        step_tokens=step_tokens,
         threads=threads,
     )
     for name in names:

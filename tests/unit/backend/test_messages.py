@@ -111,6 +111,8 @@ def test_parameters_make_a_specification_and_the_replicas_name_is_no_part_of_it(
         "max_streams": 3,
         "threads": 1,
         "files": "",
+        "mode": "auto",
+        "step_tokens": 512,
     }
 
 
@@ -123,6 +125,8 @@ def test_parameters_make_a_specification_and_the_replicas_name_is_no_part_of_it(
         ({"max_streams": "1e3"}, "use a positive whole number"),
         ({"threads": "\u0663"}, "parameters.threads"),
         ({"dtype": "int4"}, "use auto, float32"),
+        ({"mode": "exactly"}, "parameters.mode is 'exactly'; use auto, exact or fast"),
+        ({"step_tokens": "0"}, "parameters.step_tokens is '0'"),
     ],
 )
 def test_parameters_that_make_no_sense_are_named_with_what_would(change: dict[str, str], words: str):
