@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from perf import claims_report, harness
+from perf.engine.benchmark import EngineBenchmark
 from perf.harness import Benchmark
 from perf.loader.benchmark import LoaderBenchmark
 from perf.perf_analyzer import PerfAnalyzerBenchmark
@@ -15,6 +16,7 @@ BENCHMARKS: tuple[tuple[Benchmark, str], ...] = (
     (StartBenchmark(), "perf.start"),
     (PerfAnalyzerBenchmark(), "perf.perf_analyzer"),
     (LoaderBenchmark(), "perf.loader"),
+    (EngineBenchmark(), "perf.engine"),
 )
 
 

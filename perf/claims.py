@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from perf.engine import rivals as engine_rivals
 from perf.formulas import CappedShare, Formula, Median, MedianRatio, Overhead, RatioToBest
 from perf.loader import rivals
 from perf.results import Round, Run, read_run
@@ -142,6 +143,30 @@ CLAIMS = (
         comparison="≤",
         goal=0.05,
         says="what comparing every byte with its hash adds to a cold load",
+    ),
+    Claim(
+        id="engine.batch16_vs_generate",
+        benchmark="engine",
+        formula=MedianRatio(metric="batch16_tokens_per_s", of=engine_rivals.OURS, to=engine_rivals.GENERATE),
+        comparison="≥",
+        goal=1.2,
+        says="16 prompts at once in bfloat16, tokens a second: how many times those of transformers' generate()",
+    ),
+    Claim(
+        id="engine.batch16_vs_transformers_cb",
+        benchmark="engine",
+        formula=MedianRatio(metric="batch16_tokens_per_s", of=engine_rivals.OURS, to=engine_rivals.CONTINUOUS_BATCHING),
+        comparison="≥",
+        goal=1.5,
+        says="the same, against transformers' own continuous batching",
+    ),
+    Claim(
+        id="engine.prefill_vs_forward",
+        benchmark="engine",
+        formula=MedianRatio(metric="prefill_s", of=engine_rivals.OURS, to=engine_rivals.GENERATE),
+        comparison="≤",
+        goal=1.2,
+        says="a prompt of 512 tokens in bfloat16 until its first token: over the time of the model's own forward pass",
     ),
 )
 
