@@ -22,8 +22,10 @@ from serverless_triton.backend.channel import Channel, ChannelClosed
 from serverless_triton.backend.engines.protocol import (
     Engine,
     EngineError,
+    FailureEvent,
     GenerationRequest,
     InvalidRequest,
+    TokenEvent,
 )
 from serverless_triton.backend.engines.registry import EngineRegistry
 from serverless_triton.backend.messages import (
@@ -112,7 +114,8 @@ class Worker:
             self._give_up(error)
             return
         for event in events:
-            self._tell_stub(message_of(event))
+            if isinstance(event, (TokenEvent, FailureEvent)):  # nobody asks for the others over the wire
+                self._tell_stub(message_of(event))
 
     def _give_up(self, error: Exception) -> None:
         """The engine's state is unknown. INTERNAL, so that nobody repeats elsewhere what may have caused it."""

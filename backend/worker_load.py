@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from serverless_triton.backend.engines.protocol import Engine
+from serverless_triton.backend.engines.protocol import Engine, EngineSettings
 from serverless_triton.backend.engines.registry import EngineRegistry
 from serverless_triton.backend.messages import ModelSpec, Span
 from serverless_triton.backend.premapped_store import PremappedStore
@@ -65,9 +65,15 @@ def load_engine(engines: EngineRegistry, premapped: PremappedStore, spec: ModelS
         engine = builder.build(
             spec.directory,
             attachment.tensors,
-            dtype=spec.dtype,
-            max_sequence_tokens=spec.max_sequence_tokens,
-            max_streams=spec.max_streams,
+            settings=EngineSettings(
+                dtype=spec.dtype,
+                mode=spec.mode,
+                max_sequence_tokens=spec.max_sequence_tokens,
+                max_streams=spec.max_streams,
+                kv_cache_bytes=spec.kv_cache_bytes,
+                step_tokens=spec.step_tokens,
+                threads=spec.threads,
+            ),
         )
     receipt = attachment.receipt
     return LoadedEngine(engine=engine, store=store, tier=receipt.tier, bytes=receipt.bytes, spans=recorder.spans)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from serverless_triton.backend.channel import Channel, ChannelClosed
-from serverless_triton.backend.engines.protocol import EngineEvent, FailureEvent
+from serverless_triton.backend.engines.protocol import FailureEvent, TokenEvent
 from serverless_triton.backend.messages import Cancel, Failed, Generate, ProtocolError, Tokens
 
 HEARTBEAT_S = 5.0
@@ -66,7 +66,7 @@ class StubLink:
             self.say(Failed(request=request, code=code, message=reason))
 
 
-def message_of(event: EngineEvent) -> Tokens | Failed:
+def message_of(event: TokenEvent | FailureEvent) -> Tokens | Failed:
     """What the stub is told of an engine's event."""
     if isinstance(event, FailureEvent):
         return Failed(request=event.request, code=event.code, message=event.message)

@@ -74,6 +74,11 @@ class StopStrings:
         self._held = "" if found else text[keep:]
         return text[:keep]
 
+    @property
+    def held_text(self) -> str:
+        """What may still become a stop string."""
+        return self._held
+
     def flush(self) -> str:
         released, self._held = self._held, ""
         return released

@@ -1,18 +1,22 @@
 """An engine that computes nothing: its tokens are a hash of prompt and position. For tests of what surrounds an engine.
 
-It keeps the whole contract (slots, resume, cancel, stop strings, limits), so what works with it works with a real one.
+It keeps the whole contract (slots, chunks, preemption, resume, reservations, cancel, stop strings, limits), so what
+works with it works with a real one.
 """
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from serverless_triton.backend.engines.generation import Generation
 from serverless_triton.backend.engines.intake import Intake
-from serverless_triton.backend.engines.protocol import EngineEvent, GenerationRequest
-from serverless_triton.backend.engines.schedule import Schedule
+from serverless_triton.backend.engines.kv_budget import KVBudget
+from serverless_triton.backend.engines.protocol import EngineEvent, EngineSettings, Exactness
+from serverless_triton.backend.engines.schedule import Schedule, Work
+from serverless_triton.backend.engines.scheduled_engine import ScheduledEngine
 
 if TYPE_CHECKING:
     import torch
@@ -35,59 +39,77 @@ class ByteTokenizer:
         return bytes(ids).decode(errors="replace")
 
 
-class FakeEngine:
-    """Implements protocol.Engine. `pause` is called once a step, and may sleep or block."""
+class FakeEngine(ScheduledEngine):
+    """Implements protocol.Engine. `pause` is called once a step, and may sleep, block or raise."""
 
-    def __init__(self, *, max_sequence_tokens: int, max_streams: int, pause: Callable[[], None] = lambda: None) -> None:
-        self._schedule = Schedule(max_streams)
-        self._pause = pause
-        self._intake = Intake(
-            tokenizer=ByteTokenizer(), vocabulary=256, eos_ids=(), max_sequence_tokens=max_sequence_tokens
+    def __init__(
+        self,
+        *,
+        max_sequence_tokens: int,
+        max_streams: int,
+        pause: Callable[[], None] = lambda: None,
+        step_tokens: int = 512,
+        kv_tokens: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        intake = Intake(tokenizer=ByteTokenizer(), vocabulary=256, eos_ids=(), max_sequence_tokens=max_sequence_tokens)
+        budget = KVBudget(
+            total_tokens=kv_tokens or max_sequence_tokens * max_streams,
+            slots=max_streams,
+            max_sequence_tokens=max_sequence_tokens,
         )
+        super().__init__(intake, Schedule(budget, step_tokens), clock)
+        self._pause = pause
 
     @property
-    def has_work(self) -> bool:
-        return self._schedule.has_work
-
-    def submit(self, request: GenerationRequest) -> None:
-        self._schedule.check_new(request.request)
-        self._schedule.add(self._intake.begin(request))
-
-    def cancel(self, request: int) -> None:
-        self._schedule.cancel(request)
+    def exactness(self) -> Exactness:
+        return Exactness(kind="exact", reason="tokens are a hash of prompt and position", contract="0" * 64)
 
     def step(self) -> list[EngineEvent]:
         self._pause()
-        events = self._schedule.take_ended()
-        self._schedule.admit()
-        for admitted in self._schedule.running:
-            events.append(_next_token(admitted.generation))
-        self._schedule.retire(events)
-        return sorted(events, key=lambda event: event.request)
+        return super().step()
 
-    def close(self) -> None:
-        self._schedule.clear()
+    def advance(self, works: Sequence[Work]) -> list[EngineEvent]:
+        return [_next_token(work.stream.generation) for work in works if work.draws]
+
+    def forget(self, slots: Sequence[int]) -> None:
+        pass
 
 
 class FakeEngineBuilder:
-    """Implements protocol.EngineBuilder; looks at neither checkpoint nor tensors."""
+    """Implements protocol.EngineBuilder; looks at neither checkpoint nor tensors. Loading takes `load_s` seconds."""
 
-    def __init__(self, pause: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, pause: Callable[[], None] = lambda: None, load_s: float = 0.0) -> None:
         self._pause = pause
+        self._load_s = load_s
 
     def learn(self, checkpoint: str, dtype: str) -> None:
         pass
 
-    def build(
-        self,
-        checkpoint: str,
-        tensors: Mapping[str, torch.Tensor],
-        *,
-        dtype: str,
-        max_sequence_tokens: int,
-        max_streams: int,
-    ) -> FakeEngine:
-        return FakeEngine(max_sequence_tokens=max_sequence_tokens, max_streams=max_streams, pause=self._pause)
+    def build(self, checkpoint: str, tensors: Mapping[str, torch.Tensor], *, settings: EngineSettings) -> FakeEngine:
+        time.sleep(self._load_s)
+        return FakeEngine(
+            max_sequence_tokens=settings.max_sequence_tokens,
+            max_streams=settings.max_streams,
+            pause=self._pause,
+            step_tokens=settings.step_tokens,
+        )
+
+
+def paced(tokens_per_s: float, sleep: Callable[[float], None] = time.sleep) -> Callable[[], None]:
+    """A pause that lets every stream have this many tokens a second."""
+    return lambda: sleep(1.0 / tokens_per_s)
+
+
+def failing(after_steps: int, error: Exception) -> Callable[[], None]:
+    """A pause that raises once so many steps have gone well, as a kernel or a device would."""
+    left = iter(range(after_steps))
+
+    def pause() -> None:
+        if next(left, None) is None:
+            raise error
+
+    return pause
 
 
 def _next_token(generation: Generation) -> EngineEvent:

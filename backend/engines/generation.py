@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from serverless_triton.backend.engines.detokenizer import Detokenizer, StopStrings, Tokenizer
 from serverless_triton.backend.engines.protocol import TokenEvent
 from serverless_triton.backend.engines.sampling_parameters import SamplingParameters
+from serverless_triton.backend.token_state import StopState, TokenState
 
 
 class Generation:
@@ -36,6 +37,7 @@ class Generation:
         self._detokenizer = Detokenizer(tokenizer, prompt_ids) if tokenizer is not None else None
         self._stops = StopStrings(parameters.stop)
         self._told = False
+        self.emitted_characters = 0  # of text, released by events or before a resume
 
     def replay(self, resume_token_ids: Sequence[int]) -> None:
         """Take over what another attempt generated; its text has been released already."""
@@ -45,6 +47,11 @@ class Generation:
 
     def accept(self, token_id: int) -> str:
         """The text that the next id releases. Sets `finish_reason` where the id is the last; all text is out then."""
+        text = self._accept(token_id)
+        self.emitted_characters += len(text)
+        return text
+
+    def _accept(self, token_id: int) -> str:
         assert self.finish_reason is None
         self.ids.append(token_id)
         if token_id in self.stop_ids and len(self.ids) > self.parameters.min_tokens:
@@ -67,6 +74,23 @@ class Generation:
             num_input_tokens=len(self.prompt_ids),
             prompt_ids=self.prompt_ids if first else None,
             finish_reason=self.finish_reason,
+        )
+
+    def freeze(self, contract: str) -> TokenState:
+        """Ends it here. What is held back of its text comes out where it goes on."""
+        assert self.finish_reason is None
+        self.finish_reason = "frozen"
+        parameters = self.parameters.as_given()
+        seed = parameters.pop("seed")
+        return TokenState(
+            prompt_ids=self.prompt_ids,
+            output_ids=tuple(self.ids),
+            emitted_length=self.emitted_characters,
+            sampling_parameters=parameters,
+            seed=seed,
+            stop_state=StopState(held_text=self._stops.held_text),
+            deadline_unix_s=None,
+            contract=contract,
         )
 
     def _text(self, text: str) -> str:

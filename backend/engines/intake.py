@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from serverless_triton.backend.engines.detokenizer import Tokenizer
 from serverless_triton.backend.engines.generation import Generation
-from serverless_triton.backend.engines.protocol import GenerationRequest, InvalidRequest
+from serverless_triton.backend.engines.protocol import CatchUpRequest, GenerationRequest, InvalidRequest
 from serverless_triton.backend.engines.sampling_parameters import SamplingParameters, shown
 
 
@@ -20,13 +20,13 @@ class Intake:
     eos_ids: Collection[int]
     max_sequence_tokens: int
 
-    def begin(self, request: GenerationRequest) -> Generation:
+    def begin(self, request: GenerationRequest | CatchUpRequest) -> Generation:
         """The generation, with what another attempt generated taken over. Raises InvalidRequest."""
         parameters = SamplingParameters.parse(request.sampling_parameters)
         if parameters.stop and self.tokenizer is None:
             raise InvalidRequest("'stop' needs text, and this model has no tokenizer; use 'stop_token_ids'")
         prompt_ids = self._prompt_ids(request)
-        self._check_ids("resume_token_ids", request.resume_token_ids)
+        self.check_resumed(request.resume_token_ids)
         self._check_ids("sampling parameter 'stop_token_ids'", parameters.stop_token_ids)
         generation = Generation(
             request=request.request,
@@ -41,7 +41,11 @@ class Intake:
         generation.replay(request.resume_token_ids)
         return generation
 
-    def _prompt_ids(self, request: GenerationRequest) -> Sequence[int]:
+    def check_resumed(self, ids: Sequence[int]) -> None:
+        """Raises InvalidRequest."""
+        self._check_ids("resume_token_ids", ids)
+
+    def _prompt_ids(self, request: GenerationRequest | CatchUpRequest) -> Sequence[int]:
         if (request.text is None) == (request.input_ids is None):
             raise InvalidRequest("give exactly one of text_input and input_ids")
         if request.input_ids is not None:

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from serverless_triton.backend.token_state import TokenState
 
 if TYPE_CHECKING:  # the fake engine and the agent do without torch
     import torch
+
+RESERVATION_S = 10.0  # how long a reservation outlives its last round
+HEARTBEAT_S = 1.0  # how often a request that waits or prefills tells its position
 
 
 class EngineError(Exception):
@@ -19,6 +24,7 @@ class EngineError(Exception):
 
     EngineError
     ├── InvalidRequest     the client's request cannot be served as it is; the message says what to change
+    ├── UnknownRequest     no request of that number is waiting or running
     └── ModelNotSupported  this engine cannot run this checkpoint; the message says why
     """
 
@@ -27,19 +33,53 @@ class InvalidRequest(EngineError):
     pass
 
 
+class UnknownRequest(EngineError):
+    pass
+
+
 class ModelNotSupported(EngineError):
     pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """The key under which a stream's KV is recomputed ahead of its move. A newer attempt replaces an older one."""
+
+    stream: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One request. Exactly one of `text` and `input_ids`; `resume_token_ids` were generated and must not come again."""
+    """One request. Exactly one of `text` and `input_ids`; `resume_token_ids` were generated and must not come again.
+
+    `reservation` takes over what was caught up under it. That works once; one that is unknown or has expired costs only
+    the time of computing again.
+    """
 
     request: int
     text: str | None = None
     input_ids: Sequence[int] | None = None
     resume_token_ids: Sequence[int] = ()
     sampling_parameters: Mapping[str, Any] = field(default_factory=dict)
+    reservation: Reservation | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatchUpRequest:
+    """One round: hold the KV of the prompt and of all tokens generated so far, under `reservation`.
+
+    `resume_token_ids` are those from generated position `start_position` on. They may repeat what earlier rounds
+    brought and must not leave a gap after it. `request` numbers the round, among all requests.
+    """
+
+    request: int
+    reservation: Reservation
+    text: str | None = None
+    input_ids: Sequence[int] | None = None
+    resume_token_ids: Sequence[int] = ()
+    sampling_parameters: Mapping[str, Any] = field(default_factory=dict)
+    start_position: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +92,7 @@ class TokenEvent:
     text: str
     num_input_tokens: int
     prompt_ids: tuple[int, ...] | None = None  # on a request's first event only
-    finish_reason: str | None = None  # "stop", "length", "cancelled"; the event that has one is the request's last
+    finish_reason: str | None = None  # "stop", "length", "cancelled", "frozen"; the event that has one is the last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,27 +104,122 @@ class FailureEvent:
     message: str
 
 
-EngineEvent = TokenEvent | FailureEvent
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaughtUpEvent:
+    """A round's last event. `held_tokens`: prompt and generated tokens whose KV is held."""
+
+    request: int
+    held_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionEvent:
+    """A sign of life of a request without tokens to tell, at most one in HEARTBEAT_S. Never a request's last."""
+
+    request: int
+    state: Literal["queued", "prefilling"]
+    held_tokens: int
+    total_tokens: int
+
+
+EngineEvent = TokenEvent | FailureEvent | CaughtUpEvent | PositionEvent
+
+
+def is_terminal(event: EngineEvent) -> bool:
+    """Whether it is its request's last."""
+    if isinstance(event, TokenEvent):
+        return event.finish_reason is not None
+    return not isinstance(event, PositionEvent)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Figures of now (the first five, `last_batch_tokens`) and since the engine was built (the others)."""
+
+    running: int
+    waiting: int
+    reserved: int
+    kv_tokens_used: int
+    kv_tokens_total: int
+    steps: int
+    generated_tokens: int
+    prefilled_tokens: int  # recomputed ones included
+    preemptions: int
+    last_batch_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exactness:
+    """Whether a stream that moves between engines of one `contract` goes on to the bit as if it had stayed.
+
+    `contract` is the digest of all that must be equal for it (contract.py). `reason` says why it is promised or not.
+    """
+
+    kind: Literal["exact", "best_effort"]
+    reason: str
+    contract: str
 
 
 class Engine(Protocol):
-    """Exactly one terminal event per submitted request: a TokenEvent with a finish reason or a FailureEvent."""
+    """Exactly one terminal event per request and per round: see `is_terminal`."""
 
     def submit(self, request: GenerationRequest) -> None:
-        """Queue a request. Raises InvalidRequest, after which no event of it comes."""
+        """Queue a request. Raises InvalidRequest, after which no event of it comes; also for a reservation used up."""
+
+    def catch_up(self, request: CatchUpRequest) -> None:
+        """Queue a round. Raises InvalidRequest: for a gap, an older attempt, or what `submit` would refuse."""
 
     def cancel(self, request: int) -> None:
-        """Its terminal event comes from the next step; its KV memory is free then. Unknown or ended: ignored."""
+        """Its terminal event comes from the next step; its KV memory is free then. Unknown or ended: ignored.
+
+        Cancelling a round drops its reservation.
+        """
+
+    def freeze(self, request: int) -> TokenState:
+        """Ends a generation at the next step, with finish reason "frozen" and no further token; the state goes on.
+
+        It has no deadline: engines know none. Raises UnknownRequest, also for one that has ended and for a round.
+        """
+
+    def release(self, reservation: Reservation) -> None:
+        """Drop what is held under it; its rounds end as cancelled. Unknown: ignored."""
+
+    def expire(self, now_s: float) -> None:
+        """Drop the reservations without a round for RESERVATION_S. `now_s` is by the engine's clock, time.monotonic."""
 
     def step(self) -> list[EngineEvent]:
-        """Admit what fits, advance every admitted request, return what happened, in order of request."""
+        """Admit what fits, advance what runs under the token budget, return what happened, in order of request."""
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` would do anything."""
+        """Whether `step` would do anything. An idle reservation is none."""
+
+    @property
+    def exactness(self) -> Exactness:
+        """What this engine promises of a stream that moves."""
+
+    def stats(self) -> EngineStats:
+        """Cheap enough for every step."""
 
     def close(self) -> None:
         """Let go of tensors and memory. Requests still running get no event."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How an engine is to run a model. `kv_cache_bytes` None means enough for `max_streams` sequences of full length.
+
+    `mode`: "exact" and "fast" as their names say, "auto" exact where that is proven and fast elsewhere. A step computes
+    at most `step_tokens`, or one of every stream where that is more.
+    """
+
+    dtype: str = "auto"
+    mode: str = "auto"
+    max_sequence_tokens: int = 2048
+    max_streams: int = 8
+    kv_cache_bytes: int | None = None
+    step_tokens: int = 512
+    threads: int = 1
 
 
 class EngineBuilder(Protocol):
@@ -96,13 +231,5 @@ class EngineBuilder(Protocol):
         Raises ModelNotSupported.
         """
 
-    def build(
-        self,
-        checkpoint: str,
-        tensors: Mapping[str, torch.Tensor],
-        *,
-        dtype: str,
-        max_sequence_tokens: int,
-        max_streams: int,
-    ) -> Engine:
+    def build(self, checkpoint: str, tensors: Mapping[str, torch.Tensor], *, settings: EngineSettings) -> Engine:
         """An engine over these tensors, warm: the first request finds it set up. Raises ModelNotSupported."""

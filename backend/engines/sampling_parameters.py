@@ -48,6 +48,11 @@ class SamplingParameters:
             raise InvalidRequest(f"min_tokens {parameters.min_tokens} is more than max_tokens {parameters.max_tokens}")
         return parameters
 
+    def as_given(self) -> dict[str, Any]:
+        """What `parse` makes these parameters of, as JSON has it; a seed that was drawn is in it."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+
 
 def _number(low: float, high: float, *, above_low: bool = False) -> Callable[[str, Any], float]:
     bounds = f"a number {'above' if above_low else 'from'} {low:g} to {high:g}"

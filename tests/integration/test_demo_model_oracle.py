@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from serverless_triton.backend.engines.protocol import GenerationRequest, TokenEvent
+from serverless_triton.backend.engines.protocol import EngineSettings, GenerationRequest, TokenEvent
 from serverless_triton.backend.engines.torch.builder import TorchEngineBuilder
 
 PROMPTS = (
@@ -23,7 +23,9 @@ def test_the_demo_model_answers_as_transformers_does(demo_model: Path) -> None:
     reference = AutoModelForCausalLM.from_pretrained(str(demo_model), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(str(demo_model))
     engine = TorchEngineBuilder().build(
-        str(demo_model), reference.state_dict(), dtype="float32", max_sequence_tokens=256, max_streams=4
+        str(demo_model),
+        reference.state_dict(),
+        settings=EngineSettings(dtype="float32", max_sequence_tokens=256, max_streams=4),
     )
     ids: dict[int, list[int]] = {i: [] for i in range(len(PROMPTS))}
     texts = dict.fromkeys(ids, "")

@@ -4,8 +4,7 @@ sequence attends to its own slot of the KV memory. Hugging Face models call `att
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,35 +12,12 @@ import torch.nn.functional as functional
 from transformers import AttentionInterface
 
 from serverless_triton.backend.engines.protocol import ModelNotSupported
+from serverless_triton.backend.engines.torch.batch import Batch, Chunk, Run
 
 IMPLEMENTATION = "serverless_triton"
 # What models hand to every attention function and what does not change its result here. Anything else (soft caps,
 # sinks, biases) is refused: ignoring it would give wrong tokens.
 _HARMLESS = frozenset({"dropout", "position_ids", "use_cache", "is_causal", "output_attentions", "return_dict"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """One sequence's tokens in this step: rows `first` to `last` of the batch, at positions `start`... of slot `slot`.
-
-    A span is a whole prompt (`start` 0) or one token.
-    """
-
-    first: int
-    last: int
-    slot: int
-    start: int
-
-
-@dataclass(slots=True, kw_only=True)
-class Batch:
-    """What `attend` needs to know of a step, and what it saw: how many layers, and the shortest of their windows."""
-
-    layers: Sequence[tuple[torch.Tensor, torch.Tensor]]  # keys and values, each [slots, kv_heads, tokens, head_dim]
-    spans: Sequence[Span]
-    most_layers: int | None = None
-    attended: int = 0
-    window_tokens: int | None = None
 
 
 class LayersDone(Exception):
@@ -62,36 +38,72 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Query [1, heads, tokens, head_dim]; key and value [1, kv_heads, tokens, head_dim] → [1, tokens, heads, head_dim].
 
-    Attends to the whole past: sequences must not be longer than the batch's `window_tokens`.
+    Attends to the whole past: sequences must not be longer than the batch's `window_tokens`. Rows of no span are
+    padding, and come out as zeros.
     Raises ModelNotSupported for a model whose attention is more than this, and LayersDone.
     """
-    keys, values = batch.layers[module.layer_idx]
     _refuse_other_attention(module, attention_mask, others)
     if batch.attended == batch.most_layers:
         raise LayersDone
     batch.attended += 1
     if sliding_window is not None:
         batch.window_tokens = min(sliding_window, batch.window_tokens or sliding_window)
-    query, key, value = query[0], key[0], value[0]
-    outputs = []
-    for span in batch.spans:
-        rows = slice(span.first, span.last)
-        end = span.start + span.last - span.first
-        keys[span.slot, :, span.start : end] = key[:, rows]
-        values[span.slot, :, span.start : end] = value[:, rows]
-        outputs.append(_one_sequence(query[:, rows], keys[span.slot, :, :end], values[span.slot, :, :end], scaling))
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
-
-
-def _one_sequence(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """Query [heads, tokens, head_dim] over all of a sequence's keys → [tokens, heads, head_dim]."""
+    keys, values = batch.layers[module.layer_idx]
+    query = query[0]
+    _write(keys, key[0], batch)
+    _write(values, value[0], batch)
     heads, tokens, head_dim = query.shape
-    if tokens == 1:  # the heads that share keys become rows of one product: no key is copied or read twice
-        packed = query.view(1, keys.shape[0], heads // keys.shape[0], head_dim)
-        attended = functional.scaled_dot_product_attention(packed, keys[None], values[None], scale=scaling)
-        return attended.reshape(1, heads, head_dim)
+    attended = query.new_zeros(tokens, heads, head_dim)
+    for run in batch.runs:
+        attended[run.first : run.last] = _attend_run(query[:, run.first : run.last], keys, values, run, scaling)
+    for chunk in batch.chunks:
+        rows = slice(chunk.span.first, chunk.span.last)
+        attended[rows] = _attend_chunk(query[:, rows], keys, values, chunk, scaling)
+    return attended[None], None
+
+
+def _write(memory: torch.Tensor, rows: torch.Tensor, batch: Batch) -> None:
+    """Keys or values of the step, [kv_heads, tokens, head_dim], to their places in the KV memory."""
+    if batch.singles:
+        memory[batch.slot_index, :, batch.position_index] = rows[:, : batch.singles].transpose(0, 1)
+    for span in batch.spans[batch.singles :]:
+        memory[span.slot, :, span.start : span.end] = rows[:, span.first : span.last]
+
+
+def _attend_run(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, run: Run, scaling: float | None
+) -> torch.Tensor:
+    """Query [heads, rows, head_dim], each row a sequence → [rows, heads, head_dim].
+
+    The heads that share keys become rows of one product: no key is copied or read twice.
+    """
+    heads, rows, head_dim = query.shape
+    kv_heads = keys.shape[1]
+    packed = query.reshape(kv_heads, heads // kv_heads, rows, head_dim).permute(2, 0, 1, 3)
+    slots = slice(run.slot, run.slot + run.slots)
     attended = functional.scaled_dot_product_attention(
-        query[None], keys[None], values[None], is_causal=True, scale=scaling, enable_gqa=heads != keys.shape[0]
+        packed,
+        keys[slots, :, : run.length].expand(rows, -1, -1, -1),
+        values[slots, :, : run.length].expand(rows, -1, -1, -1),
+        attn_mask=run.mask,
+        scale=scaling,
+    )
+    return attended.reshape(rows, heads, head_dim)
+
+
+def _attend_chunk(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, chunk: Chunk, scaling: float | None
+) -> torch.Tensor:
+    """Query [heads, rows, head_dim], rows of one sequence → [rows, heads, head_dim]."""
+    slot, end = chunk.span.slot, chunk.span.end
+    attended = functional.scaled_dot_product_attention(
+        query[None],
+        keys[slot, :, :end][None],
+        values[slot, :, :end][None],
+        attn_mask=chunk.mask,
+        is_causal=chunk.mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[0] != keys.shape[1],
     )
     return attended[0].transpose(0, 1)
 

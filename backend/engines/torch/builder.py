@@ -11,10 +11,12 @@ from typing import Generic, TypeVar
 import torch
 
 from serverless_triton.backend.engines.intake import Intake
-from serverless_triton.backend.engines.protocol import ModelNotSupported
+from serverless_triton.backend.engines.protocol import EngineSettings, Exactness, ModelNotSupported
+from serverless_triton.backend.engines.schedule import Schedule
 from serverless_triton.backend.engines.torch.causal_lm import CausalLM
 from serverless_triton.backend.engines.torch.engine import TorchEngine
-from serverless_triton.backend.engines.torch.kv_memory import KVMemory, KVShape
+from serverless_triton.backend.engines.torch.exact import MODES, TILE, decide, facts_of, proven, tile_products
+from serverless_triton.backend.engines.torch.kv_memory import KVMemory, KVPlan, KVShape
 from serverless_triton.backend.engines.torch.skeleton import CONFIG_FILES, DTYPES, Skeleton
 from serverless_triton.backend.engines.torch.tokenizer import TOKENIZER_FILES, FileTokenizer, load_tokenizer
 
@@ -33,7 +35,7 @@ class Learned(Generic[Value]):
 
     def get(self, checkpoint: Path) -> Value:
         """The value, made now where it is new."""
-        digest = self._digest(checkpoint)
+        digest = self.digest(checkpoint)
         if digest not in self._values:
             self._values[digest] = self._make(checkpoint)
         self._values.move_to_end(digest)
@@ -44,11 +46,14 @@ class Learned(Generic[Value]):
     def take(self, checkpoint: Path) -> Value:
         """The value, for the caller alone: the next one who asks gets a new one."""
         value = self.get(checkpoint)
-        del self._values[self._digest(checkpoint)]
+        del self._values[self.digest(checkpoint)]
         return value
 
-    def _digest(self, checkpoint: Path) -> str:
-        """Reads files again only when they have changed: a tokenizer has megabytes, and a cold start waits for this."""
+    def digest(self, checkpoint: Path) -> str:
+        """Of the files' names and contents. Reads files again only when they have changed.
+
+        A tokenizer has megabytes, and a cold start waits for this.
+        """
         paths = [path for path in (checkpoint / name for name in self._files) if path.is_file()]
         states = [(path, s.st_ino, s.st_size, s.st_mtime_ns) for path, s in ((path, path.stat()) for path in paths)]
         remembered = self._digests.get(checkpoint)
@@ -78,47 +83,50 @@ class TorchEngineBuilder:
         if not skeleton.rehearsed and torch.get_num_threads() == 1:  # with more, a child forked afterwards would hang
             _rehearse(skeleton, skeleton.dtype(dtype, {}))
 
-    def build(
-        self,
-        checkpoint: str,
-        tensors: Mapping[str, torch.Tensor],
-        *,
-        dtype: str,
-        max_sequence_tokens: int,
-        max_streams: int,
-    ) -> TorchEngine:
-        _check_dtype(dtype)
+    def build(self, checkpoint: str, tensors: Mapping[str, torch.Tensor], *, settings: EngineSettings) -> TorchEngine:
+        _check_dtype(settings.dtype)
+        _check_mode(settings.mode)
         tokenizer = self._tokenizers.get(Path(checkpoint))
         skeleton = self._skeletons.take(Path(checkpoint))
-        _check_length(skeleton.config, max_sequence_tokens)
-        run_dtype = skeleton.dtype(dtype, tensors)
-        model = skeleton.attach(tensors, run_dtype)
-        kv_memory = KVMemory(
-            KVShape.of_config(skeleton.config),
-            dtype=run_dtype,
-            device=next(model.parameters()).device,
-            max_sequence_tokens=max_sequence_tokens,
-            max_streams=max_streams,
+        _check_length(skeleton.config, settings.max_sequence_tokens)
+        dtype = skeleton.dtype(settings.dtype, tensors)
+        model = skeleton.attach(tensors, dtype)
+        device = next(model.parameters()).device
+        exact, reason = decide(settings.mode, skeleton.config.model_type, device)
+        if exact:
+            tile_products(model)
+        facts = facts_of(
+            tensors,
+            config=self._skeletons.digest(Path(checkpoint)),
+            tokenizer=self._tokenizers.digest(Path(checkpoint)),
+            dtype=dtype,
+            device=device,
+            exact=exact,
         )
-        causal_lm = CausalLM(model, kv_memory)
+        shape = KVShape.of_config(skeleton.config)
+        plan = KVPlan.of(shape, dtype, device, settings)
+        causal_lm = CausalLM(model, KVMemory(shape, plan, dtype=dtype, device=device), TILE if exact else None)
         if skeleton.rehearsed:
             causal_lm.rehearse(most_layers=1)
         else:
             skeleton.window_tokens = causal_lm.rehearse()
-        _check_window(skeleton.window_tokens, max_sequence_tokens)
+        _check_window(skeleton.window_tokens, settings.max_sequence_tokens)
         intake = Intake(
             tokenizer=tokenizer,
             vocabulary=skeleton.config.vocab_size,
             eos_ids=skeleton.eos_ids,
-            max_sequence_tokens=max_sequence_tokens,
+            max_sequence_tokens=settings.max_sequence_tokens,
         )
-        return TorchEngine(causal_lm, intake, max_streams)
+        promised = exact and proven(skeleton.config.model_type, device)
+        exactness = Exactness(kind="exact" if promised else "best_effort", reason=reason, contract=facts.digest())
+        return TorchEngine(causal_lm, intake, Schedule(plan.budget(), settings.step_tokens), exactness)
 
 
 def _rehearse(skeleton: Skeleton, dtype: torch.dtype) -> None:
     """A pass over weights of zero, so that forked workers inherit what a first pass sets up."""
     shape = KVShape.of_config(skeleton.config)
-    kv_memory = KVMemory(shape, dtype=dtype, device=torch.device("cpu"), max_sequence_tokens=16, max_streams=1)
+    plan = KVPlan(slots=1, total_tokens=16, max_sequence_tokens=16)
+    kv_memory = KVMemory(shape, plan, dtype=dtype, device=torch.device("cpu"))
     try:
         zeros = skeleton.attach_zeros(dtype)
     except MemoryError as error:
@@ -126,6 +134,11 @@ def _rehearse(skeleton: Skeleton, dtype: torch.dtype) -> None:
     skeleton.window_tokens = CausalLM(zeros, kv_memory).rehearse()
     skeleton.detach()
     skeleton.rehearsed = True
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in MODES:
+        raise ModelNotSupported(f"mode {mode!r} is unknown to the torch engine; use {', '.join(MODES)}")
 
 
 def _check_dtype(dtype: str) -> None:

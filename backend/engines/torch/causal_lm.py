@@ -8,22 +8,29 @@ from typing import Any
 import torch
 
 from serverless_triton.backend.engines.protocol import ModelNotSupported
-from serverless_triton.backend.engines.torch.attention import Batch, LayersDone, Span
+from serverless_triton.backend.engines.torch.attention import LayersDone
+from serverless_triton.backend.engines.torch.batch import Batch, Span
 from serverless_triton.backend.engines.torch.kv_memory import KVMemory
 
 _REHEARSED_PROMPT_TOKENS = 4
 
 
 class CausalLM:
-    """`model` is a Hugging Face causal LM that was built with our attention."""
+    """`model` is a Hugging Face causal LM that was built with our attention.
 
-    def __init__(self, model: Any, kv_memory: KVMemory) -> None:
+    With `tile`, its products are made of so many rows each, and so are the batches that it gets: exact mode.
+    """
+
+    def __init__(self, model: Any, kv_memory: KVMemory, tile: int | None = None) -> None:
         self._model = model
         self.kv_memory = kv_memory
+        self._tile = tile
 
-    def logits(self, ids: Sequence[int], positions: Sequence[int], spans: Sequence[Span]) -> torch.Tensor:
-        """Float32 logits after the last token of each span, [spans, vocabulary]."""
-        return self._forward(ids, positions, Batch(layers=self.kv_memory.layers, spans=spans))
+    def logits(
+        self, ids: Sequence[int], positions: Sequence[int], spans: Sequence[Span], rows: Sequence[int]
+    ) -> torch.Tensor:
+        """Logits after these rows' tokens, [rows, vocabulary]. Spans of one token come first, by slot."""
+        return self._forward(ids, positions, self._batch(spans), rows)
 
     def rehearse(self, most_layers: int | None = None) -> int | None:
         """Run a prompt and a next token: a process's first pass sets up kernels, threads and buffers, and it is slow.
@@ -35,14 +42,15 @@ class CausalLM:
         count = min(_REHEARSED_PROMPT_TOKENS, self.kv_memory.max_sequence_tokens - 1)
         window_tokens = self._rehearse_step(range(count), most_layers)
         self._rehearse_step(range(count, count + 1), 1)
+        self.kv_memory.clear([0])
         return window_tokens
 
     def _rehearse_step(self, positions: range, most_layers: int | None) -> int | None:
         layers, name = len(self.kv_memory.layers), type(self._model).__name__
         span = Span(first=0, last=len(positions), slot=0, start=positions.start)
-        batch = Batch(layers=self.kv_memory.layers, spans=[span], most_layers=most_layers)
+        batch = self._batch([span], most_layers)
         try:
-            self._forward([0] * len(positions), positions, batch)
+            self._forward([0] * len(positions), positions, batch, [len(positions) - 1])
         except LayersDone:
             return batch.window_tokens
         except (RuntimeError, TypeError, LookupError, AttributeError, ValueError, ArithmeticError) as error:
@@ -54,15 +62,19 @@ class CausalLM:
             )
         return batch.window_tokens
 
+    def _batch(self, spans: Sequence[Span], most_layers: int | None = None) -> Batch:
+        return Batch.of(self.kv_memory.layers, spans, exact=self._tile is not None, most_layers=most_layers)
+
     @torch.inference_mode()
-    def _forward(self, ids: Sequence[int], positions: Sequence[int], batch: Batch) -> torch.Tensor:
-        device = self.kv_memory.pool.device
+    def _forward(self, ids: Sequence[int], positions: Sequence[int], batch: Batch, rows: Sequence[int]) -> torch.Tensor:
+        device = self.kv_memory.device
+        padding = [0] * (-len(ids) % self._tile if self._tile else 0)
         output = self._model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
+            input_ids=torch.tensor([[*ids, *padding]], device=device),
+            position_ids=torch.tensor([[*positions, *padding]], device=device),
             use_cache=False,
-            logits_to_keep=torch.tensor([span.last - 1 for span in batch.spans], device=device),
+            logits_to_keep=torch.tensor(rows, dtype=torch.int64, device=device),
             batch=batch,
         )
-        logits: torch.Tensor = output.logits[0].float()
+        logits: torch.Tensor = output.logits[0]
         return logits

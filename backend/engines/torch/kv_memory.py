@@ -1,14 +1,22 @@
-"""The memory for keys and values: one pool, one slot a running sequence. Who has which slot is the schedule's."""
+"""The memory for keys and values: one pool, one slot a sequence. Who has which slot is the schedule's.
+
+On a CPU the pool is address space, which takes memory where tokens have come, and gives it back when a sequence ends:
+so what is in use is what the budget counted, however many slots there are. Elsewhere it is allocated as a whole.
+"""
 
 from __future__ import annotations
 
 import math
+import mmap
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from serverless_triton.backend.engines.protocol import ModelNotSupported
+from serverless_triton.backend.engines.kv_budget import KV_BLOCK_TOKENS, KVBudget
+from serverless_triton.backend.engines.protocol import EngineSettings, ModelNotSupported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,24 +36,97 @@ class KVShape:
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         )
 
+    def token_bytes(self, dtype: torch.dtype) -> int:
+        return self.layers * 2 * self.kv_heads * self.head_dim * dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVPlan:
+    """How many slots there are and what they may hold together."""
+
+    slots: int
+    total_tokens: int
+    max_sequence_tokens: int
+
+    @classmethod
+    def of(cls, shape: KVShape, dtype: torch.dtype, device: torch.device, settings: EngineSettings) -> KVPlan:
+        """Raises ModelNotSupported where the budget does not hold one sequence of full length."""
+        longest, token_bytes = settings.max_sequence_tokens, shape.token_bytes(dtype)
+        full = settings.max_streams * longest
+        given = settings.kv_cache_bytes
+        total_tokens = full if given is None else min(full, given // token_bytes)
+        slots = settings.max_streams
+        if device.type != "cpu":  # memory that is allocated counts, used or not
+            slots = max(min(slots, total_tokens // _aligned(longest)), 1)
+        if total_tokens < longest:
+            raise ModelNotSupported(
+                f"kv_cache_bytes is {given}, and one sequence of {longest} tokens needs {longest * token_bytes}; "
+                "raise it or lower max_sequence_tokens"
+            )
+        return cls(slots=slots, total_tokens=total_tokens, max_sequence_tokens=longest)
+
+    def budget(self) -> KVBudget:
+        return KVBudget(total_tokens=self.total_tokens, slots=self.slots, max_sequence_tokens=self.max_sequence_tokens)
+
 
 class KVMemory:
-    """`max_streams` slots of `max_sequence_tokens` each.
+    """The slots of a plan, each with room for whole blocks, zero where no token has been written.
 
-    Pages are touched when tokens arrive, so an idle pool costs address space only. Raises ModelNotSupported where the
-    device has no room for them.
+    `layers`: keys and values of each layer, both [slots, kv_heads, tokens, head_dim].
+    Raises ModelNotSupported where the device has no room for them.
     """
 
-    def __init__(
-        self, shape: KVShape, *, dtype: torch.dtype, device: torch.device, max_sequence_tokens: int, max_streams: int
-    ) -> None:
-        sizes = (shape.layers, 2, max_streams, shape.kv_heads, max_sequence_tokens, shape.head_dim)
-        self.max_sequence_tokens = max_sequence_tokens
+    def __init__(self, shape: KVShape, plan: KVPlan, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.max_sequence_tokens = plan.max_sequence_tokens
+        self.slot_tokens = _aligned(plan.max_sequence_tokens)
+        sizes = (plan.slots, shape.layers, 2, shape.kv_heads, self.slot_tokens, shape.head_dim)
+        self._slot_bytes = math.prod(sizes[1:]) * dtype.itemsize
+        self._map: mmap.mmap | None = None
         try:
-            self.pool = torch.empty(sizes, dtype=dtype, device=device)  # nobody reads a position that was not written
-        except (RuntimeError, TypeError) as error:  # no memory; a size beyond 64 bits
+            if device.type == "cpu":
+                self._map = _address_space(plan.slots * self._slot_bytes)
+                self.pool = torch.frombuffer(self._map, dtype=dtype).view(sizes)
+            else:
+                self.pool = torch.zeros(sizes, dtype=dtype, device=device)
+        except (RuntimeError, TypeError, OSError, OverflowError, ValueError) as error:  # no memory; beyond 64 bits
             raise ModelNotSupported(
-                f"{device} has no memory for the KV cache of {math.prod(sizes) * dtype.itemsize} bytes; lower "
-                f"max_streams, now {max_streams}, or max_sequence_tokens, now {max_sequence_tokens}"
+                f"{device} has no memory for the KV cache of {plan.slots * self._slot_bytes} bytes; lower max_streams, "
+                f"now {plan.slots}, or max_sequence_tokens, now {plan.max_sequence_tokens}"
             ) from error
-        self.layers = [(layer[0], layer[1]) for layer in self.pool]
+        self.layers = [(self.pool[:, layer, 0], self.pool[:, layer, 1]) for layer in range(shape.layers)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pool.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.pool.device
+
+    def clear(self, slots: Sequence[int]) -> None:
+        """Zeros in place of what these slots held: nobody reads another's tokens, nor a NaN that they left."""
+        for slot in slots:
+            if self._map is None:
+                self.pool[slot].zero_()
+                continue
+            first = -(-slot * self._slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+            last = (slot + 1) * self._slot_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+            if first >= last:
+                self.pool[slot].zero_()
+                continue
+            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+            flat = self.pool.view(torch.uint8).view(-1)
+            flat[slot * self._slot_bytes : first].zero_()
+            flat[last : (slot + 1) * self._slot_bytes].zero_()
+
+
+def _aligned(tokens: int) -> int:
+    return -(-tokens // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
+
+
+def _address_space(size: int) -> mmap.mmap:
+    """Private, zero, and in small pages: of a huge one only a few rows would be in use, and all of it would be paid."""
+    space = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel that has none
+        space.madvise(mmap.MADV_NOHUGEPAGE)
+    return space

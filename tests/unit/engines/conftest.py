@@ -13,9 +13,17 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from serverless_triton.backend.engines.protocol import Engine, EngineEvent, GenerationRequest, TokenEvent
+from serverless_triton.backend.engines.protocol import (
+    Engine,
+    EngineEvent,
+    EngineSettings,
+    GenerationRequest,
+    TokenEvent,
+    is_terminal,
+)
 from serverless_triton.backend.engines.torch.builder import TorchEngineBuilder
 from serverless_triton.backend.engines.torch.engine import TorchEngine
+from serverless_triton.backend.engines.torch.kv_memory import KVShape
 
 _SMALL = {
     "vocab_size": 260,
@@ -91,14 +99,15 @@ class Checkpoint:
     tensors: dict[str, torch.Tensor]
     reference: Any
 
-    def build(self, max_streams: int = 4, max_sequence_tokens: int = 96, **changed: torch.Tensor) -> TorchEngine:
+    def build(self, tensors: Mapping[str, torch.Tensor] | None = None, **settings: Any) -> TorchEngine:
+        limits: dict[str, Any] = {"dtype": "float32", "max_streams": 4, "max_sequence_tokens": 96, **settings}
         return TorchEngineBuilder().build(
-            str(self.path),
-            {**self.tensors, **changed},
-            dtype="float32",
-            max_sequence_tokens=max_sequence_tokens,
-            max_streams=max_streams,
+            str(self.path), {**self.tensors, **(tensors or {})}, settings=EngineSettings(**limits)
         )
+
+    def kv_bytes(self, tokens: int) -> int:
+        """What the keys and values of so many tokens take in float32."""
+        return KVShape.of_config(self.reference.config).token_bytes(torch.float32) * tokens
 
     def generate(self, prompt_ids: list[int], max_tokens: int) -> list[int]:
         """What transformers generates greedily."""
@@ -192,7 +201,7 @@ def drive() -> Callable[..., dict[int, Answer]]:
                 _add(answers, event)
             step += 1
             assert step < 1000, "the engine does not come to an end"
-        assert all(_is_terminal(answer.last) for answer in answers.values())
+        assert all(answer.last is not None and is_terminal(answer.last) for answer in answers.values())
         return answers
 
     return run
@@ -200,7 +209,7 @@ def drive() -> Callable[..., dict[int, Answer]]:
 
 def _add(answers: dict[int, Answer], event: EngineEvent) -> None:
     answer = answers.setdefault(event.request, Answer([], ""))
-    assert not _is_terminal(answer.last), "an event after the last"
+    assert answer.last is None or not is_terminal(answer.last), "an event after the last"
     if isinstance(event, TokenEvent):
         expected = len(answer.ids) + (answer.first.first_position if isinstance(answer.first, TokenEvent) else 0)
         assert answer.first is None or event.first_position == expected
@@ -209,7 +218,3 @@ def _add(answers: dict[int, Answer], event: EngineEvent) -> None:
         answer.text += event.text
     answer.first = answer.first or event
     answer.last = event
-
-
-def _is_terminal(event: EngineEvent | None) -> bool:
-    return event is not None and (not isinstance(event, TokenEvent) or event.finish_reason is not None)

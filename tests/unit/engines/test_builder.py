@@ -14,15 +14,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from serverless_triton.backend.engines.protocol import GenerationRequest, ModelNotSupported
+from serverless_triton.backend.engines.protocol import EngineSettings, GenerationRequest, ModelNotSupported
 from serverless_triton.backend.engines.torch.builder import Learned, TorchEngineBuilder
-from serverless_triton.backend.engines.torch.kv_memory import KVMemory, KVShape
+from serverless_triton.backend.engines.torch.kv_memory import KVPlan, KVShape
 from serverless_triton.backend.model_repository import kv_bytes_per_token
 
 WORKER_TREE = """
 import os, signal, sys, torch
 from safetensors.torch import load_file
-from serverless_triton.backend.engines.protocol import GenerationRequest
+from serverless_triton.backend.engines.protocol import EngineSettings, GenerationRequest
 from serverless_triton.backend.engines.torch.builder import TorchEngineBuilder
 
 checkpoint, dtype = sys.argv[1:]
@@ -33,7 +33,8 @@ assert len(os.listdir("/proc/self/task")) == 1, "a thread was started before the
 def serve(threads):
     torch.set_num_threads(threads)
     tensors = load_file(checkpoint + "/model.safetensors")
-    engine = builder.build(checkpoint, tensors, dtype=dtype, max_sequence_tokens=64, max_streams=2)
+    settings = EngineSettings(dtype=dtype, max_sequence_tokens=64, max_streams=2)
+    engine = builder.build(checkpoint, tensors, settings=settings)
     sampling = {"max_tokens": 12, "ignore_eos": True}
     engine.submit(GenerationRequest(request=1, input_ids=list(range(30)), sampling_parameters=sampling))
     ids = []
@@ -81,9 +82,9 @@ def test_learning_rehearses_only_where_no_thread_can_start(llama: Any, monkeypat
 def test_one_builder_makes_engines_that_do_not_share_weights(llama: Any, drive: Any) -> None:
     builder = TorchEngineBuilder()
     zeros = {name: torch.zeros_like(tensor) for name, tensor in llama.tensors.items()}
-    limits = {"dtype": "float32", "max_sequence_tokens": 64, "max_streams": 1}
-    real = builder.build(str(llama.path), llama.tensors, **limits)
-    empty = builder.build(str(llama.path), zeros, **limits)
+    settings = EngineSettings(dtype="float32", max_sequence_tokens=64, max_streams=1)
+    real = builder.build(str(llama.path), llama.tensors, settings=settings)
+    empty = builder.build(str(llama.path), zeros, settings=settings)
     request = GenerationRequest(request=1, input_ids=[3, 4], sampling_parameters={"max_tokens": 6})
     assert drive(empty, [request])[1].ids == [0] * 6
     assert drive(real, [request])[1].ids == llama.generate([3, 4], 6)
@@ -112,12 +113,15 @@ def test_what_is_learned_follows_the_contents_of_the_files(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "opt"])
-def test_the_pool_has_the_size_that_the_repository_promises(checkpoint: Callable[[str], Any], name: str) -> None:
+def test_the_budget_is_what_the_repository_promises(checkpoint: Callable[[str], Any], name: str) -> None:
     model = checkpoint(name)
     shape = KVShape.of_config(model.reference.config)
-    memory = KVMemory(shape, dtype=torch.bfloat16, device=torch.device("cpu"), max_sequence_tokens=48, max_streams=3)
     config = json.loads((model.path / "config.json").read_text())
-    assert memory.pool.nbytes == kv_bytes_per_token(config, "bfloat16") * 48 * 3
+    promised = kv_bytes_per_token(config, "bfloat16") * 48 * 3
+    settings = EngineSettings(max_sequence_tokens=48, max_streams=3, kv_cache_bytes=promised)
+    plan = KVPlan.of(shape, torch.bfloat16, torch.device("cpu"), settings)
+    assert plan.total_tokens == 48 * 3
+    assert plan.total_tokens * shape.token_bytes(torch.bfloat16) == promised
 
 
 @pytest.mark.parametrize("max_streams", [2**40, 2**60])

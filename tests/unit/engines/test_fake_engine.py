@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from serverless_triton.backend.engines.fake import FakeEngine, FakeEngineBuilder, fake_token
-from serverless_triton.backend.engines.protocol import GenerationRequest, InvalidRequest
+from serverless_triton.backend.engines.protocol import EngineSettings, GenerationRequest, InvalidRequest
 
 
 def build(pause: Callable[[], None] = lambda: None, max_streams: int = 2) -> FakeEngine:
     builder = FakeEngineBuilder(pause)
     builder.learn("nowhere", "auto")
-    return builder.build("nowhere", {}, dtype="auto", max_sequence_tokens=64, max_streams=max_streams)
+    return builder.build("nowhere", {}, settings=EngineSettings(max_sequence_tokens=64, max_streams=max_streams))
 
 
 def ask(request: int, text: str = "hello", resume: tuple[int, ...] = (), **sampling: Any) -> GenerationRequest:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from serverless_triton.backend.engines.sampling_parameters import SamplingParameters
+from serverless_triton.backend.engines.torch.sampling import _nucleus_floor as nucleus_floor
 from serverless_triton.backend.engines.torch.sampling import draw, gumbel_noise
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, 1.5, -30.0])
@@ -76,3 +77,21 @@ def philox_4x64_10(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int,
         counter = (high1 ^ counter[1] ^ key[0], low1, high0 ^ counter[3] ^ key[1], low0)
         key = ((key[0] + 0x9E3779B97F4A7C15) & mask, (key[1] + 0xBB67AE8584CAA73B) & mask)
     return counter
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0, 12.0])
+def test_tokens_that_could_not_win_are_passed_over_without_changing_who_does(spread: float) -> None:
+    logits = torch.randn(5000, generator=torch.Generator().manual_seed(3)) * spread
+    for position in range(300):
+        scores = logits.numpy().astype(np.float64)
+        expected = int((scores + gumbel_noise(9, position, 5000)).argmax())
+        assert draw(logits, SamplingParameters(temperature=1.0, seed=9), position) == expected
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [0.01, 2.0])
+def test_a_nucleus_among_many_tokens_is_the_fewest_that_reach_top_p(top_p: float, spread: float) -> None:
+    scores = np.random.default_rng(5).normal(size=9000) * spread
+    probabilities = np.sort(np.exp(scores) / np.exp(scores).sum())[::-1]
+    expected = int(np.searchsorted(np.cumsum(probabilities), top_p)) + 1
+    assert abs(int((scores >= nucleus_floor(scores, top_p)).sum()) - expected) <= 1  # sums round either way

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from serverless_triton.backend.engines.protocol import ModelNotSupported
+from serverless_triton.backend.engines.protocol import EngineSettings, ModelNotSupported
 from serverless_triton.backend.engines.torch.builder import TorchEngineBuilder
 from serverless_triton.backend.engines.torch.skeleton import Skeleton
 
@@ -235,4 +235,5 @@ def test_attention_that_ours_would_get_wrong_is_refused(
 
 def _learn_and_build(builder: TorchEngineBuilder, checkpoint: str, tensors: dict[str, torch.Tensor]) -> None:
     builder.learn(checkpoint, "float32")
-    builder.build(checkpoint, tensors, dtype="float32", max_sequence_tokens=64, max_streams=1)
+    settings = EngineSettings(dtype="float32", max_sequence_tokens=64, max_streams=1)
+    builder.build(checkpoint, tensors, settings=settings)

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from serverless_triton.backend.engines.protocol import (
+    CatchUpRequest,
+    CaughtUpEvent,
     FailureEvent,
     GenerationRequest,
     InvalidRequest,
     ModelNotSupported,
+    Reservation,
     TokenEvent,
 )
 
@@ -55,6 +58,66 @@ def test_requests_that_arrive_while_others_decode_change_nothing(
     answers = drive(model.build(max_streams=2), later=later)
     for step, prompt in zip(later, PROMPTS, strict=True):
         assert answers[step].ids == model.generate(prompt, 24)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt2", "opt"])
+@pytest.mark.parametrize("step_tokens", [1, 7])
+def test_prompts_fed_in_chunks_beside_decodes_change_nothing(
+    checkpoint: Any, drive: Callable[..., Any], name: str, step_tokens: int
+) -> None:
+    model = checkpoint(name)
+    later = {step: ask(step, prompt) for step, prompt in zip((0, 2, 3, 9, 11), PROMPTS, strict=True)}
+    answers = drive(model.build(step_tokens=step_tokens), later=later)
+    for step, prompt in zip(later, PROMPTS, strict=True):
+        assert answers[step].ids == model.generate(prompt, 24)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_streams_that_give_up_their_memory_and_are_recomputed_change_nothing(
+    checkpoint: Any, drive: Callable[..., Any], name: str
+) -> None:
+    model = checkpoint(name)
+    engine = model.build(kv_cache_bytes=model.kv_bytes(200), step_tokens=40)
+    prompts = [[i + 3] * 50 for i in range(4)]
+    answers = drive(engine, [ask(i, prompt, max_tokens=40, ignore_eos=True) for i, prompt in enumerate(prompts)])
+    assert engine.stats().preemptions > 0
+    alone = [drive(model.build(), [ask(0, prompt, max_tokens=40, ignore_eos=True)])[0].ids for prompt in prompts]
+    assert [answers[i].ids for i in range(4)] == alone
+    assert engine.stats().kv_tokens_used == 0
+
+
+def test_a_caught_up_stream_goes_on_where_it_is_activated(llama: Any, drive: Callable[..., Any]) -> None:
+    whole = drive(llama.build(), [ask(0, PROMPTS[0], ignore_eos=True)])[0].ids
+    engine = llama.build(step_tokens=5)
+    key = Reservation(stream="s", attempt=1)
+    for request, (first, last) in enumerate(((0, 8), (8, 15), (15, 16))):
+        engine.catch_up(
+            CatchUpRequest(
+                request=request,
+                reservation=key,
+                input_ids=PROMPTS[0],
+                resume_token_ids=whole[first:last],
+                start_position=first,
+                sampling_parameters={"max_tokens": 24, "ignore_eos": True},
+            )
+        )
+        while engine.has_work:
+            events = engine.step()
+        assert events == [CaughtUpEvent(request=request, held_tokens=len(PROMPTS[0]) + last)]
+    activated = GenerationRequest(
+        request=9,
+        input_ids=PROMPTS[0],
+        resume_token_ids=whole[:16],
+        sampling_parameters={"max_tokens": 24, "ignore_eos": True},
+        reservation=key,
+    )
+    assert whole[:16] + drive(engine, [activated])[9].ids == whole
+    assert engine.stats().prefilled_tokens == len(PROMPTS[0]) + 16
+
+
+def test_a_budget_below_one_full_sequence_is_refused_with_what_it_needs(llama: Any) -> None:
+    with pytest.raises(ModelNotSupported, match=rf"kv_cache_bytes is 5, and one .* needs {llama.kv_bytes(96)}"):
+        llama.build(kv_cache_bytes=5)
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.3, "seed": 11, "top_k": 50, "top_p": 0.95}])
@@ -160,14 +223,15 @@ def test_logits_that_are_not_finite_fail_that_request_only(checkpoint: Any, driv
     model = checkpoint("llama-untied")
     embedding = model.tensors["model.embed_tokens.weight"].clone()
     embedding[255] = torch.nan
-    engine = model.build(**{"model.embed_tokens.weight": embedding})
+    engine = model.build({"model.embed_tokens.weight": embedding})
     answers = drive(engine, [ask(1, PROMPTS[0][:2]), ask(2, [1, 255])])
     assert isinstance(answers[1].last, TokenEvent)
     assert answers[1].ids[:3] == model.generate(PROMPTS[0][:2], 24)[:3]
     assert isinstance(answers[2].last, FailureEvent)
     assert answers[2].last.code == "INTERNAL"
     assert "position 0" in answers[2].last.message
-    assert drive(engine, [ask(3, PROMPTS[0][:2])])[3].ids == answers[1].ids
+    later = drive(engine, [ask(i, PROMPTS[0][:2]) for i in range(3, 7)])  # one of them in the slot that held the NaN
+    assert all(answer.ids == answers[1].ids for answer in later.values())
 
 
 def test_a_model_that_can_only_stop_fails_where_it_may_not_yet(checkpoint: Any, drive: Callable[..., Any]) -> None:

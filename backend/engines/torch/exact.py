@@ -1,0 +1,121 @@
+"""Exact mode: every number of a token's pass is independent of the batch around it and of how its prefix was fed.
+
+Kernels round differently for different shapes, so a recomputed KV differs in its last bits from a decoded one, and in
+bfloat16 half of all resumed streams soon say something else. Here shapes that matter are constant: every product of a
+model has the same number of rows, and the tokens of a step are padded to it; attention is that of a decoded token, over
+whole KV blocks, masked (`batch.py`). That this suffices is no theorem, so it is promised only where it has
+been tried, by architecture and device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+import transformers
+from transformers.pytorch_utils import Conv1D
+
+from serverless_triton.backend.engines.contract import ContractFacts
+from serverless_triton.backend.engines.kv_budget import KV_BLOCK_TOKENS
+
+TILE = 16
+RECIPE = "1"  # of this engine's own arithmetic: whatever changes a bit changes it
+_SAMPLED_ELEMENTS = 256
+MODES = ("auto", "exact", "fast")
+# The architectures for which the whole suite has passed, by what they ran on.
+PROVEN: dict[str, frozenset[str]] = {}
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+def platform_of(device: torch.device) -> str:
+    """What chooses the kernels: of a CPU, its vector instructions."""
+    if device.type == "cpu":
+        return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def proven(architecture: str, device: torch.device) -> bool:
+    return platform_of(device) in PROVEN.get(architecture, ())
+
+
+def decide(mode: str, architecture: str, device: torch.device) -> tuple[bool, str]:
+    """Whether the engine is to run exactly, and why it does or does not promise to."""
+    where = f"{architecture} on {platform_of(device)}"
+    if mode == "fast":
+        return False, "mode is fast"
+    if proven(architecture, device):
+        return True, f"the exact suite has passed for {where}"
+    return mode == "exact", f"the exact suite has not passed for {where}"
+
+
+def facts_of(
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    config: str,
+    tokenizer: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    exact: bool,
+) -> ContractFacts:
+    """What decides the bits of this engine's tokens, for engines that are to be its equals."""
+    return ContractFacts(
+        checkpoint={"tensors": [fingerprint(tensors)]},
+        config=config,
+        tokenizer=tokenizer,
+        engine="torch",
+        versions={"engine": RECIPE, "torch": str(torch.__version__), "transformers": transformers.__version__},
+        instruction_set=platform_of(device),
+        device=device.type,
+        dtype=str(dtype),
+        tile_rows=TILE if exact else 0,
+        kv_alignment_tokens=KV_BLOCK_TOKENS if exact else 0,
+        threads=torch.get_num_threads(),
+    )
+
+
+def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of names, dtypes, shapes, and each tensor's first and last bytes.
+
+    Reading all of a large model would cost a start a tenth of a second; whether its bytes are those that were published
+    is what the store checks, chunk by chunk.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        flat = tensor.detach().reshape(-1)
+        for part in (flat[:_SAMPLED_ELEMENTS], flat[-_SAMPLED_ELEMENTS:]):
+            digest.update(part.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tile_products(model: Any, rows: int = TILE) -> None:
+    """From now on every Linear and Conv1D of this model, its head included, computes `rows` rows at a time."""
+    for module in model.modules():
+        product = _product_of(module)
+        if product is not None:
+            module.forward = _tiled(product, rows)
+
+
+def _product_of(module: Any) -> Product | None:
+    if isinstance(module, torch.nn.Linear):
+        return lambda rows: functional.linear(rows, module.weight, module.bias)
+    if isinstance(module, Conv1D):
+        return lambda rows: torch.addmm(module.bias, rows, module.weight)
+    return None
+
+
+def _tiled(product: Product, tile: int) -> Product:
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        count = len(rows)
+        if count % tile:
+            rows = functional.pad(rows, (0, 0, 0, -count % tile))
+        parts = [product(part) for part in torch.split(rows, tile)]
+        outputs = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return outputs[:count].view(*inputs.shape[:-1], outputs.shape[-1])
+
+    return forward

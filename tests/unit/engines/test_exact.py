@@ -1,0 +1,124 @@
+"""What exact mode does to a model, and what an engine promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from serverless_triton.backend.engines.protocol import GenerationRequest, ModelNotSupported
+from serverless_triton.backend.engines.torch import exact
+from serverless_triton.backend.engines.torch.exact import TILE, decide, fingerprint, tile_products
+
+CPU = torch.device("cpu")
+
+
+def linear() -> torch.nn.Module:
+    return torch.nn.Linear(96, 80, dtype=torch.bfloat16)
+
+
+def conv1d() -> torch.nn.Module:
+    return Conv1D(80, 96).to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("make", [linear, conv1d])
+@torch.no_grad()
+def test_a_row_comes_out_the_same_whatever_is_beside_it(make: Callable[[], torch.nn.Module]) -> None:
+    torch.manual_seed(0)
+    module = make()
+    rows = torch.randn(1, 70, 96, dtype=torch.bfloat16)
+    untouched = module(rows)
+    tile_products(module)
+    whole = module(rows)
+    assert whole.shape == untouched.shape
+    assert torch.allclose(whole.float(), untouched.float(), atol=0.1)
+    for first in range(0, 70, 7):
+        for count in (1, 3, 20, 70 - first):
+            assert torch.equal(module(rows[:, first : first + count]), whole[:, first : first + count])
+
+
+@torch.no_grad()
+def test_no_rows_give_no_rows() -> None:
+    module = linear()
+    tile_products(module)
+    assert module(torch.zeros(1, 0, 96, dtype=torch.bfloat16)).shape == (1, 0, 80)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+def test_every_product_of_a_model_has_the_same_rows_its_head_included(
+    checkpoint: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    rows: set[int] = set()
+    plain = exact._product_of
+
+    def watched(module: Any) -> Any:
+        product = plain(module)
+        return product and (lambda part: rows.add(len(part)) or product(part))
+
+    monkeypatch.setattr(exact, "_product_of", watched)
+    engine = checkpoint(name).build(mode="exact")
+    engine.submit(GenerationRequest(request=1, input_ids=[5] * 21, sampling_parameters={"max_tokens": 3}))
+    while engine.has_work:
+        engine.step()
+    assert rows == {TILE}
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt2", "opt"])
+def test_exact_mode_says_what_generate_says(checkpoint: Any, drive: Callable[..., Any], name: str) -> None:
+    model = checkpoint(name)
+    prompts = [[5, 9, 17, 200], list(range(40, 75))]
+    requests = [
+        GenerationRequest(request=i, input_ids=prompt, sampling_parameters={"max_tokens": 24})
+        for i, prompt in enumerate(prompts)
+    ]
+    answers = drive(model.build(mode="exact"), requests)
+    assert [answers[i].ids for i in range(2)] == [model.generate(prompt, 24) for prompt in prompts]
+
+
+def test_auto_is_exact_only_where_that_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = exact.platform_of(CPU)
+    monkeypatch.setattr(exact, "PROVEN", {"llama": frozenset({here})})
+    assert decide("auto", "llama", CPU) == (True, f"the exact suite has passed for llama on {here}")
+    assert decide("auto", "gpt2", CPU) == (False, f"the exact suite has not passed for gpt2 on {here}")
+    assert decide("exact", "gpt2", CPU) == (True, f"the exact suite has not passed for gpt2 on {here}")
+    assert decide("fast", "llama", CPU) == (False, "mode is fast")
+
+
+def test_an_engine_promises_exactness_only_where_that_is_proven(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "PROVEN", {"llama": frozenset({exact.platform_of(CPU)})})
+    assert [llama.build(mode=mode).exactness.kind for mode in ("auto", "exact", "fast")] == [
+        "exact",
+        "exact",
+        "best_effort",
+    ]
+    monkeypatch.setattr(exact, "PROVEN", {})
+    assert llama.build(mode="exact").exactness.kind == "best_effort"
+
+
+def test_a_contract_is_that_of_weights_and_mode(llama: Any) -> None:
+    contract = llama.build(mode="exact").exactness.contract
+    assert llama.build(mode="exact", max_streams=2).exactness.contract == contract
+    assert llama.build(mode="fast").exactness.contract != contract
+    other = {"model.norm.weight": llama.tensors["model.norm.weight"] + 1}
+    assert llama.build(other, mode="exact").exactness.contract != contract
+
+
+def test_a_fingerprint_is_that_of_names_shapes_and_values() -> None:
+    tensors = {"a": torch.arange(3000.0), "b": torch.zeros(2, 3)}
+    mine = fingerprint(tensors)
+    assert fingerprint(dict(reversed(tensors.items()))) == mine
+    others = (
+        {"a": tensors["a"], "c": tensors["b"]},
+        {"a": tensors["a"], "b": tensors["b"].view(3, 2)},
+        {"a": tensors["a"] + 1, "b": tensors["b"]},
+        {"a": tensors["a"].double(), "b": tensors["b"]},
+    )
+    assert mine not in {fingerprint(other) for other in others}
+
+
+def test_an_unknown_mode_is_refused(llama: Any) -> None:
+    with pytest.raises(ModelNotSupported, match="mode 'quick' is unknown to the torch engine; use auto, exact, fast"):
+        llama.build(mode="quick")
