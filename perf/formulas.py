@@ -59,6 +59,27 @@ class RatioToBest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PairedRatioToBest:
+    """The median over the rounds of one rival's figure over that of another in the same round.
+
+    What slows all rivals of a round leaves no trace. The other is the one with the largest median; more is better.
+    """
+
+    metric: str
+    of: str
+    to: tuple[str, ...]
+
+    def value(self, rounds: Sequence[Round]) -> float | None:
+        medians = {row: value for row in self.to if (value := median_of(rounds, row, self.metric)) is not None}
+        if not medians:
+            return None
+        best = max(sorted(medians), key=lambda row: medians[row])
+        ratios = [MedianRatio(metric=self.metric, of=self.of, to=best).value([round_]) for round_ in rounds]
+        known = [ratio for ratio in ratios if ratio is not None]
+        return median(known) if known else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Overhead:
     """What something costs: the median of a figure with it over that without it, less 1, of one row."""
 

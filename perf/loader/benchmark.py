@@ -85,7 +85,7 @@ def _peer_rows(track: Track, peers: Sequence[Peer]) -> Mapping[str, Measure]:
 def _our_rows(track: Track, best: StoreProcess, small: StoreProcess) -> Mapping[str, Measure]:
     on_best, on_small = (OurRows(track=track, store=store) for store in (best, small))
     rows: dict[str, Measure] = {
-        rivals.COLD_OURS: on_best.cold_close_race,
+        rivals.COLD_OURS: partial(on_best.cold, "single"),
         rivals.COLD_OURS_SHARDED: partial(on_best.cold, "sharded"),
         rivals.COLD_OURS_REPACKED: partial(on_best.cold, "repacked"),
         rivals.CHECKSUMS: on_best.checksums,

@@ -6,14 +6,13 @@ Each brings the store to the state that the row is about, and has the receipt co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from statistics import fmean
 from typing import Any
 
 from perf.harness import InvalidRound
 from perf.loader.heat import Outcome
 from perf.loader.store_process import StoreProcess
-from perf.loader.track import COLD_LOADS, WARM_LOADS, Track, measurement, median_of
+from perf.loader.track import WARM_LOADS, Track, measurement, median_of
 from perf.results import Measurement
 
 
@@ -27,10 +26,6 @@ class OurRows:
     def cold(self, form: str) -> Measurement:
         """Neither in the store nor in the page cache; every byte is compared with its hash."""
         return measurement(self._cold(form, verified=True))
-
-    def cold_close_race(self) -> Measurement:
-        """The same of the form whose claim is decided by a few per cent."""
-        return median_of(partial(self.cold, "single"), COLD_LOADS)
 
     def _cold(self, form: str, *, verified: bool) -> Outcome:
         self._evict()

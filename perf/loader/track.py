@@ -23,9 +23,8 @@ CONTENDER = "perf.loader.contender"
 TIMEOUT_S = 300.0
 # A peer's tensors, and the page cache or the buffers that it reads through.
 TOUCHED_COPIES = 2.1
-# Of the rows whose claims are decided by less than single loads differ: a virtual machine's host makes some of them
-# wait, a fifth to a third of all attaches for three times as long (docs/architecture.md).
-COLD_LOADS, WARM_LOADS = 3, 5
+# A virtual machine's host makes a fifth to a third of all attaches take three times as long (docs/architecture.md).
+WARM_LOADS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +60,6 @@ class Track:
         return measurement(self.run(peer.loader, peer.form, cache, **settings))
 
     def ceiling(self, row: str) -> Measurement:
-        """The median of a few reads, as our cold loads are."""
-        return median_of(partial(self._ceiling, row), COLD_LOADS)
-
-    def _ceiling(self, row: str) -> Measurement:
         threads, chunk_bytes = CEILINGS[row]
         size_bytes = sum(aligned(file.stat().st_size) for file in self.forms.files("single"))
         arguments = {"threads": threads, "chunk_bytes": chunk_bytes, "size_bytes": size_bytes}

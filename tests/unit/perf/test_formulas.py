@@ -2,7 +2,7 @@
 
 import pytest
 
-from perf.formulas import CappedShare, Formula, Median, MedianRatio, Overhead, RatioToBest
+from perf.formulas import CappedShare, Formula, Median, MedianRatio, Overhead, PairedRatioToBest, RatioToBest
 from perf.results import Measurement, Round
 from tests.unit.perf.runs import round_of
 
@@ -19,6 +19,7 @@ ROUNDS = [
         (MedianRatio(metric=METRIC, of="a", to="b"), 4.0),
         (RatioToBest(metric=METRIC, of="a", to=("b", "c")), 2.0),
         (RatioToBest(metric=METRIC, of="a", to=("b", "absent")), 4.0),
+        (PairedRatioToBest(metric=METRIC, of="a", to=("b", "c", "absent")), 2.0),
         (CappedShare(cap=1.3, share=0.95, metric=METRIC, of=("b", "c"), to="a"), 0.475),
         (CappedShare(cap=0.3, share=0.95, metric=METRIC, of=("b", "c"), to="a"), 0.3),
     ],
@@ -34,12 +35,20 @@ def test_a_formula_is_about_medians(formula: Formula, value: float):
         MedianRatio(metric=METRIC, of="a", to="absent"),
         MedianRatio(metric="absent_s", of="a", to="b"),
         RatioToBest(metric=METRIC, of="a", to=("absent",)),
+        PairedRatioToBest(metric=METRIC, of="a", to=("absent",)),
+        PairedRatioToBest(metric=METRIC, of="absent", to=("a",)),
         Overhead(row="a", with_it=METRIC, without_it="absent_s"),
         CappedShare(cap=1.3, share=0.95, metric=METRIC, of=("absent",), to="a"),
     ],
 )
 def test_what_was_not_measured_gives_no_value(formula: Formula):
     assert formula.value(ROUNDS) is None
+
+
+def test_a_paired_ratio_does_not_see_what_slows_all_rivals_of_a_round():
+    rounds = [round_of(n, ours=0.9 * speed, best=speed) for n, speed in enumerate((3.0, 1.0, 2.0))]
+
+    assert PairedRatioToBest(metric=METRIC, of="ours", to=("best",)).value(rounds) == pytest.approx(0.9)
 
 
 def test_an_overhead_is_what_comes_on_top():

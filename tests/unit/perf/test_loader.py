@@ -107,7 +107,7 @@ def test_a_measurement_has_the_speed_until_all_was_summed():
     assert figures["beyond_plain_sum_s"] == 0.02
 
 
-def loader_run(speeds: Mapping[str, float]) -> Run:
+def loader_run(speeds: Mapping[str, float], benchmark: str = "loader") -> Run:
     """Two rounds with one GB at these GB/s; what hashes cost is 3 %, and a premapped attach takes 15 ms."""
     extra = {
         rivals.CHECKSUMS: {"verified_s": 1.03, "unverified_s": 1.0},
@@ -119,7 +119,7 @@ def loader_run(speeds: Mapping[str, float]) -> Run:
     }
     return run_of(
         *(Round(number=number, order=tuple(speeds), measurements=measurements) for number in range(2)),
-        benchmark="loader",
+        benchmark=benchmark,
     )
 
 
@@ -130,8 +130,6 @@ def test_every_loader_claim_follows_from_the_rows_that_there_are():
     claims = {claim["id"]: claim["value"] for claim in judge(loader_run(ALL_ROWS))}
     assert claims == pytest.approx(
         {
-            "loader.cold_vs_ceiling": 1.0,
-            "loader.cold_vs_best_peer": 1.0,
             "loader.cold_vs_safetensors": 1.0,
             "loader.warm_vs_best_copying_peer": 1.0,
             "loader.warm_huge_pages_vs_torch_mmap": 1.0,
@@ -142,12 +140,16 @@ def test_every_loader_claim_follows_from_the_rows_that_there_are():
     assert claims.keys() == {claim.id for claim in CLAIMS if claim.benchmark == "loader"}
 
 
+def test_the_race_decides_what_is_close():
+    speeds = {**ALL_ROWS, "ceiling.8x8": 4.0, "cold.runai_touched": 3.0}
+    claims = {claim["id"]: claim["value"] for claim in judge(loader_run(speeds, benchmark="loader-race"))}
+    assert claims == pytest.approx({"loader.cold_vs_ceiling": 0.5, "loader.cold_vs_best_peer": 2 / 3})
+
+
 def test_ours_is_compared_with_the_best_of_each_kind():
-    speeds = {**ALL_ROWS, "ceiling.8x8": 4.0, "cold.runai_small_pages": 3.0, "warm.torch_load": 0.5, "warm.runai": 0.4}
+    speeds = {**ALL_ROWS, "warm.torch_load": 0.5, "warm.runai": 0.4}
     speeds |= {row: 0.1 for row in rivals.WARM_COPYING_PEERS if row not in speeds or speeds[row] == 2.0}
     claims = {claim["id"]: claim["value"] for claim in judge(loader_run(speeds))}
-    assert claims["loader.cold_vs_ceiling"] == pytest.approx(0.5)
-    assert claims["loader.cold_vs_best_peer"] == pytest.approx(2 / 3)
     assert claims["loader.warm_vs_best_copying_peer"] == pytest.approx(4.0)
 
 
