@@ -1,7 +1,7 @@
-"""`python -m perf.loader.race`: from disk, ours against what is closest to it, in rounds of half a minute.
+"""`python -m perf.loader.race`: from disk, ours against what is closest to it, in rounds of a minute.
 
-Disks of virtual machines change their speed within minutes, by more than these rivals differ. In short rounds they meet
-the same disk, and the claims are medians of the rounds' ratios.
+Virtual machines change their speed within minutes, by more than these rivals differ. In short rounds they meet the same
+machine, and the claims are medians of the rounds' ratios.
 """
 
 from __future__ import annotations
