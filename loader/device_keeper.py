@@ -216,6 +216,7 @@ class DeviceKeeper:
         arrival = self._arrivals[image.id]
         arrival.receipt, arrival.loaded_at_s = receipt, now_s
         image.state = DeviceImageState.COPYING
+        self.loading(image, receipt.bytes, receipt.bytes)
         self._effects.copy(image)
 
     def copied(self, image: DeviceImage, now_s: float) -> None:

@@ -41,6 +41,9 @@ class Host(Protocol):
 
     def post(self, event: Callable[[], None]) -> None: ...
 
+    def expect_progress(self) -> None:
+        """The keeper has somebody to tell progress to."""
+
 
 class DeviceTier:
     """`requests` is what the server hands requests to."""
@@ -110,6 +113,7 @@ class DeviceTier:
         assert image.checkpoint is not None
         self._arriving[image.id] = image
         self._work.expect(image)
+        self._host.expect_progress()
         try:
             self._keeper.attach(COPIER, image.id, "", image.checkpoint, time.monotonic(), progress=True)
         except LoaderError as error:

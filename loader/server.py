@@ -170,6 +170,9 @@ class StoreServer:
     def unwatch(self, client: int) -> None:
         self._watcher.unwatch(client)
 
+    def expect_progress(self) -> None:
+        self._has_watchers = True
+
     def start_load(self, image: Image) -> None:
         self._prefaulter.pause()
         self._work.start_load(image)
@@ -388,7 +391,6 @@ class StoreServer:
             self._has_watchers = self._has_watchers or request.progress
             self._keeper.attach(client, request.id, request.session, checkpoint, now_s, progress=request.progress)
         elif isinstance(request, AttachDevice):
-            self._has_watchers = self._has_watchers or request.progress
             self._devices.requests.attach(client, request, checkpoint, now_s)
         elif isinstance(request, Prefetch):
             self._keeper.prefetch(client, request.id, checkpoint, now_s)

@@ -267,12 +267,18 @@ def test_the_command_brings_a_checkpoint_onto_a_device(gpu_daemon: Daemon, make_
     assert f"  {directory}: ready, 0 leases" in run("status")
 
 
-def test_progress_is_told(gpu_store: Store, make_checkpoint: MakeCheckpoint) -> None:
-    directory = make_checkpoint()
+def test_progress_is_told_until_all_is_there(start_daemon: StartDaemon, make_checkpoint: MakeCheckpoint) -> None:
+    daemon = start_daemon("--gpu-bytes", str(64 * MEGABYTES), "--ssd-bytes-per-second", str(32 * MEGABYTES))
+    directory = make_checkpoint(megabytes=24)
+    told: list[tuple[int, int]] = []
+    with daemon.connect() as store:
+        attachment = store.attach(directory, device=GPU, progress=lambda done, total: told.append((done, total)))
 
-    gpu_store.attach(directory, device=GPU, progress=lambda _done, total: None)
-
-    assert on_gpu(gpu_store).copies == 1
+    size_bytes = attachment.receipt.bytes
+    assert told == sorted(told)
+    assert told[0][0] < size_bytes
+    assert {total for _, total in told} == {size_bytes}
+    assert told[-1][0] == size_bytes
 
 
 def test_a_device_that_is_not_there_is_unavailable(gpu_store: Store, make_checkpoint: MakeCheckpoint) -> None:

@@ -313,6 +313,16 @@ def test_progress_goes_to_those_who_asked_for_it(world: World) -> None:
     assert world.effects.replies == [(1, Progress(id=100, bytes_done=3, bytes_total=10))]
 
 
+def test_progress_ends_with_all_bytes_in_dram(world: World) -> None:
+    world.attach(1, "/a", progress=True)
+    image = world.image("/a")
+    world.keeper.allocated(image, 1.0)
+
+    world.keeper.loaded(image, FROM_SSD, 3.0)
+
+    assert world.effects.replies == [(1, Progress(id=100, bytes_done=FROM_SSD.bytes, bytes_total=FROM_SSD.bytes))]
+
+
 def test_a_leased_image_is_not_evicted_and_an_idle_one_is(world: World) -> None:
     world.attach(1, "/a")
     image = world.arrive("/a")
