@@ -6,6 +6,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from . import link
 from .errors import StoreProtocolError
@@ -16,6 +17,15 @@ from .processes import ProcessId
 MAX_UNSENT_REPLIES = 256
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unsent:
+    """What is left of a frame. `progress_of` is the request whose progress it tells, as long as none of it was sent."""
+
+    data: memoryview
+    descriptors: Sequence[int] = ()
+    progress_of: int | None = None
+
+
 class Connection:
     """Not blocking; used by the server's loop alone."""
 
@@ -24,33 +34,38 @@ class Connection:
         self.process = process
         self.sock = sock
         self._frames = link.FrameBuffer(link.MAX_REQUEST_BYTES)
-        self._outbox: deque[tuple[memoryview, list[int]]] = deque()
+        self._outbox: deque[_Unsent] = deque()
 
     @property
     def has_unsent(self) -> bool:
         return bool(self._outbox)
 
     def queue(self, message: Reply, descriptors: Sequence[int] = ()) -> None:
-        """Keeps duplicates of the descriptors until they are sent. Raises StoreProtocolError for a stalled client."""
-        if isinstance(message, Progress) and self._outbox:
-            return  # news of the past to one who has not read the last
+        """Keeps duplicates of the descriptors until they are sent. Raises StoreProtocolError for a stalled client.
+
+        One who has not read the last news of an attach gets the latest instead.
+        """
+        progress_of = message.id if isinstance(message, Progress) else None
+        if progress_of is not None:
+            self._outbox = deque(unsent for unsent in self._outbox if unsent.progress_of != progress_of)
         if len(self._outbox) >= MAX_UNSENT_REPLIES:
             raise StoreProtocolError("a client does not read its replies")
         data = memoryview(link.frame(encode(message)))
-        self._outbox.append((data, [os.dup(descriptor) for descriptor in descriptors]))
+        duplicates = [os.dup(descriptor) for descriptor in descriptors]
+        self._outbox.append(_Unsent(data=data, descriptors=duplicates, progress_of=progress_of))
 
     def flush(self) -> None:
         """Sends what fits without blocking. Raises OSError where the client is gone."""
         while self._outbox:
-            data, descriptors = self._outbox[0]
+            unsent = self._outbox[0]
             try:
-                sent = link.send(self.sock, data, descriptors)
+                sent = link.send(self.sock, unsent.data, unsent.descriptors)
             except BlockingIOError:
                 return
-            link.close_all(descriptors)
+            link.close_all(unsent.descriptors)
             self._outbox.popleft()
-            if sent < len(data):
-                self._outbox.appendleft((data[sent:], []))
+            if sent < len(unsent.data):
+                self._outbox.appendleft(_Unsent(data=unsent.data[sent:]))
 
     def receive(self) -> list[Request] | None:
         """What has arrived; None where the client closed. Raises OSError, BlockingIOError, StoreProtocolError."""
@@ -63,5 +78,5 @@ class Connection:
     def close(self) -> None:
         """Ends it, with the descriptors of what was not sent."""
         while self._outbox:
-            link.close_all(self._outbox.popleft()[1])
+            link.close_all(self._outbox.popleft().descriptors)
         self.sock.close()

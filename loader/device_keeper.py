@@ -7,7 +7,7 @@ business: this one leases them there for as long as a copy lasts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from .checkpoint import Checkpoint
@@ -131,6 +131,8 @@ class DeviceKeeper:
             self._arrivals[image.id] = _Arrival(image=image)
             self._evict_stale(image)
         self._arrivals[image.id].waiters.append(waiter)
+        if image.state is DeviceImageState.COPYING:
+            self._tell([waiter], checkpoint.total_bytes, checkpoint.total_bytes)
         self._advance(now_s)
 
     def release(self, client: int, image_id: int, now_s: float) -> None:
@@ -206,17 +208,14 @@ class DeviceKeeper:
 
     def loading(self, image: DeviceImage, bytes_done: int, bytes_total: int) -> None:
         """How far the bytes are on their way into DRAM."""
-        for waiter in self._arrivals[image.id].waiters:
-            if waiter.wants_progress:
-                notice = Progress(id=waiter.request_id, bytes_done=bytes_done, bytes_total=bytes_total)
-                self._effects.reply(waiter.client, notice)
+        self._tell(self._arrivals[image.id].waiters, bytes_done, bytes_total)
 
     def loaded(self, image: DeviceImage, receipt: LoadReceipt, now_s: float) -> None:
         """The bytes are in DRAM and stay there until release_dram()."""
         arrival = self._arrivals[image.id]
         arrival.receipt, arrival.loaded_at_s = receipt, now_s
         image.state = DeviceImageState.COPYING
-        self.loading(image, receipt.bytes, receipt.bytes)
+        self._tell(arrival.waiters, receipt.bytes, receipt.bytes)
         self._effects.copy(image)
 
     def copied(self, image: DeviceImage, now_s: float) -> None:
@@ -339,6 +338,12 @@ class DeviceKeeper:
             receipt=receipt,
         )
         self._effects.hand_over(waiter.client, reply)
+
+    def _tell(self, waiters: Sequence[Waiter], bytes_done: int, bytes_total: int) -> None:
+        for waiter in waiters:
+            if waiter.wants_progress:
+                notice = Progress(id=waiter.request_id, bytes_done=bytes_done, bytes_total=bytes_total)
+                self._effects.reply(waiter.client, notice)
 
     def _receipt_of_resident(self, image: DeviceImage) -> LoadReceipt:
         assert image.checkpoint is not None

@@ -114,7 +114,7 @@ class StoreServer:
         self._selector = selectors.DefaultSelector()
         self._timers = Timers()
         self._watcher = Watcher(self._selector, self._process_ended, self._later)
-        self._has_watchers = False
+        self._tells_progress = False
         self._is_stopping = False
 
     def run(self) -> None:
@@ -171,7 +171,9 @@ class StoreServer:
         self._watcher.unwatch(client)
 
     def expect_progress(self) -> None:
-        self._has_watchers = True
+        if not self._tells_progress:
+            self._tells_progress = True
+            self._later(0.0, self._tell_progress)
 
     def start_load(self, image: Image) -> None:
         self._prefaulter.pause()
@@ -237,17 +239,18 @@ class StoreServer:
             self._events.get()()
         for call in self._timers.take_due(time.monotonic()):
             call()
-        self._has_watchers = self._has_watchers and self._keeper.tell_progress()
 
     def _timeout_s(self) -> float | None:
         due_s = self._timers.next_due_s()
-        waits = [PROGRESS_S] if self._has_watchers else []
-        if due_s is not None:
-            waits.append(max(0.0, due_s - time.monotonic()))
-        return min(waits, default=None)
+        return None if due_s is None else max(0.0, due_s - time.monotonic())
 
     def _later(self, pause_s: float, call: Callable[[], None]) -> None:
         self._timers.add(time.monotonic() + pause_s, call)
+
+    def _tell_progress(self) -> None:
+        self._tells_progress = self._keeper.tell_progress()
+        if self._tells_progress:
+            self._later(PROGRESS_S, self._tell_progress)
 
     def _listen(self) -> None:
         self._selector.register(self._parts.listener, selectors.EVENT_READ, self._accept)
@@ -388,7 +391,8 @@ class StoreServer:
     def _ask_keeper(self, client: int, request: PathQuestion, checkpoint: Checkpoint) -> None:
         now_s = time.monotonic()
         if isinstance(request, Attach):
-            self._has_watchers = self._has_watchers or request.progress
+            if request.progress:
+                self.expect_progress()
             self._keeper.attach(client, request.id, request.session, checkpoint, now_s, progress=request.progress)
         elif isinstance(request, AttachDevice):
             self._devices.requests.attach(client, request, checkpoint, now_s)

@@ -1,4 +1,4 @@
-"""Replies of the server that wait until their client reads: the descriptors that go with them."""
+"""Replies of the server that wait until their client reads: what of them it gets, and the descriptors with them."""
 
 import os
 import socket
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from serverless_triton.loader import link
 from serverless_triton.loader.connection import Connection
-from serverless_triton.loader.messages import ArenaMapped, Failed
+from serverless_triton.loader.messages import ArenaMapped, Failed, Progress, Reply, decode_reply
 from serverless_triton.loader.processes import ProcessId
 
 MAPPED = ArenaMapped(id=1, arena_id="abc", bytes=4096)
@@ -24,9 +24,39 @@ def stalled() -> tuple[socket.socket, Connection]:
     return client, connection
 
 
+class Trickle:
+    """A socket that takes as many bytes as there is room for."""
+
+    def __init__(self, room_bytes: int) -> None:
+        self.room_bytes = room_bytes
+        self.sent = b""
+
+    def send(self, data: memoryview, flags: int) -> int:
+        if not self.room_bytes:
+            raise BlockingIOError
+        taken = bytes(data[: self.room_bytes])
+        self.sent += taken
+        self.room_bytes -= len(taken)
+        return len(taken)
+
+
 def open_file(path: Path, content: str) -> int:
     path.write_text(content)
     return os.open(path, os.O_RDONLY)
+
+
+def read_all(client: socket.socket, connection: Connection) -> list[Reply]:
+    """What the client gets of all that was queued."""
+    connection.flush()
+    frames, replies = link.FrameBuffer(link.MAX_REPLY_BYTES), []
+    client.settimeout(0.0)
+    while True:
+        try:
+            data, _ = link.receive(client, 1)
+        except BlockingIOError:
+            return replies
+        replies += [decode_reply(payload) for payload in frames.feed(data)]
+        connection.flush()
 
 
 def count_open() -> int:
@@ -45,6 +75,35 @@ def received(client: socket.socket, connection: Connection) -> list[int]:
             descriptors += link.receive(client, 1)[1]
     except BlockingIOError:
         return descriptors
+
+
+def test_a_client_that_catches_up_gets_the_latest_news_of_each_attach_before_the_answer() -> None:
+    client, connection = stalled()
+    first, last, other = (
+        Progress(id=request_id, bytes_done=done, bytes_total=9) for request_id, done in ((1, 3), (1, 9), (2, 5))
+    )
+    for message in (first, other, last, MAPPED):
+        connection.queue(message)
+
+    replies = read_all(client, connection)
+
+    assert replies == [FILLING, other, last, MAPPED]
+    connection.close()
+    client.close()
+
+
+def test_news_that_a_client_has_half_read_is_sent_to_its_end() -> None:
+    sock = Trickle(room_bytes=6)
+    connection = Connection(1, ProcessId(pid=1, start_time=1), sock)
+    begun, last = (Progress(id=1, bytes_done=done, bytes_total=9) for done in (3, 9))
+    connection.queue(begun)
+    connection.flush()
+
+    connection.queue(last)
+    sock.room_bytes = 1 << 20
+    connection.flush()
+
+    assert [decode_reply(payload) for payload in link.FrameBuffer(1 << 20).feed(sock.sent)] == [begun, last]
 
 
 def test_a_descriptor_that_its_owner_closes_before_it_is_sent_arrives_all_the_same(tmp_path: Path) -> None:

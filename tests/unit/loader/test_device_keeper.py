@@ -323,6 +323,17 @@ def test_progress_ends_with_all_bytes_in_dram(world: World) -> None:
     assert world.effects.replies == [(1, Progress(id=100, bytes_done=FROM_SSD.bytes, bytes_total=FROM_SSD.bytes))]
 
 
+def test_who_joins_while_the_bytes_are_copied_hears_at_once_that_all_are_in_dram(world: World) -> None:
+    world.attach(1, "/a")
+    image = world.image("/a")
+    world.keeper.allocated(image, 1.0)
+    world.keeper.loaded(image, FROM_SSD, 3.0)
+
+    world.attach(2, "/a", progress=True)
+
+    assert world.effects.replies == [(2, Progress(id=200, bytes_done=FROM_SSD.bytes, bytes_total=FROM_SSD.bytes))]
+
+
 def test_a_leased_image_is_not_evicted_and_an_idle_one_is(world: World) -> None:
     world.attach(1, "/a")
     image = world.arrive("/a")

@@ -1,6 +1,7 @@
-"""What the server says of a request at which it failed."""
+"""The server's loop without clients: what it says of a request at which it failed, how often it tells progress."""
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,11 @@ class Unused:
     """A loader and opener that is never asked."""
 
 
-@pytest.mark.parametrize("request_", [Attach(id=7, path=URL, session="s", progress=False), Evict(id=7, path=URL)])
-def test_a_bug_of_ours_shows_no_secret_of_a_url(
-    request_: Request, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-):
-    replies = []
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[StoreServer]:
     with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "store"))
+        listener.listen()
         server = StoreServer(
             StoreParts(
                 listener=listener,
@@ -36,9 +36,18 @@ def test_a_bug_of_ours_shows_no_secret_of_a_url(
                 prefault=False,
             )
         )
-        monkeypatch.setattr(server, "reply", lambda _, message: replies.append(message))
-        server._guarded(1, request_, lambda: 1 // 0)
+        yield server
         server._shut_down()
+
+
+@pytest.mark.parametrize("request_", [Attach(id=7, path=URL, session="s", progress=False), Evict(id=7, path=URL)])
+def test_a_bug_of_ours_shows_no_secret_of_a_url(
+    request_: Request, server: StoreServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    replies = []
+    monkeypatch.setattr(server, "reply", lambda _, message: replies.append(message))
+
+    server._guarded(1, request_, lambda: 1 // 0)
 
     [reply] = replies
     assert isinstance(reply, Failed)
@@ -46,3 +55,23 @@ def test_a_bug_of_ours_shows_no_secret_of_a_url(
     for said in (caplog.text, reply.message):
         assert "https://host/a" in said
         assert "SECRET" not in said
+
+
+def test_news_that_wakes_the_loop_is_no_reason_for_more_news(server: StoreServer, monkeypatch: pytest.MonkeyPatch):
+    told: list[None] = []
+
+    def tell_progress() -> bool:
+        told.append(None)
+        server.post(lambda: None)
+        return True
+
+    monkeypatch.setattr(server._keeper, "tell_progress", tell_progress)
+    monkeypatch.setattr("serverless_triton.loader.server.PROGRESS_S", 1000.0)
+    server._register()
+
+    server.expect_progress()
+    for _ in range(3):
+        server.post(lambda: None)
+        server._step()
+
+    assert len(told) == 1
