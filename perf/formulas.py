@@ -60,21 +60,21 @@ class RatioToBest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedRatioToBest:
-    """The median over the rounds of one rival's figure over that of another in the same round.
+    """One figure over another of the same row, measured in turns with it: the median over the rounds.
 
-    What slows all rivals of a round leaves no trace. The other is the one with the largest median; more is better.
+    What slows both leaves no trace. The row is the one with the largest median of `to`; more is better.
     """
 
-    metric: str
     of: str
-    to: tuple[str, ...]
+    to: str
+    rows: tuple[str, ...]
 
     def value(self, rounds: Sequence[Round]) -> float | None:
-        medians = {row: value for row in self.to if (value := median_of(rounds, row, self.metric)) is not None}
-        if not medians:
-            return None
-        best = max(sorted(medians), key=lambda row: medians[row])
-        ratios = [MedianRatio(metric=self.metric, of=self.of, to=best).value([round_]) for round_ in rounds]
+        medians = {row: value for row in self.rows if (value := median_of(rounds, row, self.to)) is not None}
+        return self._ratio(rounds, max(sorted(medians), key=lambda row: medians[row])) if medians else None
+
+    def _ratio(self, rounds: Sequence[Round], row: str) -> float | None:
+        ratios = [_ratio(median_of([one], row, self.of), median_of([one], row, self.to)) for one in rounds]
         known = [ratio for ratio in ratios if ratio is not None]
         return median(known) if known else None
 

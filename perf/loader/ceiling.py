@@ -3,22 +3,23 @@ was touched before. No tensors, no checks; the fastest of a few depths is the ce
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from perf.loader.memory import private_memory, touched
+from perf.loader.memory import touched
 
 ALIGNMENT_BYTES = 4096
 
 
 class DirectReader:
-    """`content` is memory for files of `size_bytes` together, touched already."""
+    """`content` is memory for all files together, each `aligned`; it is touched first."""
 
-    def __init__(self, *, threads: int, chunk_bytes: int, size_bytes: int) -> None:
+    def __init__(self, *, threads: int, chunk_bytes: int, content: mmap.mmap) -> None:
         self._threads, self._chunk_bytes = threads, chunk_bytes
-        self.content = touched(private_memory(size_bytes))
+        self.content = touched(content)
 
     def read(self, files: tuple[Path, ...]) -> None:
         """Whole files. Raises OSError where the file system refuses O_DIRECT."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from perf import machine
 from perf.loader.ceiling import DirectReader
 from perf.loader.heat import Target
+from perf.loader.memory import private_memory
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +123,7 @@ def premapped_attach(*, socket: str, path: str) -> Load:
 
 def direct_reader(*, threads: int, chunk_bytes: int, size_bytes: int) -> Load:
     """The ceiling: reads, and makes no tensors of it."""
-    reader = DirectReader(threads=threads, chunk_bytes=chunk_bytes, size_bytes=size_bytes)
+    reader = DirectReader(threads=threads, chunk_bytes=chunk_bytes, content=private_memory(size_bytes))
 
     def load(target: Target) -> Loaded:
         reader.read(target.files)

@@ -1,30 +1,39 @@
-"""`python -m perf.loader.race`: from disk, ours against what is closest to it, in rounds of a minute.
+"""`python -m perf.loader.race`: from disk, ours in turns with the plain reader and with each of the fastest peers.
 
-Virtual machines change their speed within minutes, by more than these rivals differ. In short rounds they meet the same
-machine, and the claims are medians of the rounds' ratios.
+A virtual machine's disk changes its speed by a third from one second to the next. Each row is therefore a pair, a rival
+and ours right after each other, and the claims are medians of the pairs' ratios.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
-from perf import harness
+from perf import harness, page_cache
+from perf.formulas import PairedRatioToBest, median_of
 from perf.harness import BenchmarkFailed, Measure
-from perf.loader import report, rivals
 from perf.loader.benchmark import ARENA_SPARE_BYTES, BEST_PAGES, CHECKPOINT_SEED
+from perf.loader.ceiling import DirectReader, aligned
 from perf.loader.forms import LLAMA_1B, TINY, Shape, forms_in_cache
 from perf.loader.loaders import missing_packages
+from perf.loader.memory import private_memory
 from perf.loader.ours import OurRows
-from perf.loader.rivals import FASTEST_COLD_PEERS, PEERS
+from perf.loader.pairs import PairedRow
+from perf.loader.rivals import CEILINGS, FASTEST_CEILINGS, FASTEST_COLD_PEERS, PEERS, TITLES
 from perf.loader.store_process import running_store
 from perf.loader.track import checked_by_the_official_reader
-from perf.results import Run
+from perf.results import Measurement, Round, Run
 
+# A pair with a plain reader takes a few seconds, with a peer half a minute.
+CEILING_PAIRS = 3
+COLUMNS = "| | s | ours beside it, s | ours is so many times as fast |\n|---|---|---|---|"
 RACING_PEERS = tuple(peer for peer in PEERS if f"cold.{peer.name}" in FASTEST_COLD_PEERS)
+RACING_ROWS = (*FASTEST_CEILINGS, *FASTEST_COLD_PEERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +42,7 @@ class LoaderRace:
 
     name: str = "loader-race"
     headline: str = "elapsed_s"
-    full_rounds: int = 9
+    full_rounds: int = 10
     packages: tuple[str, ...] = ("safetensors", *sorted({peer.package for peer in RACING_PEERS}))
     shape: Shape = LLAMA_1B
 
@@ -48,15 +57,49 @@ class LoaderRace:
             harness.scratch_folder() as folder,
             running_store(folder, pages=BEST_PAGES, dram_bytes=dram_bytes) as store,
         ):
-            ours = OurRows(track=track, store=store)
+            ours = partial(OurRows(track=track, store=store).cold, "single")
+            readers = plain_readers(forms.files("single"))
+            peers = {f"cold.{peer.name}": partial(track.peer, peer, "cold") for peer in RACING_PEERS}
             yield {
-                rivals.COLD_OURS: partial(ours.cold, "single"),
-                **{row: partial(track.ceiling, row) for row in rivals.CEILINGS},
-                **{f"cold.{peer.name}": partial(track.peer, peer, "cold") for peer in RACING_PEERS},
+                **{row: PairedRow(rival=reader, ours=ours, pairs=CEILING_PAIRS) for row, reader in readers.items()},
+                **{row: PairedRow(rival=peer, ours=ours, pairs=1) for row, peer in peers.items()},
             }
 
     def documents(self, run: Run) -> Mapping[str, str]:
-        return report.documents(run)
+        return {".md": markdown(run)}
+
+
+def plain_readers(files: tuple[Path, ...]) -> Mapping[str, Measure]:
+    """By row. They share memory that stays theirs; it is touched before each read, as everybody's."""
+    size_bytes = sum(aligned(file.stat().st_size) for file in files)
+    memory = private_memory(size_bytes)
+
+    def read(threads: int, chunk_bytes: int) -> Measurement:
+        page_cache.empty(files)
+        reader = DirectReader(threads=threads, chunk_bytes=chunk_bytes, content=memory)
+        begin_s = time.perf_counter()
+        reader.read(files)
+        elapsed_s = time.perf_counter() - begin_s
+        return Measurement(figures={"elapsed_s": elapsed_s, "bytes_per_s": size_bytes / elapsed_s})
+
+    return {row: partial(read, *CEILINGS[row]) for row in FASTEST_CEILINGS}
+
+
+def markdown(run: Run) -> str:
+    """A line for every rival: medians over the valid rounds, and that of the rounds' ratios."""
+    rounds = run.valid_rounds
+    head = f"{run.started_at}, {run.hardware_class}, {len(rounds)} rounds, seed {run.seed}, at {run.commit}"
+    return "\n".join([head, "", COLUMNS, *(_line(rounds, row) for row in RACING_ROWS if _ran(rounds, row))]) + "\n"
+
+
+def _ran(rounds: Sequence[Round], row: str) -> bool:
+    return any(row in round_.measurements for round_ in rounds)
+
+
+def _line(rounds: Sequence[Round], row: str) -> str:
+    ratio = PairedRatioToBest(of="ours_bytes_per_s", to="bytes_per_s", rows=(row,)).value(rounds) or 0.0
+    rival_s, ours_s = (median_of(rounds, row, metric) or 0.0 for metric in ("elapsed_s", "ours_elapsed_s"))
+    return f"| {TITLES[row]} | {rival_s:.3f} | {ours_s:.3f} | {ratio:.2f} |"
 
 
 if __name__ == "__main__":

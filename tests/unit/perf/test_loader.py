@@ -13,6 +13,9 @@ from perf.loader import contender, rivals
 from perf.loader.ceiling import DirectReader
 from perf.loader.forms import LLAMA_1B, NAMES, TINY, Forms, divided, make_tensors
 from perf.loader.heat import Heat, Outcome, Target, heat_from_json
+from perf.loader.memory import private_memory
+from perf.loader.pairs import PairedRow
+from perf.loader.race import markdown as race_table
 from perf.loader.report import documents, markdown
 from perf.loader.track import measurement
 from perf.results import Measurement, Round, Run
@@ -92,7 +95,7 @@ def test_the_sum_takes_one_byte_of_every_4_kib_of_each_tensor():
 def test_the_plain_reader_reads_every_byte(tmp_path: Path):
     content = bytes(range(256)) * 100 + b"tail"
     (tmp_path / "file").write_bytes(content)
-    reader = DirectReader(threads=3, chunk_bytes=8192, size_bytes=len(content))
+    reader = DirectReader(threads=3, chunk_bytes=8192, content=private_memory(len(content)))
     try:
         reader.read((tmp_path / "file",))
     except OSError:
@@ -107,7 +110,7 @@ def test_a_measurement_has_the_speed_until_all_was_summed():
     assert figures["beyond_plain_sum_s"] == 0.02
 
 
-def loader_run(speeds: Mapping[str, float], benchmark: str = "loader") -> Run:
+def loader_run(speeds: Mapping[str, float]) -> Run:
     """Two rounds with one GB at these GB/s; what hashes cost is 3 %, and a premapped attach takes 15 ms."""
     extra = {
         rivals.CHECKSUMS: {"verified_s": 1.03, "unverified_s": 1.0},
@@ -119,7 +122,7 @@ def loader_run(speeds: Mapping[str, float], benchmark: str = "loader") -> Run:
     }
     return run_of(
         *(Round(number=number, order=tuple(speeds), measurements=measurements) for number in range(2)),
-        benchmark=benchmark,
+        benchmark="loader",
     )
 
 
@@ -140,10 +143,59 @@ def test_every_loader_claim_follows_from_the_rows_that_there_are():
     assert claims.keys() == {claim.id for claim in CLAIMS if claim.benchmark == "loader"}
 
 
+def race_run(**pairs: tuple[float, float]) -> Run:
+    """Rows by name, each with a rival's speed and ours beside it."""
+    measurements = {
+        row: Measurement(
+            figures={"bytes_per_s": rival, "ours_bytes_per_s": ours, "elapsed_s": 1.0, "ours_elapsed_s": 2.0}
+        )
+        for row, (rival, ours) in pairs.items()
+    }
+    return run_of(Round(number=0, order=tuple(pairs), measurements=measurements), benchmark="loader-race")
+
+
+RACE = race_run(
+    **{
+        "ceiling.4x8": (3.0, 3.0),
+        "ceiling.8x8": (4.0, 2.0),
+        "cold.runai_touched": (3.0, 2.0),
+        "cold.tensorizer": (2.0, 9),
+    }
+)
+
+
 def test_the_race_decides_what_is_close():
-    speeds = {**ALL_ROWS, "ceiling.8x8": 4.0, "cold.runai_touched": 3.0}
-    claims = {claim["id"]: claim["value"] for claim in judge(loader_run(speeds, benchmark="loader-race"))}
+    claims = {claim["id"]: claim["value"] for claim in judge(RACE)}
     assert claims == pytest.approx({"loader.cold_vs_ceiling": 0.5, "loader.cold_vs_best_peer": 2 / 3})
+
+
+def test_the_table_of_a_race_has_ours_beside_each_rival():
+    assert "| plain O_DIRECT reader, 8 threads × 8 MiB | 1.000 | 2.000 | 0.50 |" in race_table(RACE)
+
+
+def pairs(log: list[str], *ratios: float) -> PairedRow:
+    """A row whose rival runs at 1 GB/s and ours at these, one after the other."""
+    speeds = iter(ratios)
+
+    def load(name: str, speed: float) -> Measurement:
+        log.append(name)
+        return Measurement(figures={"bytes_per_s": speed})
+
+    return PairedRow(rival=lambda: load("rival", 1.0), ours=lambda: load("ours", next(speeds)), pairs=len(ratios))
+
+
+def test_of_several_pairs_that_with_the_median_ratio_counts():
+    measured = pairs([], 0.9, 1.1, 0.5)()
+
+    assert measured.figures["ours_bytes_per_s"] == 0.9
+    assert measured.details["all_bytes_per_s"] == [[1.0, 0.5], [1.0, 0.9], [1.0, 1.1]]
+
+
+def test_the_rival_and_ours_take_turns_in_going_first():
+    log = list[str]()
+    pairs(log, 1.0, 1.0, 1.0)()
+
+    assert log == ["rival", "ours", "ours", "rival", "rival", "ours"]
 
 
 def test_ours_is_compared_with_the_best_of_each_kind():
