@@ -89,7 +89,7 @@ CLAIMS = (
         comparison="≥",
         goal=0.95,
         says="2.2 GB from disk until every page was summed, hashes checked: "
-        "what share of the speed at which plain O_DIRECT reads fill memory",
+        "what share of the speed at which a plain O_DIRECT reader fills memory and sums it",
     ),
     Claim(
         id="loader.cold_vs_best_peer",
