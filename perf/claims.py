@@ -14,7 +14,16 @@ from statistics import median
 from typing import Any, Literal
 
 from perf.engine import rivals as engine_rivals
-from perf.formulas import CappedShare, Formula, Median, MedianRatio, Overhead, PairedRatioToBest, RatioToBest
+from perf.formulas import (
+    CappedShare,
+    Formula,
+    Median,
+    MedianRatio,
+    MetricRatio,
+    Overhead,
+    PairedRatioToBest,
+    RatioToBest,
+)
 from perf.loader import rivals
 from perf.results import Round, Run, read_run
 
@@ -167,6 +176,30 @@ CLAIMS = (
         comparison="≤",
         goal=1.2,
         says="a prompt of 512 tokens in bfloat16 until its first token: over the time of the model's own forward pass",
+    ),
+    Claim(
+        id="engine.exact_prefill_cost",
+        benchmark="engine",
+        formula=MedianRatio(metric="prefill_s", of=engine_rivals.OURS_EXACT, to=engine_rivals.OURS),
+        comparison="≤",
+        goal=2.0,
+        says="the same, exact mode against fast mode",
+    ),
+    Claim(
+        id="engine.exact_decode_cost",
+        benchmark="engine",
+        formula=MedianRatio(metric="batch16_itl_s", of=engine_rivals.OURS_EXACT, to=engine_rivals.OURS),
+        comparison="≤",
+        goal=1.4,
+        says="time between tokens of 16 streams in bfloat16, exact mode against fast mode",
+    ),
+    Claim(
+        id="engine.recompute_vs_decode",
+        benchmark="engine",
+        formula=MetricRatio(row=engine_rivals.OURS_EXACT, of="decoded_token_s", to="recomputed_token_s"),
+        comparison="≥",
+        goal=20.0,
+        says="a sequence of 512 tokens in exact mode: how many times faster a token is recomputed than decoded",
     ),
 )
 

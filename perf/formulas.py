@@ -93,6 +93,18 @@ class Overhead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricRatio:
+    """The median of one figure of a row over that of another figure of the same row."""
+
+    row: str
+    of: str
+    to: str
+
+    def value(self, rounds: Sequence[Round]) -> float | None:
+        return _ratio(median_of(rounds, self.row, self.of), median_of(rounds, self.row, self.to))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CappedShare:
     """A goal that the machine bounds: a share of what the best of some rows is to another, but never above the cap."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from perf.engine.answers import Answer
@@ -37,14 +38,23 @@ class Contender(Protocol):
 class Ours:
     """The engine as a worker drives it, on one thread of control; its text is detokenised as it always is."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, *, mode: str) -> None:
+        from serverless_triton.backend.engines.protocol import EngineSettings
         from serverless_triton.backend.engines.registry import engine_builder
         from serverless_triton.loader import load_file
 
         builder: Any = engine_builder("torch")
         builder.learn(str(task.checkpoint), task.dtype)
         self._engine: Engine = builder.build(
-            str(task.checkpoint), load_file(task.checkpoint), **_engine_arguments(task)
+            str(task.checkpoint),
+            load_file(task.checkpoint),
+            settings=EngineSettings(
+                dtype=task.dtype,
+                mode=mode,
+                max_sequence_tokens=task.longest_tokens,
+                max_streams=max(task.batches),
+                threads=task.threads,
+            ),
         )
         self._numbers = itertools.count()
 
@@ -81,19 +91,6 @@ class Ours:
                     ids += event.output_ids
                     at_s += [time.perf_counter() - begin_s] * len(event.output_ids)
         return [Answer(ids=tuple(ids), at_s=tuple(at_s)) for ids, at_s in heard.values()]
-
-
-def _engine_arguments(task: Task) -> Mapping[str, Any]:
-    """As settings in fast mode where the engine takes settings, else one by one."""
-    from serverless_triton.backend.engines import protocol
-
-    sizes = {
-        "dtype": task.dtype,
-        "max_sequence_tokens": task.longest_tokens,
-        "max_streams": max(task.batches),
-    }
-    settings = getattr(protocol, "EngineSettings", None)
-    return sizes if settings is None else {"settings": settings(**sizes, mode="fast", threads=task.threads)}
 
 
 class Generate:
@@ -190,7 +187,8 @@ def _pretrained(task: Task) -> Any:
 
 
 CONTENDERS: Mapping[str, Callable[[Task], Contender]] = {
-    "ours": Ours,
+    "ours": partial(Ours, mode="fast"),
+    "ours_exact": partial(Ours, mode="exact"),
     "generate": Generate,
     "continuous_batching": ContinuousBatching,
 }

@@ -139,11 +139,19 @@ def engine_run(changes: Mapping[str, Mapping[str, float]]) -> Run:
 def test_every_engine_claim_follows_from_the_rows():
     changes = {
         rivals.OURS: {"batch16_tokens_per_s": 300.0, "prefill_s": 0.6},
+        rivals.OURS_EXACT: {"batch16_itl_s": 0.13, "prefill_s": 0.9},
         rivals.GENERATE: {"batch16_tokens_per_s": 200.0},
     }
     claims = {claim["id"]: claim["value"] for claim in judge(engine_run(changes))}
     assert claims == pytest.approx(
-        {"engine.batch16_vs_generate": 1.5, "engine.batch16_vs_transformers_cb": 3.0, "engine.prefill_vs_forward": 1.2}
+        {
+            "engine.batch16_vs_generate": 1.5,
+            "engine.batch16_vs_transformers_cb": 3.0,
+            "engine.prefill_vs_forward": 1.2,
+            "engine.exact_prefill_cost": 1.5,
+            "engine.exact_decode_cost": 1.3,
+            "engine.recompute_vs_decode": 40.0,
+        }
     )
     assert claims.keys() == {claim.id for claim in CLAIMS if claim.benchmark == "engine"}
 
