@@ -1,4 +1,4 @@
-"""The node agent's state machine: replicas, their workers and stubs, the device's ledger.
+"""The node agent's state machine: replicas, their workers and stubs, the devices' ledgers.
 
 One asyncio loop owns all of it. A replica is a loaded worker and, once Triton has started it, a stub; it ends when
 either ends, and whoever watches hears of it at once; its memory counts as granted until its worker's process has gone.
@@ -16,12 +16,14 @@ import secrets
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 
 from serverless_triton.backend.async_channel import AsyncChannel
 from serverless_triton.backend.channel import ChannelClosed
-from serverless_triton.backend.ledger import DeviceLedger, NoRoom
+from serverless_triton.backend.device_map import Share
+from serverless_triton.backend.devices import Devices
+from serverless_triton.backend.ledger import NoRoom
 from serverless_triton.backend.messages import (
     Acquire,
     Attached,
@@ -32,11 +34,13 @@ from serverless_triton.backend.messages import (
     ModelSpec,
     ProtocolError,
     Serve,
+    WireShare,
     WorkerHello,
 )
 from serverless_triton.backend.parked_stubs import NotParked, ParkedStub, ParkedStubs
 from serverless_triton.backend.replica import Replica, StartFailed
 from serverless_triton.backend.worker_pool import WorkerLink, WorkerPool
+from serverless_triton.loader.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +65,9 @@ def _call_later(delay_s: float, callback: Callable[[], None]) -> None:
 class NodeAgent:
     """One node's replicas. Every method runs on the agent's loop."""
 
-    def __init__(self, pool: WorkerPool, ledger: DeviceLedger, call_later: CallLater = _call_later) -> None:
+    def __init__(self, pool: WorkerPool, devices: Devices, call_later: CallLater = _call_later) -> None:
         self.pool = pool
-        self.ledger = ledger
+        self.devices = devices
         self.replicas: dict[str, Replica] = {}
         self.parked = ParkedStubs()
         self.highest_epoch = 0
@@ -133,18 +137,18 @@ class NodeAgent:
         if replica_id in self._ended:
             raise StartFailed("CANCELLED", f"replica {replica_id} of '{model}' has ended")
         try:
-            spec = ModelSpec.parse(parameters)
-            self.ledger.check(spec.device_bytes, self._ending)
+            parts = self.devices.parts(ModelSpec.parse(parameters))
+            self.devices.check(parts, self._ending)
             stub = None if parked is None else self.parked.take(parked, model, parameters)
         except NotParked as error:
             raise StartFailed("UNAVAILABLE", str(error)) from error
-        except ValueError as error:
+        except (ValueError, CheckpointError) as error:
             raise StartFailed("INVALID_ARGUMENT", f"failed to load '{model}': {error}") from error
         except NoRoom as error:
             raise StartFailed("RESOURCE_EXHAUSTED", f"failed to load '{model}': {error}") from error
-        replica = self._record(replica_id, model, parameters, spec.device_bytes)
+        replica = self._record(replica_id, model, parameters, parts)
         with contextlib.suppress(NoRoom):  # `_load` waits for it
-            self.ledger.grant(replica_id, spec.device_bytes)
+            replica.shares = self.devices.grant(replica_id, parts)
         if stub is None:
             self._expect_both_halves(replica, STUB_PATIENCE_S)
         else:
@@ -172,10 +176,10 @@ class NodeAgent:
             why = StartFailed("UNAVAILABLE", f"the parked stub of '{replica.model}' does not answer")
             self._end(replica, why, drops_stub=True)
 
-    def _record(self, replica_id: str, model: str, parameters: dict[str, str], device_bytes: int) -> Replica:
+    def _record(self, replica_id: str, model: str, parameters: dict[str, str], parts: Sequence[int]) -> Replica:
         loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         loaded.add_done_callback(lambda f: f.cancelled() or f.exception())  # silent if nobody waits for it
-        replica = Replica(replica_id, model, parameters, device_bytes, loaded)
+        replica = Replica(replica_id, model, parameters, parts, loaded)
         self.replicas[replica_id] = replica
         self.touch()
         return replica
@@ -195,16 +199,20 @@ class NodeAgent:
             return
         self._employ(replica, worker)
         with contextlib.suppress(ChannelClosed):  # its end is noticed by `_follow_worker`
-            await worker.channel.send(Load(replica=replica.id, model=replica.model, parameters=replica.parameters))
+            await worker.channel.send(self._load_of(replica))
+
+    def _load_of(self, replica: Replica) -> Load:
+        shares = [share.to_wire() for share in replica.shares] if self.devices.hold_weights else []
+        return Load(replica=replica.id, model=replica.model, parameters=replica.parameters, shares=shares)
 
     async def _await_grant(self, replica: Replica) -> None:
         """Memory of replicas that are ending is as good as free: their workers have been killed. Raises NoRoom."""
-        while not replica.ended.is_set():
+        while not replica.ended.is_set() and not replica.shares:
             try:
-                self.ledger.grant(replica.id, replica.device_bytes)
+                replica.shares = self.devices.grant(replica.id, replica.parts)
                 return
             except NoRoom:
-                self.ledger.check(replica.device_bytes, self._ending)
+                self.devices.check(replica.parts, self._ending)
             await asyncio.wait(self._ending.values(), return_when=asyncio.FIRST_COMPLETED)
 
     def _employ(self, replica: Replica, worker: WorkerLink) -> None:
@@ -254,14 +262,14 @@ class NodeAgent:
     def _free(self, replica: Replica) -> None:
         """Give the grant back, but not before the worker's process has gone, and its memory with it."""
         if replica.worker is None:
-            self.ledger.give_back(replica.id)
+            self.devices.give_back(replica.id)
         else:
             self._ending[replica.id] = self._spawn(self._bury(replica.id, replica.worker))
 
     async def _bury(self, replica_id: str, worker: WorkerLink) -> None:
         await worker.kill()
         del self._ending[replica_id]
-        self.ledger.give_back(replica_id)
+        self.devices.give_back(replica_id)
         self.touch()
 
     def _remember_end(self, replica_id: str) -> None:
@@ -282,19 +290,24 @@ class NodeAgent:
             await self.pool.add(worker)
             self.touch()
             return
-        replica = self._adopt(hello.replica, hello.model, hello.parameters)
+        replica = self._adopt(hello.replica, hello.model, hello.parameters, hello.shares)
         if not replica.loaded.done():
             replica.loaded.set_result(Loaded(replica=replica.id, tier="dram", bytes=0, spans=[]))
         self._employ(replica, worker)
         self.touch()
 
-    def _adopt(self, replica_id: str, model: str, parameters: dict[str, str]) -> Replica:
-        known = self.replicas.get(replica_id)
+    def _adopt(
+        self, replica_id: str, model: str, parameters: dict[str, str], wire_shares: Sequence[WireShare] = ()
+    ) -> Replica:
+        known, shares = self.replicas.get(replica_id), tuple(map(Share.of_wire, wire_shares))
+        parts = known.parts if known else self.devices.parts(ModelSpec.parse(parameters))
+        if known is None or shares:
+            self.devices.adopt(replica_id, shares, sum(parts))
         if known is not None:
+            known.shares = shares or known.shares
             return known
-        device_bytes = ModelSpec.parse(parameters).device_bytes
-        self.ledger.adopt(replica_id, device_bytes)
-        replica = self._record(replica_id, model, parameters, device_bytes)
+        replica = self._record(replica_id, model, parameters, parts)
+        replica.shares = shares
         self._expect_both_halves(replica, ADOPTION_GRACE_S)
         logger.info("replica_adopted replica=%s model=%s", replica_id, model)
         return replica

@@ -23,7 +23,7 @@ class WatchRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class NodeState(_message.Message):
-    __slots__ = ("node", "version", "highest_epoch", "device_memory_bytes", "device_granted_bytes", "dram_bytes", "dram_leased_bytes", "ssd_bytes_per_second", "replicas", "images", "workers_ready")
+    __slots__ = ("node", "version", "highest_epoch", "device_memory_bytes", "device_granted_bytes", "dram_bytes", "dram_leased_bytes", "ssd_bytes_per_second", "replicas", "images", "device_holds_weights", "workers_ready")
     NODE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     HIGHEST_EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,7 @@ class NodeState(_message.Message):
     SSD_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_HOLDS_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     WORKERS_READY_FIELD_NUMBER: _ClassVar[int]
     node: str
     version: int
@@ -45,8 +46,9 @@ class NodeState(_message.Message):
     ssd_bytes_per_second: float
     replicas: _containers.RepeatedCompositeFieldContainer[Replica]
     images: _containers.RepeatedCompositeFieldContainer[Image]
+    device_holds_weights: bool
     workers_ready: bool
-    def __init__(self, node: _Optional[str] = ..., version: _Optional[int] = ..., highest_epoch: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., device_granted_bytes: _Optional[int] = ..., dram_bytes: _Optional[int] = ..., dram_leased_bytes: _Optional[int] = ..., ssd_bytes_per_second: _Optional[float] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., workers_ready: _Optional[bool] = ...) -> None: ...
+    def __init__(self, node: _Optional[str] = ..., version: _Optional[int] = ..., highest_epoch: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., device_granted_bytes: _Optional[int] = ..., dram_bytes: _Optional[int] = ..., dram_leased_bytes: _Optional[int] = ..., ssd_bytes_per_second: _Optional[float] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., device_holds_weights: _Optional[bool] = ..., workers_ready: _Optional[bool] = ...) -> None: ...
 
 class Replica(_message.Message):
     __slots__ = ("id", "model", "phase", "device_bytes", "worker_pid", "stub_pid")

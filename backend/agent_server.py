@@ -20,7 +20,7 @@ from serverless_triton.backend.agent import NodeAgent
 from serverless_triton.backend.agent_service import AgentService
 from serverless_triton.backend.async_channel import AsyncChannel
 from serverless_triton.backend.channel import ChannelClosed
-from serverless_triton.backend.ledger import DeviceLedger
+from serverless_triton.backend.devices import CPU, Devices, device_names
 from serverless_triton.backend.messages import Acquire, ProtocolError, WorkerHello
 from serverless_triton.backend.model_repository import read_parameters
 from serverless_triton.backend.tiers import TierWatcher
@@ -33,7 +33,7 @@ HELLO_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentConfig:
-    """One node's agent. Addresses are host:port, budgets bytes."""
+    """One node's agent. Addresses are host:port; each of the `devices`, with commas between, has so many bytes."""
 
     node: str
     socket: Path
@@ -42,13 +42,17 @@ class AgentConfig:
     store_socket: Path
     model_repository: Path
     device_memory_bytes: int
+    devices: str = CPU
     spare_workers: int = 1
 
 
 async def serve(config: AgentConfig) -> None:
-    """Until SIGTERM or SIGINT. Workers and stubs outlive it. Raises OSError where an address is taken."""
+    """Until SIGTERM or SIGINT. Workers and stubs outlive it.
+
+    Raises OSError where an address is taken, ValueError for devices that a node does not have.
+    """
     pool = WorkerPool(config.zygote_socket, config.spare_workers)
-    agent = NodeAgent(pool, DeviceLedger(config.device_memory_bytes))
+    agent = NodeAgent(pool, Devices(dict.fromkeys(device_names(config.devices), config.device_memory_bytes)))
     tiers = TierWatcher(agent, config.store_socket)
     await pool.learn(read_parameters(config.model_repository))
     with _listening(config.socket) as listener:
@@ -133,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--grpc-address", required=True)
     parser.add_argument("--device-memory-bytes", type=int, required=True)
+    parser.add_argument("--devices", default=CPU)
     parser.add_argument("--spare-workers", type=int, default=1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     asyncio.run(serve(AgentConfig(**vars(parser.parse_args(arguments)))))

@@ -79,8 +79,9 @@ class AgentService(agent_pb2_grpc.NodeAgentServicer):
             node=self._node,
             version=agent.version,
             highest_epoch=agent.highest_epoch,
-            device_memory_bytes=agent.ledger.budget_bytes,
-            device_granted_bytes=agent.ledger.granted_bytes,
+            device_memory_bytes=agent.devices.budget_bytes,
+            device_granted_bytes=agent.devices.granted_bytes,
+            device_holds_weights=agent.devices.hold_weights,
             workers_ready=agent.pool.has_forked,
             replicas=[*map(_replica, agent.replicas.values()), *map(_parked, agent.parked)],
         )

@@ -18,6 +18,7 @@ REPLICA_PARAMETER = "replica"
 MODES = ("auto", "exact", "fast")
 
 Span = tuple[str, float, float]  # name, start and end in seconds on this host's monotonic clock
+WireShare = tuple[str, int, int]  # device, parts and bytes of a device_map.Share
 
 
 class ProtocolError(Exception):
@@ -101,15 +102,17 @@ class WorkerHello:
     replica: str | None = None
     model: str | None = None
     parameters: dict[str, str] = field(default_factory=dict)
+    shares: list[WireShare] = field(default_factory=list)  # as in its Load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Agent → worker: become this model's engine."""
+    """Agent → worker: become this model's engine. `shares`: which parts go to which device; none: all to the CPU."""
 
     replica: str
     model: str
     parameters: dict[str, str]
+    shares: list[WireShare] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ class NodeConfig:
     """One node's share of its machine. Several nodes on one machine throttle their SSDs, so that locality is real.
 
     `dram_bytes`: the store's budget; None for the share that a store takes by itself, which is too much for several.
+    `devices`: "cpu", or GPUs with commas between, as "cuda:0,cuda:1"; each has `device_memory_bytes`.
     """
 
     name: str
@@ -29,6 +30,7 @@ class NodeConfig:
     metrics_port: int
     agent_port: int
     host: str = "127.0.0.1"
+    devices: str = "cpu"
     device_memory_bytes: int = 4 << 30
     dram_bytes: int | None = None
     pages: Pages = "auto"
@@ -94,6 +96,7 @@ def _agent(config: NodeConfig, socket: Path, zygote: Path, store: Path) -> Proce
         *sockets,
         *("--node", config.name, "--grpc-address", f"{config.host}:{config.agent_port}"),
         *("--model-repository", str(config.model_repository)),
-        *("--device-memory-bytes", str(config.device_memory_bytes), "--spare-workers", str(config.spare_workers)),
+        *("--devices", config.devices, "--device-memory-bytes", str(config.device_memory_bytes)),
+        *("--spare-workers", str(config.spare_workers)),
     )
     return ProcessSpec(name=f"{config.name}.agent", command=command)

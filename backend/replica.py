@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from serverless_triton.backend.async_channel import AsyncChannel
+from serverless_triton.backend.device_map import Share
 from serverless_triton.backend.messages import Loaded
 from serverless_triton.backend.parked_stubs import ParkedStub
 from serverless_triton.backend.worker_pool import WorkerLink
@@ -23,20 +25,26 @@ class StartFailed(Exception):
 class Replica:
     """One replica. `loaded` resolves when its engine is warm, or to why it is not.
 
+    `parts` are the bytes that it needs of its devices, `shares` where they are, once they are granted.
     One that starts on a parked stub has it in `woken` until the two are connected; `attached` resolves then.
     """
 
     id: str
     model: str
     parameters: dict[str, str]
-    device_bytes: int
+    parts: Sequence[int]
     loaded: asyncio.Future[Loaded]
+    shares: tuple[Share, ...] = ()
     worker: WorkerLink | None = None
     stub: AsyncChannel | None = None
     woken: ParkedStub | None = None
     attached: asyncio.Future[None] | None = None
     stub_came_s: float | None = None  # on this host's monotonic clock
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def device_bytes(self) -> int:
+        return sum(self.parts)
 
     @property
     def is_loaded(self) -> bool:

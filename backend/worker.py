@@ -179,7 +179,7 @@ class Worker:
         self._model = message.model
         try:
             spec = ModelSpec.parse(message.parameters)
-            self._become(message, load_engine(self._engines, self._premapped, spec))
+            self._become(message, load_engine(self._engines, self._premapped, spec, message.shares))
         except (ValueError, EngineError, CheckpointError) as error:
             self._refuse(message, "INVALID_ARGUMENT", error)
         except (LoaderError, OSError, MemoryError) as error:
@@ -191,7 +191,9 @@ class Worker:
 
     def _become(self, message: Load, loaded: LoadedEngine) -> None:
         self._engine, self._store = loaded.engine, loaded.store
-        self._hello = WorkerHello(replica=message.replica, model=message.model, parameters=message.parameters)
+        self._hello = WorkerHello(
+            replica=message.replica, model=message.model, parameters=message.parameters, shares=message.shares
+        )
         self._tell_agent(Loaded(replica=message.replica, tier=loaded.tier, bytes=loaded.bytes, spans=loaded.spans))
 
     def _refuse(self, message: Load, code: str, reason: object) -> None:

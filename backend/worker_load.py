@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from serverless_triton.backend.device_map import Share
 from serverless_triton.backend.engines.protocol import Engine, EngineSettings
 from serverless_triton.backend.engines.registry import EngineRegistry
-from serverless_triton.backend.messages import ModelSpec, Span
+from serverless_triton.backend.messages import ModelSpec, Span, WireShare
 from serverless_triton.backend.premapped_store import PremappedStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from serverless_triton.loader.attachment import Attachment
     from serverless_triton.loader.client import Store
@@ -46,7 +47,9 @@ class LoadedEngine:
     spans: list[Span]
 
 
-def load_engine(engines: EngineRegistry, premapped: PremappedStore, spec: ModelSpec) -> LoadedEngine:
+def load_engine(
+    engines: EngineRegistry, premapped: PremappedStore, spec: ModelSpec, shares: Iterable[WireShare] = ()
+) -> LoadedEngine:
     """The store fetches the weights while this thread prepares what needs none.
 
     Raises EngineError, the loader's errors, and whatever a checkpoint provokes in the engine.
@@ -73,6 +76,7 @@ def load_engine(engines: EngineRegistry, premapped: PremappedStore, spec: ModelS
                 kv_cache_bytes=spec.kv_cache_bytes,
                 step_tokens=spec.step_tokens,
                 threads=spec.threads,
+                shares=tuple(Share.of_wire(share) for share in shares),
             ),
         )
     receipt = attachment.receipt

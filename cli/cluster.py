@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from serverless_triton.backend.devices import device_names
 from serverless_triton.backend.node import NodeConfig, node_processes
 from serverless_triton.backend.supervisor import ProcessSpec, Run, Supervisor
 from serverless_triton.backend.triton_install import assemble_backend_directory, find_triton
@@ -35,6 +36,7 @@ class NodeBudgets:
     Without `dram_bytes` the nodes share equally what one store would take by itself.
     """
 
+    devices: str = "cpu"
     device_memory_bytes: int = 4 << 30
     dram_bytes: int | None = None
     pages: Pages = "auto"
@@ -66,7 +68,12 @@ def load_cluster_config(path: Path | None, overrides: dict[str, Any]) -> Cluster
         raw[name] = value
     if "model_repository" in raw:
         raw["model_repository"] = Path(raw["model_repository"]).resolve()
-    return parse_dataclass(ClusterConfig, raw, "configuration")
+    config = parse_dataclass(ClusterConfig, raw, "configuration")
+    try:
+        device_names(config.node.devices)
+    except ValueError as error:
+        raise ConfigError(f"configuration.node.devices: {error}") from error
+    return config
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from serverless_triton.backend.devices import device_names
 from serverless_triton.backend.node import NodeConfig, node_processes
 from serverless_triton.backend.supervisor import Run
 from serverless_triton.backend.triton_install import assemble_backend_directory, find_triton
@@ -15,6 +16,14 @@ from serverless_triton.cli.cluster import supervise
 from serverless_triton.loader.store_config import PAGES
 
 _PORT = click.IntRange(1, 65535)
+
+
+def _checked(_context: click.Context, _parameter: click.Parameter, devices: str) -> str:
+    try:
+        device_names(devices)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return devices
 
 
 @click.command("node")
@@ -25,7 +34,8 @@ _PORT = click.IntRange(1, 65535)
 @click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="Triton's gRPC.")
 @click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Triton's metrics.")
 @click.option("--agent-port", type=_PORT, default=8003, show_default=True, help="The agent's gRPC.")
-@click.option("--device-memory-bytes", type=click.IntRange(1), default=4 << 30, show_default=True, help="KV caches.")
+@click.option("--devices", default="cpu", show_default=True, callback=_checked, help="Or GPUs: cuda:0,cuda:1.")
+@click.option("--device-memory-bytes", type=click.IntRange(1), default=4 << 30, show_default=True, help="Of each.")
 @click.option("--dram-bytes", type=click.IntRange(1), help="Weights in memory. [default: half of what is free]")
 @click.option(
     "--pages", type=click.Choice(PAGES), default="auto", show_default=True, help="What that memory is made of."

@@ -35,6 +35,7 @@ class ServerState:
     workers_ready: bool = False
     node_version: int = 0
     device_memory_bytes: int = 0
+    device_holds_weights: bool = False
     dram_bytes: int = 0
     ssd_bytes_per_second: float = ASSUMED_SSD_BYTES_PER_SECOND
     fixed_start_s: dict[StartState, dict[str, float]] = field(default_factory=_assumed_fixed_starts)
@@ -129,6 +130,7 @@ def _server_view(server: ServerState, queued_bytes: int) -> ServerView:
     return ServerView(
         name=server.name,
         device_memory_bytes=server.device_memory_bytes,
+        device_holds_weights=server.device_holds_weights,
         dram_bytes=server.dram_bytes,
         ssd_bytes_per_second=server.ssd_bytes_per_second,
         dram_bytes_per_second=ASSUMED_DRAM_BYTES_PER_SECOND,

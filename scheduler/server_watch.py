@@ -104,6 +104,7 @@ class ServerWatch:
         server = self.server
         server.node_version, server.workers_ready = state.version, state.workers_ready
         server.device_memory_bytes, server.dram_bytes = state.device_memory_bytes, state.dram_bytes
+        server.device_holds_weights = state.device_holds_weights
         server.in_dram = frozenset(image.checkpoint for image in state.images)
         if state.ssd_bytes_per_second > 0:
             server.ssd_bytes_per_second = state.ssd_bytes_per_second

@@ -35,7 +35,10 @@ class ModelView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerView:
-    """One server: its budgets, its tiers' bandwidths in bytes/s, and what its store holds in DRAM."""
+    """One server: its budgets, its tiers' bandwidths in bytes/s, and what its store holds in DRAM.
+
+    `device_memory_bytes` is the sum of its devices'. With `device_holds_weights` a replica's weights count there, too.
+    """
 
     name: ServerName
     device_memory_bytes: int
@@ -46,6 +49,11 @@ class ServerView:
     queued_bytes: int  # on the node's sequential load queue, from its SSD
     in_dram: frozenset[str]  # checkpoints
     parked: Mapping[str, ReplicaId] = field(default_factory=dict)  # by model: its stub there that waits for an engine
+    device_holds_weights: bool = False
+
+    def device_bytes_of(self, one: ModelView | ReplicaView) -> int:
+        """What a replica takes of this server's device memory."""
+        return one.device_bytes + (one.checkpoint_bytes if self.device_holds_weights else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

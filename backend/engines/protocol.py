@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from serverless_triton.backend.device_map import Share
 from serverless_triton.backend.token_state import TokenState
 
 if TYPE_CHECKING:  # the fake engine and the agent do without torch
@@ -210,7 +211,8 @@ class EngineSettings:
     """How an engine is to run a model. `kv_cache_bytes` None means enough for `max_streams` sequences of full length.
 
     `mode`: "exact" and "fast" as their names say, "auto" exact where that is proven and fast elsewhere. A step computes
-    at most `step_tokens`, or one of every stream where that is more.
+    at most `step_tokens`, or one of every stream where that is more. `shares` says which parts of the model go to which
+    device; none: all stay where their tensors are.
     """
 
     dtype: str = "auto"
@@ -220,6 +222,7 @@ class EngineSettings:
     kv_cache_bytes: int | None = None
     step_tokens: int = 512
     threads: int = 1
+    shares: tuple[Share, ...] = ()
 
 
 class EngineBuilder(Protocol):

@@ -49,14 +49,15 @@ def attend(
     if sliding_window is not None:
         batch.window_tokens = min(sliding_window, batch.window_tokens or sliding_window)
     keys, values = batch.layers[module.layer_idx]
+    here = batch.on(keys.device)
     query = query[0]
-    _write(keys, key[0], batch)
-    _write(values, value[0], batch)
+    _write(keys, key[0], here)
+    _write(values, value[0], here)
     heads, tokens, head_dim = query.shape
     attended = query.new_zeros(tokens, heads, head_dim)
-    for run in batch.runs:
+    for run in here.runs:
         attended[run.first : run.last] = _attend_run(query[:, run.first : run.last], keys, values, run, scaling)
-    for chunk in batch.chunks:
+    for chunk in here.chunks:
         rows = slice(chunk.span.first, chunk.span.last)
         attended[rows] = _attend_chunk(query[:, rows], keys, values, chunk, scaling)
     return attended[None], None

@@ -7,7 +7,7 @@ chunk of a prompt is a call of its own. In exact mode a chunk's tokens, too, are
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -71,6 +71,21 @@ class Batch:
     most_layers: int | None = None
     attended: int = 0
     window_tokens: int | None = None
+    _elsewhere: dict[torch.device, Batch] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> Batch:
+        """The same step for layers on this device: its masks and indices are there."""
+        if device == self.slot_index.device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = replace(
+                self,
+                runs=[replace(run, mask=_moved(run.mask, device)) for run in self.runs],
+                chunks=[replace(chunk, mask=_moved(chunk.mask, device)) for chunk in self.chunks],
+                slot_index=self.slot_index.to(device),
+                position_index=self.position_index.to(device),
+            )
+        return self._elsewhere[device]
 
     @classmethod
     def of(
@@ -154,6 +169,10 @@ def _mask(ends: torch.Tensor, length: int, keys: torch.Tensor) -> torch.Tensor:
     """Zero before each row's end and minus infinity from there on, [rows, length]."""
     mask = torch.zeros(len(ends), length, dtype=keys.dtype, device=keys.device)
     return mask.masked_fill_(torch.arange(length, device=keys.device) >= ends[:, None], -torch.inf)
+
+
+def _moved(mask: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    return None if mask is None else mask.to(device)
 
 
 def _aligned(length: int) -> int:

@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -16,7 +16,8 @@ from serverless_triton.backend.engines.schedule import Schedule
 from serverless_triton.backend.engines.torch.causal_lm import CausalLM
 from serverless_triton.backend.engines.torch.engine import TorchEngine
 from serverless_triton.backend.engines.torch.exact import MODES, TILE, decide, facts_of, proven, tile_products
-from serverless_triton.backend.engines.torch.kv_memory import KVMemory, KVPlan, KVShape
+from serverless_triton.backend.engines.torch.kv_memory import KVMemory, KVPlan, KVShape, SpannedKVMemory
+from serverless_triton.backend.engines.torch.placement import Placement
 from serverless_triton.backend.engines.torch.skeleton import CONFIG_FILES, DTYPES, Skeleton
 from serverless_triton.backend.engines.torch.tokenizer import TOKENIZER_FILES, FileTokenizer, load_tokenizer
 
@@ -90,7 +91,8 @@ class TorchEngineBuilder:
         skeleton = self._skeletons.take(Path(checkpoint))
         _check_length(skeleton.config, settings.max_sequence_tokens)
         dtype = skeleton.dtype(settings.dtype, tensors)
-        model = skeleton.attach(tensors, dtype)
+        placement = Placement(settings.shares, skeleton.config.num_hidden_layers) if settings.shares else None
+        model = skeleton.attach(placement.moved(tensors) if placement else tensors, dtype)
         device = next(model.parameters()).device
         exact, reason = decide(settings.mode, skeleton.config.model_type, device)
         if exact:
@@ -105,8 +107,9 @@ class TorchEngineBuilder:
         )
         shape = KVShape.of_config(skeleton.config)
         plan = KVPlan.of(shape, dtype, device, settings)
-        causal_lm = CausalLM(model, KVMemory(shape, plan, dtype=dtype, device=device), TILE if exact else None)
-        if skeleton.rehearsed:
+        spanning = placement if placement and placement.spans else None
+        causal_lm = _causal_lm(model, shape, plan, dtype, TILE if exact else None, spanning)
+        if skeleton.rehearsed and not spanning:
             causal_lm.rehearse(most_layers=1)
         else:
             skeleton.window_tokens = causal_lm.rehearse()
@@ -120,6 +123,17 @@ class TorchEngineBuilder:
         promised = exact and proven(skeleton.config.model_type, device)
         exactness = Exactness(kind="exact" if promised else "best_effort", reason=reason, contract=facts.digest())
         return TorchEngine(causal_lm, intake, Schedule(plan.budget(), settings.step_tokens), exactness)
+
+
+def _causal_lm(
+    model: Any, shape: KVShape, plan: KVPlan, dtype: torch.dtype, tile: int | None, spanning: Placement | None
+) -> CausalLM:
+    if spanning is None:
+        device = next(model.parameters()).device
+        return CausalLM(model, KVMemory(shape, plan, dtype=dtype, device=device), tile)
+    spanning.connect(model)
+    kv_memory = SpannedKVMemory(shape, plan, dtype=dtype, runs=spanning.layer_runs())
+    return CausalLM(model, kv_memory, tile, spanning.end)
 
 
 def _rehearse(skeleton: Skeleton, dtype: torch.dtype) -> None:

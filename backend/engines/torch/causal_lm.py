@@ -10,7 +10,7 @@ import torch
 from serverless_triton.backend.engines.protocol import ModelNotSupported
 from serverless_triton.backend.engines.torch.attention import LayersDone
 from serverless_triton.backend.engines.torch.batch import Batch, Span
-from serverless_triton.backend.engines.torch.kv_memory import KVMemory
+from serverless_triton.backend.engines.torch.kv_memory import KVMemory, SpannedKVMemory
 
 _REHEARSED_PROMPT_TOKENS = 4
 
@@ -18,13 +18,21 @@ _REHEARSED_PROMPT_TOKENS = 4
 class CausalLM:
     """`model` is a Hugging Face causal LM that was built with our attention.
 
-    With `tile`, its products are made of so many rows each, and so are the batches that it gets: exact mode.
+    With `tile`, its products are made of so many rows each, and so are the batches that it gets: exact mode. `end` is
+    where its last norm is, if not on the device of the KV memory.
     """
 
-    def __init__(self, model: Any, kv_memory: KVMemory, tile: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        kv_memory: KVMemory | SpannedKVMemory,
+        tile: int | None = None,
+        end: torch.device | None = None,
+    ) -> None:
         self._model = model
         self.kv_memory = kv_memory
         self._tile = tile
+        self._end = end or kv_memory.device
 
     def logits(
         self, ids: Sequence[int], positions: Sequence[int], spans: Sequence[Span], rows: Sequence[int]
@@ -73,7 +81,7 @@ class CausalLM:
             input_ids=torch.tensor([[*ids, *padding]], device=device),
             position_ids=torch.tensor([[*positions, *padding]], device=device),
             use_cache=False,
-            logits_to_keep=torch.tensor(rows, dtype=torch.int64, device=device),
+            logits_to_keep=torch.tensor(rows, dtype=torch.int64, device=self._end),
             batch=batch,
         )
         logits: torch.Tensor = output.logits[0]

@@ -10,7 +10,7 @@ import math
 import mmap
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -118,6 +118,35 @@ class KVMemory:
             flat = self.pool.view(torch.uint8).view(-1)
             flat[slot * self._slot_bytes : first].zero_()
             flat[last : (slot + 1) * self._slot_bytes].zero_()
+
+
+class SpannedKVMemory:
+    """KV memory whose layers lie on several devices: consecutive ones in the KVMemory of each. Raises as that does."""
+
+    def __init__(
+        self, shape: KVShape, plan: KVPlan, *, dtype: torch.dtype, runs: Sequence[tuple[torch.device, int]]
+    ) -> None:
+        """`runs`: how many of the layers, in order, each device has."""
+        assert sum(layers for _, layers in runs) == shape.layers
+        self._memories = [
+            KVMemory(replace(shape, layers=layers), plan, dtype=dtype, device=device) for device, layers in runs
+        ]
+        self.max_sequence_tokens = plan.max_sequence_tokens
+        self.layers = [layer for memory in self._memories for layer in memory.layers]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._memories[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first layer."""
+        return self._memories[0].device
+
+    def clear(self, slots: Sequence[int]) -> None:
+        """As KVMemory.clear."""
+        for memory in self._memories:
+            memory.clear(slots)
 
 
 def _aligned(tokens: int) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from serverless_triton.backend.agent import ANSWER_PATIENCE_S, STUB_PATIENCE_S, NodeAgent, StaleEpoch
 from serverless_triton.backend.channel import ChannelClosed
-from serverless_triton.backend.ledger import DeviceLedger, NoRoom
+from serverless_triton.backend.devices import CPU, Devices
 from serverless_triton.backend.messages import (
     Acquire,
     Attached,
@@ -100,7 +100,7 @@ class HandTimer:
 
 def node(budget: int = 100) -> tuple[NodeAgent, HandPool]:
     pool = HandPool()
-    return NodeAgent(pool, DeviceLedger(budget)), pool  # type: ignore[arg-type]
+    return NodeAgent(pool, Devices({CPU: budget})), pool  # type: ignore[arg-type]
 
 
 async def settle() -> None:
@@ -147,7 +147,7 @@ async def test_a_start_asked_for_twice_is_one_start():
 async def test_memory_is_granted_before_anything_is_allocated():
     agent, pool = node(budget=100)
     await started(agent, pool)
-    with pytest.raises(StartFailed, match="60 bytes of device memory asked for, 40 of 100 are free") as caught:
+    with pytest.raises(StartFailed, match="60 bytes of device memory asked for; free are 40 on cpu") as caught:
         await agent.start("r2", "m", PARAMETERS)
     assert caught.value.code == "RESOURCE_EXHAUSTED"
     assert len(pool.workers) == 1
@@ -158,7 +158,7 @@ async def test_a_released_replica_gives_its_memory_back_when_its_worker_is_gone(
     worker = await started(agent, pool)
     await agent.release("r1")
     assert worker.ended.done()
-    assert agent.ledger.granted_bytes == 0
+    assert agent.devices.granted_bytes == 0
     await agent.release("r1")
 
 
@@ -176,11 +176,11 @@ async def test_a_replicas_end_is_told_at_once_and_its_memory_when_it_is_free():
     agent, pool = node()
     worker = await ending(agent, pool)
     assert agent.replicas == {}
-    assert agent.ledger.granted_bytes == 60
+    assert agent.devices.granted_bytes == 60
     version = agent.version
     worker.ended.set_result(None)
     await asyncio.wait_for(agent.changed_since(version), 1.0)
-    assert agent.ledger.granted_bytes == 0
+    assert agent.devices.granted_bytes == 0
 
 
 async def test_a_release_of_a_replica_that_is_ending_returns_when_its_memory_is_free():
@@ -191,7 +191,7 @@ async def test_a_release_of_a_replica_that_is_ending_returns_when_its_memory_is_
     assert not release.done()
     worker.ended.set_result(None)
     await asyncio.wait_for(release, 1.0)
-    assert agent.ledger.granted_bytes == 0
+    assert agent.devices.granted_bytes == 0
 
 
 async def test_a_start_waits_for_memory_that_is_being_freed():
@@ -204,7 +204,7 @@ async def test_a_start_waits_for_memory_that_is_being_freed():
     await settle()
     pool.workers[-1].load("r2")
     await asyncio.wait_for(start, 1.0)
-    assert agent.ledger.granted_bytes == 60
+    assert agent.devices.granted_bytes == 60
 
 
 async def test_a_start_that_freed_memory_would_not_suffice_for_is_refused_at_once():
@@ -223,7 +223,7 @@ async def test_of_two_starts_that_wait_for_the_same_memory_one_is_refused():
     await settle()
     worker.ended.set_result(None)
     await settle()
-    with pytest.raises(StartFailed, match="40 of 100 are free"):
+    with pytest.raises(StartFailed, match="60 bytes of device memory asked for; free are 40 on cpu"):
         await starts[1]
     pool.workers[-1].load("r2")
     await asyncio.wait_for(starts[0], 1.0)
@@ -240,7 +240,7 @@ async def test_a_start_that_is_released_while_it_waits_for_memory_takes_none():
     with pytest.raises(StartFailed, match="was released"):
         await start
     await settle()
-    assert agent.ledger.granted_bytes == 0
+    assert agent.devices.granted_bytes == 0
     assert len(pool.workers) == 1
 
 
@@ -253,7 +253,7 @@ async def test_a_loaded_replica_whose_stub_never_comes_is_released():
     await settle()
     assert agent.replicas == {}
     assert worker.ended.done()
-    assert agent.ledger.granted_bytes == 0
+    assert agent.devices.granted_bytes == 0
 
 
 async def test_a_replica_whose_stub_has_come_or_waits_for_it_is_kept():
@@ -345,7 +345,7 @@ async def test_a_worker_that_refuses_a_model_fails_start_and_stub_with_the_reaso
         await start
     await task
     assert stub.sent == [Failed(code="INVALID_ARGUMENT", message="a.safetensors: is truncated")]
-    assert agent.ledger.granted_bytes == 0
+    assert agent.devices.granted_bytes == 0
 
 
 async def test_a_dead_worker_ends_its_replica_and_watchers_hear_of_it():
@@ -389,7 +389,7 @@ async def test_a_new_agent_adopts_a_replica_from_its_two_halves(monkeypatch: pyt
     replica = agent.replicas["r1"]
     assert replica.is_loaded
     assert replica.stub is not None
-    assert agent.ledger.granted_bytes == 60
+    assert agent.devices.granted_bytes == 60
     assert not task.done()
     await agent.release("r1")
 
@@ -401,8 +401,8 @@ async def test_two_models_share_a_device_when_both_fit():
     await settle()
     pool.workers[-1].load("r2")
     await other
-    assert agent.ledger.granted_bytes == 100
-    with pytest.raises(StartFailed, match="1 bytes of device memory asked for, 0 of 100 are free"):
+    assert agent.devices.granted_bytes == 100
+    with pytest.raises(StartFailed, match="1 bytes of device memory asked for; free are 0 on cpu"):
         await agent.start("r3", "o", PARAMETERS | {"kv_cache_bytes": "1"})
     assert list(agent.replicas) == ["r1", "r2"]
 
@@ -427,7 +427,7 @@ async def test_parking_frees_the_memory_and_keeps_the_stub():
     stub, task = await parked(agent, pool)
     assert pool.workers[0].ended.done()
     assert agent.replicas == {}
-    assert agent.ledger.granted_bytes == 0
+    assert agent.devices.granted_bytes == 0
     assert [(one.replica, one.model) for one in agent.parked] == [("r1", "m")]
     assert not task.done()
     await agent.park("r1")
@@ -507,7 +507,7 @@ async def test_a_stub_that_dies_parked_is_parked_no_more():
     with pytest.raises(StartFailed, match="parked stub r1 of 'm' is gone") as caught:
         await agent.start("r2", "m", PARAMETERS, "r1")
     assert caught.value.code == "UNAVAILABLE"
-    assert agent.ledger.granted_bytes == 0
+    assert agent.devices.granted_bytes == 0
 
 
 async def test_a_stub_that_dies_while_its_engine_loads_fails_the_start():
@@ -549,15 +549,3 @@ async def test_a_new_agent_learns_of_a_parked_stub_from_the_stub():
     stub.inbox.put_nowait(Attached(replica="r2"))
     await start
     assert not task.done()
-
-
-def test_a_ledger_never_grants_more_than_there_is():
-    ledger = DeviceLedger(10)
-    ledger.grant("a", 6)
-    ledger.grant("a", 6)
-    with pytest.raises(NoRoom):
-        ledger.grant("b", 5)
-    ledger.give_back("a")
-    ledger.give_back("a")
-    ledger.grant("b", 10)
-    assert ledger.granted_bytes == 10

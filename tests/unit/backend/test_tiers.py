@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serverless_triton.backend.agent import NodeAgent
-from serverless_triton.backend.ledger import DeviceLedger
+from serverless_triton.backend.devices import CPU, Devices
 from serverless_triton.backend.tiers import TierWatcher
 
 WAIT_S = 10.0
@@ -34,7 +34,7 @@ class HandStore:
 
 
 async def watched() -> tuple[NodeAgent, TierWatcher, HandStore, asyncio.Task[None]]:
-    agent = NodeAgent(None, DeviceLedger(1))  # type: ignore[arg-type]
+    agent = NodeAgent(None, Devices({CPU: 1}))  # type: ignore[arg-type]
     watcher = TierWatcher(agent, Path("store"))
     store = HandStore(watcher)
     return agent, watcher, store, asyncio.ensure_future(watcher.run())

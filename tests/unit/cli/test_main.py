@@ -90,6 +90,7 @@ def test_servers_get_the_budget_that_is_configured(tmp_path: Path):
         ("model_repository: /m\nservres: 2", r"configuration\.servres: is unknown"),
         ("model_repository: /m\nnode: {pages: 1g}", r"configuration\.node\.pages: is '1g'; give one of auto, hugetlb"),
         ("model_repository: /m\nnode: {prefault: 1}", r"configuration\.node\.prefault: is 1; give true or false"),
+        ("model_repository: /m\nnode: {devices: gpu}", r"configuration\.node\.devices: devices are 'gpu'; give cpu"),
         ("model_repository: /m\nnode: {dram_bytes: x}", r"configuration\.node\.dram_bytes: is 'x'; give"),
     ],
 )

@@ -63,6 +63,13 @@ def test_a_replica_that_a_stream_holds_is_never_evicted() -> None:
     assert decision.rejected == {"busy": 1}
 
 
+def test_weights_count_in_the_memory_of_a_device_that_holds_them() -> None:
+    """2 GB of device memory hold one replica of 1 GB beside 1 GB of weights, and none with 2 GB of weights."""
+    gpu = view([server("s0", device_holds_weights=True)], [replica("r", "s0", OTHER)])
+    assert started_on(choose(gpu, StartRequest(model=WANTED))) == ("s0", ("r",))
+    assert isinstance(choose(gpu, StartRequest(model=model("m", size=2 * GB))).action, Refuse)
+
+
 def test_a_replica_still_loading_is_never_evicted() -> None:
     loading = [replica("loading", "s0", OTHER, loading=True)]
     assert isinstance(choose(view([server("s0")], loading), StartRequest(model=WANTED)).action, Wait)
