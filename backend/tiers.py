@@ -9,7 +9,7 @@ from pathlib import Path
 from serverless_triton.backend.agent import NodeAgent
 from serverless_triton.loader.client import Store
 from serverless_triton.loader.errors import LoaderError
-from serverless_triton.loader.messages import StoreStatus
+from serverless_triton.loader.store_status import StoreStatus
 
 logger = logging.getLogger(__name__)
 

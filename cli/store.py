@@ -16,17 +16,11 @@ import click
 from serverless_triton.loader.client import Store
 from serverless_triton.loader.daemon import serve
 from serverless_triton.loader.integrity import IntegrityReport, hash_checkpoint, verify_checkpoint
-from serverless_triton.loader.messages import (
-    DeviceStatus,
-    ImageStatus,
-    LoadReceipt,
-    QueueStatus,
-    SsdCacheStatus,
-    StoreStatus,
-)
 from serverless_triton.loader.progress import Progress
+from serverless_triton.loader.receipts import LoadReceipt
 from serverless_triton.loader.repack import RepackReport, repack_checkpoint
 from serverless_triton.loader.store_config import PAGES, StoreConfig
+from serverless_triton.loader.store_status import DeviceStatus, ImageStatus, QueueStatus, SsdCacheStatus, StoreStatus
 
 _socket = click.option(
     "--socket",

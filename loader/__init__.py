@@ -53,11 +53,12 @@ if TYPE_CHECKING:
         UnsupportedDtype,
     )
     from .integrity import IntegrityReport, hash_checkpoint, verify_checkpoint
-    from .messages import Estimate, ImageStatus, LoadReceipt, StoreStatus
+    from .receipts import Estimate, LoadReceipt
     from .remote.model_files import fetch_model_files
     from .repack import RepackReport, repack_checkpoint
     from .slices import TensorSlice, load_slices, take_slices
     from .standalone import load_file
+    from .store_status import ImageStatus, StoreStatus
 
 _HOMES = {
     "fetch_model_files": "remote.model_files",
@@ -68,15 +69,15 @@ _HOMES = {
     "Store": "client",
     "Attachment": "attachment",
     "Checkpoint": "checkpoint",
-    "LoadReceipt": "messages",
-    "StoreStatus": "messages",
-    "ImageStatus": "messages",
+    "LoadReceipt": "receipts",
+    "StoreStatus": "store_status",
+    "ImageStatus": "store_status",
     "IntegrityReport": "integrity",
     "hash_checkpoint": "integrity",
     "verify_checkpoint": "integrity",
     "RepackReport": "repack",
     "repack_checkpoint": "repack",
-    "Estimate": "messages",
+    "Estimate": "receipts",
 }
 
 __all__ = [

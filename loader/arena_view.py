@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from . import _core
 from .held_leases import HeldLeases
 from .layout import Extent
-from .messages import ArenaMapped, Release
+from .replies import ArenaMapped
+from .requests import Release
 
 if TYPE_CHECKING:
     import torch

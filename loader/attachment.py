@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from .messages import Attached, DeviceAttached, LoadReceipt
+from .receipts import LoadReceipt
+from .replies import Attached, DeviceAttached
 
 if TYPE_CHECKING:
     import torch

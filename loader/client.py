@@ -32,42 +32,42 @@ from .errors import (
 )
 from .held_leases import HeldLeases
 from .keys import Keys, wanted
-from .messages import (
+from .progress import Progress
+from .receipts import Estimate, LoadReceipt
+from .replies import (
     ArenaMapped,
-    Attach,
-    AttachDevice,
     Attached,
-    Cancel,
     DeviceAttached,
     DevicesReclaimed,
-    Estimate,
     Estimated,
-    Evict,
     Evicted,
     Failed,
+    Pinned,
+    Prefetching,
+    Reclaimed,
+    Reply,
+    Status,
+    Unpinned,
+)
+from .requests import (
+    Attach,
+    AttachDevice,
+    Cancel,
+    Evict,
     GetEstimate,
     GetStatus,
-    ImageStatus,
-    LoadReceipt,
     MapArena,
     Pin,
-    Pinned,
     Prefetch,
-    Prefetching,
     Question,
     Reclaim,
     ReclaimDevices,
-    Reclaimed,
     Release,
     ReleaseDevice,
-    Reply,
-    Status,
-    StoreStatus,
     Unpin,
-    Unpinned,
 )
-from .progress import Progress
 from .store_link import Interrupted, OnProgress, StoreLink
+from .store_status import ImageStatus, StoreStatus
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from . import link
 from .errors import StoreProtocolError
-from .messages import Progress, Reply, Request, decode_request, encode
+from .messages import decode_request, encode
 from .processes import ProcessId
+from .replies import Progress, Reply
+from .requests import Request
 
 # A client that does not read its replies is cut off rather than buffered for.
 MAX_UNSENT_REPLIES = 256

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from .device_images import DeviceImage
 from .device_state import DeviceState
-from .messages import DeviceAttached, Reply
 from .processes import ProcessId
+from .replies import DeviceAttached, Reply
 
 
 class DeviceEffects(Protocol):

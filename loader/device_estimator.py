@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .messages import Estimate
+from .receipts import Estimate
 
 # Until a device has been measured: a PCIe 3 link of sixteen lanes.
 ASSUMED_COPY_BYTES_PER_SECOND = 1e10

@@ -17,7 +17,7 @@ from .cache import ImageKey
 from .checkpoint import Checkpoint
 from .errors import StoreFull
 from .layout import aligned
-from .messages import DeviceFile
+from .replies import DeviceFile
 
 # What drivers allocate in, and what tensors may be aligned to.
 GRANULE_BYTES = 2 << 20

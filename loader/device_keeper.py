@@ -18,20 +18,12 @@ from .device_metrics import DeviceMeter
 from .device_state import DeviceLeaseRecord, DeviceState
 from .errors import DeviceUnavailable, ImageLeased, LoaderError, StoreCancelled, StoreFull, StoreUnavailable
 from .load_queue import Waiter
-from .messages import (
-    AttachDevice,
-    DeviceAttached,
-    DevicesReclaimed,
-    DeviceStatus,
-    Estimate,
-    Failed,
-    LeaseCount,
-    LoadReceipt,
-    Progress,
-    ReclaimDevices,
-)
 from .peers import Holder, Peers
 from .processes import ProcessId
+from .receipts import Estimate, LoadReceipt
+from .replies import DeviceAttached, DevicesReclaimed, Failed, Progress
+from .requests import AttachDevice, LeaseCount, ReclaimDevices
+from .store_status import DeviceStatus
 
 _CANCELLED = "the attach was cancelled; ask again if it is still wanted"
 

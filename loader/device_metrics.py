@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .device_images import DeviceImage, DeviceImageState
-from .messages import DeviceImageStatus, DeviceStatus, LoadReceipt
 from .metrics import BandwidthMeter
+from .receipts import LoadReceipt
+from .store_status import DeviceImageStatus, DeviceStatus
 
 _COPY = "copy"
 

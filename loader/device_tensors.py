@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import _core
 from .devices import unreachable
-from .messages import DeviceFile
+from .replies import DeviceFile
 from .tensors import everything, typed_shape
 
 if TYPE_CHECKING:

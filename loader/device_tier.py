@@ -21,8 +21,9 @@ from .device_state import DeviceState
 from .device_work import DeviceWork
 from .errors import LoaderError, error_of
 from .keeper import Keeper
-from .messages import Attached, DeviceAttached, Estimate, Estimated, Failed, Progress, Reply
 from .processes import ProcessId, process_of
+from .receipts import Estimate
+from .replies import Attached, DeviceAttached, Estimated, Failed, Progress, Reply
 
 # The client that the keeper knows this tier as; the server numbers others from 1.
 COPIER = 0

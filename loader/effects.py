@@ -8,10 +8,12 @@ from typing import Protocol
 
 from .cache import Image
 from .holes import Move
-from .messages import DeviceStatus, Reply, SsdCacheStatus, Tier
 from .processes import ProcessId
+from .receipts import Tier
+from .replies import Reply
 from .reports import ArenaFacts
 from .state import StoreState
+from .store_status import DeviceStatus, SsdCacheStatus
 
 
 class Effects(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .messages import Estimate, Tier
+from .receipts import Estimate, Tier
 
 # Until a tier has been measured: a gigabit network, a slow NVMe disk, and one core that copies from the page cache.
 ASSUMED_BYTES_PER_SECOND: Mapping[Tier, float] = {"remote": 1e8, "ssd": 1e9, "page_cache": 3e9}

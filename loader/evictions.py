@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .messages import Evicted
+from .replies import Evicted
 
 
 @dataclass(slots=True, kw_only=True)

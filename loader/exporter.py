@@ -14,8 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from .errors import StoreUnavailable
-from .messages import DeviceStatus, ImageStatus, QueueStatus
 from .metrics import StoreSnapshot
+from .store_status import DeviceStatus, ImageStatus, QueueStatus
 
 PREFIX = "serverless_triton_store"
 

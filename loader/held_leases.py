@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .messages import LeaseCount, Release, ReleaseDevice
+from .requests import LeaseCount, Release, ReleaseDevice
 from .store_link import StoreLink
 
 if TYPE_CHECKING:

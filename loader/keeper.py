@@ -25,27 +25,14 @@ from .estimator import IN_DRAM, Bandwidths, Throttles, estimate_read
 from .evictions import PendingEvictions
 from .holes import Move
 from .load_queue import DeviceQueue, Load, LoadQueues, Waiter
-from .messages import (
-    Attached,
-    Estimate,
-    Estimated,
-    Evicted,
-    Failed,
-    LeaseCount,
-    LoadReceipt,
-    Pinned,
-    Prefetching,
-    Progress,
-    Reclaimed,
-    Status,
-    Tier,
-    Unpinned,
-)
 from .metrics import BandwidthMeter, LoadTotals, Outcome, StoreSnapshot
 from .peers import Peers
 from .processes import ProcessId
 from .quarantine import Quarantine
+from .receipts import Estimate, LoadReceipt, Tier
+from .replies import Attached, Estimated, Evicted, Failed, Pinned, Prefetching, Progress, Reclaimed, Status, Unpinned
 from .reports import Reporter
+from .requests import LeaseCount
 from .state import StoreState
 from .succession import Succession
 

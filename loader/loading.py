@@ -15,7 +15,7 @@ from .effects import LoadResult
 from .errors import CheckpointChanged
 from .indices import read_indices
 from .layout import Extent
-from .messages import Tier
+from .receipts import Tier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

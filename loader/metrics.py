@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .messages import StoreStatus
+from .store_status import StoreStatus
 
 Outcome = Literal["loaded", "failed", "cancelled"]
 # The tier of a load that came to nothing.

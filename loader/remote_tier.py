@@ -23,9 +23,9 @@ from .errors import (
     StoreError,
 )
 from .layout import Extent
-from .messages import SsdCacheStatus
 from .remote.settings import RemoteSettings
 from .remote.ssd_cache import SsdCache
+from .store_status import SsdCacheStatus
 from .work import Loader
 
 if TYPE_CHECKING:

@@ -8,19 +8,11 @@ from dataclasses import dataclass
 from .cache import Image, ImageCache, ImageState
 from .estimator import Throttles
 from .load_queue import DeviceQueue, Load, LoadQueues
-from .messages import (
-    ArenaStatus,
-    DeviceStatus,
-    ImageStatus,
-    LoadReceipt,
-    QueueStatus,
-    SsdCacheStatus,
-    StoreStatus,
-    Tier,
-)
 from .metrics import BandwidthMeter
 from .peers import Peers
 from .quarantine import Quarantine
+from .receipts import LoadReceipt, Tier
+from .store_status import ArenaStatus, DeviceStatus, ImageStatus, QueueStatus, SsdCacheStatus, StoreStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

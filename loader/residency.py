@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import _core
 from .checkpoint import Checkpoint
-from .messages import Tier
+from .receipts import Tier
 
 SAMPLES = 16
 SAMPLE_BYTES = 4096

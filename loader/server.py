@@ -31,15 +31,20 @@ from .errors import LoaderError, ProcessUnwatchable, StoreCancelled, StoreError,
 from .estimator import Throttles
 from .holes import Move
 from .keeper import Keeper
-from .messages import (
-    ArenaMapped,
+from .metrics import StoreSnapshot
+from .opener import Opener, Resolver, known_as
+from .prefaulter import Prefaulter
+from .processes import UNKNOWN_PID, ProcessId, process_of
+from .quarantine import QUARANTINE_S
+from .receipts import Tier
+from .remote.urls import without_secrets
+from .replies import ArenaMapped, Estimated, Failed, Reply
+from .reports import ArenaFacts
+from .requests import (
     Attach,
     AttachDevice,
     Cancel,
-    DeviceStatus,
-    Estimated,
     Evict,
-    Failed,
     GetEstimate,
     GetStatus,
     MapArena,
@@ -50,21 +55,12 @@ from .messages import (
     ReclaimDevices,
     Release,
     ReleaseDevice,
-    Reply,
     Request,
-    SsdCacheStatus,
-    Tier,
     Unpin,
 )
-from .metrics import StoreSnapshot
-from .opener import Opener, Resolver, known_as
-from .prefaulter import Prefaulter
-from .processes import UNKNOWN_PID, ProcessId, process_of
-from .quarantine import QUARANTINE_S
-from .remote.urls import without_secrets
-from .reports import ArenaFacts
 from .residency import likely_tier
 from .state import Legacy, Slots, StoreState
+from .store_status import DeviceStatus, SsdCacheStatus
 from .timers import Timers
 from .watcher import Watcher
 from .work import Loader, Work

@@ -16,8 +16,8 @@ from .errors import CheckpointChanged
 from .indices import read_indices
 from .keys import Keys, wanted
 from .layout import aligned
-from .messages import DeviceFile
 from .progress import Progress, watched
+from .replies import DeviceFile
 from .tensors import everything, tensors_of
 
 if TYPE_CHECKING:

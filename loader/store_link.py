@@ -15,7 +15,9 @@ from collections.abc import Callable
 
 from . import link
 from .errors import StoreUnavailable
-from .messages import Progress, Reply, Request, decode_reply, encode
+from .messages import decode_reply, encode
+from .replies import Progress, Reply
+from .requests import Request
 
 CONNECT_RETRY_S = 0.01
 

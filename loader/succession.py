@@ -13,10 +13,10 @@ from dataclasses import replace
 from .cache import ImageCache, ImageState
 from .effects import Effects
 from .layout import Piece
-from .messages import LeaseCount
 from .peers import Holder, Peers
 from .processes import ProcessId
 from .quarantine import Quarantine
+from .requests import LeaseCount
 from .state import LeaseRecord, StoreState
 
 

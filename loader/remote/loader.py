@@ -15,7 +15,7 @@ from ..checkpoint import Checkpoint, CheckpointFile
 from ..chunk_hashes import CHUNK_BYTES, MAX_SIDECAR_BYTES, SUFFIX, parse_hashes_of
 from ..effects import LoadResult
 from ..errors import CheckpointChanged, CheckpointNotFound, RemoteDenied
-from ..messages import Tier
+from ..receipts import Tier
 from .cancellation import run_until_cancelled
 from .chunk_source import ArenaMemory, ChunkSource
 from .chunks import Pieces, chunks_of

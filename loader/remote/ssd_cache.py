@@ -26,7 +26,7 @@ from ..checkpoint import Checkpoint, disk_of
 from ..chunk_hashes import SUFFIX
 from ..errors import StoreError
 from ..lock_file import open_lock_file
-from ..messages import SsdCacheStatus
+from ..store_status import SsdCacheStatus
 from .manifest import Manifest, parse_manifest
 from .partial_entry import MANIFEST_NAME, PartialEntry, sync_directory
 

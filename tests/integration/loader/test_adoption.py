@@ -15,7 +15,7 @@ from safetensors.torch import load_file as official_load_file
 
 from serverless_triton.loader import ImageLeased, Store, StoreFull, StoreTimeout, StoreUnavailable
 from serverless_triton.loader.arena_view import ArenaView
-from serverless_triton.loader.messages import ArenaMapped, Attached, Reply
+from serverless_triton.loader.replies import ArenaMapped, Attached, Reply
 from serverless_triton.loader.store_link import StoreLink
 from tests.integration.loader.test_store import assert_same, eventually
 

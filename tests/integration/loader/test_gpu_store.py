@@ -25,7 +25,9 @@ from serverless_triton.loader.errors import (
     TensorNotFound,
 )
 from serverless_triton.loader.integrity import hash_checkpoint
-from serverless_triton.loader.messages import AttachDevice, DeviceStatus, Estimated, GetEstimate
+from serverless_triton.loader.replies import Estimated
+from serverless_triton.loader.requests import AttachDevice, GetEstimate
+from serverless_triton.loader.store_status import DeviceStatus
 
 from .conftest import Daemon
 

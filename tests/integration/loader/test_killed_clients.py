@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from serverless_triton.loader import ImageLeased, Store, StoreUnavailable
-from serverless_triton.loader.messages import StoreStatus
+from serverless_triton.loader.store_status import StoreStatus
 from tests.integration.loader.test_store import eventually
 
 MEGABYTES = 1 << 20

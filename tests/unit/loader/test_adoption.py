@@ -10,7 +10,8 @@ from serverless_triton.loader.device_state import NO_DEVICES
 from serverless_triton.loader.effects import RecordedEffects
 from serverless_triton.loader.errors import ImageLeased, ImagePinned
 from serverless_triton.loader.keeper import Keeper
-from serverless_triton.loader.messages import Attached, LeaseCount, Reclaimed, Reply
+from serverless_triton.loader.replies import Attached, Reclaimed, Reply
+from serverless_triton.loader.requests import LeaseCount
 from serverless_triton.loader.state import DaemonState, StateEncoder, decode_state
 from tests.unit.loader.keeper_driver import MEGABYTES, attach, checkpoint, connect, finish, loaded, process, session
 

@@ -5,7 +5,7 @@ import pytest
 from serverless_triton.loader.cache import Image, ImageCache
 from serverless_triton.loader.effects import RecordedEffects
 from serverless_triton.loader.keeper import Keeper
-from serverless_triton.loader.messages import Attached, Evicted, Failed
+from serverless_triton.loader.replies import Attached, Evicted, Failed
 from tests.unit.loader.keeper_driver import MEGABYTES, attach, checkpoint, connect, finish, loaded
 
 EIGHTY = 80 * MEGABYTES

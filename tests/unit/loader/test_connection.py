@@ -6,8 +6,9 @@ from pathlib import Path
 
 from serverless_triton.loader import link
 from serverless_triton.loader.connection import Connection
-from serverless_triton.loader.messages import ArenaMapped, Failed, Progress, Reply, decode_reply
+from serverless_triton.loader.messages import decode_reply
 from serverless_triton.loader.processes import ProcessId
+from serverless_triton.loader.replies import ArenaMapped, Failed, Progress, Reply
 
 MAPPED = ArenaMapped(id=1, arena_id="abc", bytes=4096)
 FILLING = Failed(id=1, error="StoreError", message="x" * (1 << 20))

@@ -17,19 +17,11 @@ from serverless_triton.loader.errors import (
     StoreCancelled,
     StoreFull,
 )
-from serverless_triton.loader.messages import (
-    AttachDevice,
-    DeviceAttached,
-    DevicesReclaimed,
-    Estimate,
-    Failed,
-    LeaseCount,
-    LoadReceipt,
-    Progress,
-    ReclaimDevices,
-)
 from serverless_triton.loader.peers import Holder
 from serverless_triton.loader.processes import ProcessId
+from serverless_triton.loader.receipts import Estimate, LoadReceipt
+from serverless_triton.loader.replies import DeviceAttached, DevicesReclaimed, Failed, Progress
+from serverless_triton.loader.requests import AttachDevice, LeaseCount, ReclaimDevices
 
 GPU = "GPU-1"
 MEGABYTES = 1 << 20

@@ -1,5 +1,5 @@
 from serverless_triton.loader.estimator import ASSUMED_BYTES_PER_SECOND, Bandwidths, Throttles, estimate_read
-from serverless_triton.loader.messages import Estimate
+from serverless_triton.loader.receipts import Estimate
 
 MEASURED = Bandwidths(measured={"ssd": 100.0, "page_cache": 400.0}, throttle_bytes_per_second=0)
 

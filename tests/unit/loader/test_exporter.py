@@ -3,7 +3,8 @@ from collections import Counter
 from prometheus_client import CollectorRegistry, generate_latest
 
 from serverless_triton.loader.exporter import StoreCollector
-from serverless_triton.loader.messages import (
+from serverless_triton.loader.metrics import LoadTotals, StoreSnapshot
+from serverless_triton.loader.store_status import (
     ArenaStatus,
     DeviceImageStatus,
     DeviceStatus,
@@ -13,7 +14,6 @@ from serverless_triton.loader.messages import (
     State,
     StoreStatus,
 )
-from serverless_triton.loader.metrics import LoadTotals, StoreSnapshot
 
 
 def image(path: str, state: State, leases: int, *, orphaned_leases: int = 0, pinned: bool = False) -> ImageStatus:

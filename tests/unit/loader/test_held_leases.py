@@ -3,7 +3,7 @@
 from typing import cast
 
 from serverless_triton.loader.held_leases import HeldLeases
-from serverless_triton.loader.messages import LeaseCount, Release, Request
+from serverless_triton.loader.requests import LeaseCount, Release, Request
 from serverless_triton.loader.store_link import StoreLink
 
 

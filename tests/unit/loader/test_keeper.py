@@ -7,7 +7,8 @@ from serverless_triton.loader.effects import RecordedEffects
 from serverless_triton.loader.errors import CheckpointTruncated, ImageLeased, StoreCancelled, StoreFull
 from serverless_triton.loader.keeper import Keeper
 from serverless_triton.loader.layout import ALIGNMENT_BYTES
-from serverless_triton.loader.messages import Attached, Evicted, Failed, Prefetching, Status, StoreStatus
+from serverless_triton.loader.replies import Attached, Evicted, Failed, Prefetching, Status
+from serverless_triton.loader.store_status import StoreStatus
 from tests.unit.loader.keeper_driver import (
     MEGABYTES,
     attach,

@@ -2,50 +2,51 @@ import pytest
 
 from serverless_triton.loader.errors import StoreProtocolError
 from serverless_triton.loader.layout import Extent, Piece
-from serverless_triton.loader.messages import (
+from serverless_triton.loader.messages import decode_reply, decode_request, encode
+from serverless_triton.loader.receipts import Estimate, LoadReceipt
+from serverless_triton.loader.replies import (
     ArenaMapped,
-    ArenaStatus,
-    Attach,
-    AttachDevice,
     Attached,
-    Cancel,
     DeviceAttached,
     DeviceFile,
-    DeviceImageStatus,
     DevicesReclaimed,
-    DeviceStatus,
-    Estimate,
     Estimated,
-    Evict,
     Evicted,
     Failed,
-    GetEstimate,
-    GetStatus,
-    ImageStatus,
-    LeaseCount,
-    LoadReceipt,
-    MapArena,
-    Pin,
     Pinned,
-    Prefetch,
     Prefetching,
     Progress,
-    QueueStatus,
+    Reclaimed,
+    Reply,
+    Status,
+    Unpinned,
+)
+from serverless_triton.loader.requests import (
+    Attach,
+    AttachDevice,
+    Cancel,
+    Evict,
+    GetEstimate,
+    GetStatus,
+    LeaseCount,
+    MapArena,
+    Pin,
+    Prefetch,
     Reclaim,
     ReclaimDevices,
-    Reclaimed,
     Release,
     ReleaseDevice,
-    Reply,
     Request,
-    SsdCacheStatus,
-    Status,
-    StoreStatus,
     Unpin,
-    Unpinned,
-    decode_reply,
-    decode_request,
-    encode,
+)
+from serverless_triton.loader.store_status import (
+    ArenaStatus,
+    DeviceImageStatus,
+    DeviceStatus,
+    ImageStatus,
+    QueueStatus,
+    SsdCacheStatus,
+    StoreStatus,
 )
 
 RECEIPT = LoadReceipt(

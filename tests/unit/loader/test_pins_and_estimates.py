@@ -7,7 +7,8 @@ from serverless_triton.loader.checkpoint import Checkpoint
 from serverless_triton.loader.effects import RecordedEffects
 from serverless_triton.loader.errors import CheckpointCorrupted, ImagePinned, StoreCancelled, StoreFull
 from serverless_triton.loader.keeper import Keeper
-from serverless_triton.loader.messages import Estimate, Estimated, Evicted, Failed, Pinned, Unpinned
+from serverless_triton.loader.receipts import Estimate
+from serverless_triton.loader.replies import Estimated, Evicted, Failed, Pinned, Unpinned
 from tests.unit.loader.keeper_driver import MEGABYTES, attach, checkpoint, connect, fail, finish
 
 

@@ -7,7 +7,7 @@ from serverless_triton.loader.device_state import NO_DEVICES
 from serverless_triton.loader.effects import RecordedEffects
 from serverless_triton.loader.errors import StoreCancelled
 from serverless_triton.loader.keeper import Keeper
-from serverless_triton.loader.messages import Attached, Failed
+from serverless_triton.loader.replies import Attached, Failed
 from serverless_triton.loader.state import DaemonState, StateEncoder, decode_state
 from tests.unit.loader.keeper_driver import MEGABYTES, attach, checkpoint, connect, fail, finish, loaded
 

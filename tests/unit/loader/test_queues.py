@@ -6,7 +6,8 @@ from serverless_triton.loader.cache import ImageCache
 from serverless_triton.loader.effects import RecordedEffects
 from serverless_triton.loader.errors import StoreCancelled
 from serverless_triton.loader.keeper import Keeper
-from serverless_triton.loader.messages import Attached, Failed, Progress, QueueStatus
+from serverless_triton.loader.replies import Attached, Failed, Progress
+from serverless_triton.loader.store_status import QueueStatus
 from tests.unit.loader.keeper_driver import MEGABYTES, attach, checkpoint, connect, fail, finish
 
 

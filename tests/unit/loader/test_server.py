@@ -8,9 +8,11 @@ import pytest
 
 from serverless_triton.loader import _core
 from serverless_triton.loader.estimator import Throttles
-from serverless_triton.loader.messages import Attach, Evict, Failed, Request, SsdCacheStatus
+from serverless_triton.loader.replies import Failed
+from serverless_triton.loader.requests import Attach, Evict, Request
 from serverless_triton.loader.server import StoreParts, StoreServer
 from serverless_triton.loader.state_slots import StateSlots
+from serverless_triton.loader.store_status import SsdCacheStatus
 
 URL = "https://me:SECRET@host/a?signature=SECRET"
 
