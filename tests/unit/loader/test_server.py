@@ -48,8 +48,9 @@ def test_a_bug_of_ours_shows_no_secret_of_a_url(
 ):
     replies = []
     monkeypatch.setattr(server, "reply", lambda _, message: replies.append(message))
+    monkeypatch.setattr(server._dispatcher, "_dispatch", lambda *_: 1 // 0)
 
-    server._guarded(1, request_, lambda: 1 // 0)
+    server.on_request(1, request_)
 
     [reply] = replies
     assert isinstance(reply, Failed)
