@@ -21,7 +21,7 @@ from .load_queue import Waiter
 from .peers import Holder, Peers
 from .processes import ProcessId
 from .receipts import Estimate, LoadReceipt
-from .replies import DeviceAttached, DevicesReclaimed, Failed, Progress
+from .replies import DeviceAttached, DevicesReclaimed, Progress
 from .requests import AttachDevice, LeaseCount, ReclaimDevices
 from .store_status import DeviceStatus
 
@@ -137,7 +137,7 @@ class DeviceKeeper:
         """Answers the waiting attach with StoreCancelled; False where there is none."""
         stopped = self._stop_waiting(client, request_id)
         for waiter in stopped:
-            self._fail(waiter, StoreCancelled(_CANCELLED))
+            self._effects.reply(waiter.client, waiter.failure(StoreCancelled(_CANCELLED)))
         self._advance(now_s)
         return bool(stopped)
 
@@ -183,9 +183,10 @@ class DeviceKeeper:
 
     def shut_down(self) -> None:
         """Tells everybody who waits."""
+        error = StoreUnavailable("the store is shutting down; ask again once it runs")
         for arrival in self._arrivals.values():
             for waiter in arrival.waiters:
-                self._fail(waiter, StoreUnavailable("the store is shutting down; ask again once it runs"))
+                self._effects.reply(waiter.client, waiter.failure(error))
             arrival.waiters.clear()
 
     # What became of the effects
@@ -269,7 +270,7 @@ class DeviceKeeper:
             del self._arrivals[image.id]
             self._images.forget(image)
             for waiter in arrival.waiters:
-                self._fail(waiter, error)
+                self._effects.reply(waiter.client, waiter.failure(error))
             return True
         for victim in victims:
             self._evict(victim)
@@ -291,7 +292,7 @@ class DeviceKeeper:
     def _give_up(self, arrival: _Arrival, error: LoaderError, now_s: float) -> None:
         del self._arrivals[arrival.image.id]
         for waiter in arrival.waiters:
-            self._fail(waiter, error)
+            self._effects.reply(waiter.client, waiter.failure(error))
         self._evict(arrival.image)
         self._advance(now_s)
 
@@ -354,10 +355,6 @@ class DeviceKeeper:
 
     def _meter_of(self, device: str) -> DeviceMeter:
         return self._meters.setdefault(device, DeviceMeter(device))
-
-    def _fail(self, waiter: Waiter, error: LoaderError) -> None:
-        failed = Failed(id=waiter.request_id, error=type(error).__name__, message=str(error))
-        self._effects.reply(waiter.client, failed)
 
     def _save(self) -> None:
         counts: Counter[tuple[int, Holder]] = Counter()

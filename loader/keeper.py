@@ -1,7 +1,8 @@
-"""Decides which images are loaded, moved, kept and dropped, and who is told.
+"""Decides which images are wanted, kept and dropped, and who is told.
 
 Pure but for its Effects: events come in as method calls with the time, what is to be done goes out through Effects.
-One thread calls it, so it has no locks.
+One thread calls it, so it has no locks. Which load runs when, and what makes room for it, is load_scheduler.py's
+business.
 """
 
 from __future__ import annotations
@@ -12,25 +13,16 @@ from dataclasses import replace
 from .cache import Image, ImageCache, ImageState, is_evictable
 from .checkpoint import Checkpoint
 from .effects import Effects, LoadResult
-from .errors import (
-    CheckpointCorrupted,
-    ImageLeased,
-    ImagePinned,
-    LoaderError,
-    StoreCancelled,
-    StoreFull,
-    StoreUnavailable,
-)
+from .errors import CheckpointCorrupted, ImageLeased, ImagePinned, LoaderError, StoreCancelled, StoreUnavailable
 from .estimator import IN_DRAM, Bandwidths, Throttles, estimate_read
-from .evictions import PendingEvictions
-from .holes import Move
-from .load_queue import DeviceQueue, Load, LoadQueues, Waiter
+from .load_queue import LoadQueues, Waiter
+from .load_scheduler import LoadScheduler
 from .metrics import BandwidthMeter, LoadTotals, Outcome, StoreSnapshot
 from .peers import Peers
 from .processes import ProcessId
 from .quarantine import Quarantine
 from .receipts import Estimate, LoadReceipt, Tier
-from .replies import Attached, Estimated, Evicted, Failed, Pinned, Prefetching, Progress, Reclaimed, Status, Unpinned
+from .replies import Attached, Estimated, Evicted, Pinned, Prefetching, Progress, Reclaimed, Status, Unpinned
 from .reports import Reporter
 from .requests import LeaseCount
 from .state import StoreState
@@ -52,10 +44,9 @@ class Keeper:
         peers = Peers()
         self._quarantine = Quarantine(cache.map)
         self._succession = Succession(cache, self._quarantine, peers, effects)
-        self._evictions = PendingEvictions()
-        # Attaches to images that are being moved, and the load that the moves make room for.
+        self._loads = LoadScheduler(cache, self._queues, self._quarantine, self._succession, effects)
+        # Attaches to images that are being moved.
         self._arrivals: list[tuple[Image, Waiter]] = []
-        self._awaits_moves: Load | None = None
         self._report = Reporter(
             cache=cache,
             quarantine=self._quarantine,
@@ -82,7 +73,7 @@ class Keeper:
         """The reads of a daemon that was killed have ended, QUARANTINE_S after it."""
         self._quarantine.end()
         self._succession.save()
-        self._advance(now_s)
+        self._loads.advance(now_s)
 
     def connect(self, client: int, process: ProcessId) -> None:
         """A client is there."""
@@ -96,18 +87,18 @@ class Keeper:
         self._succession.name(client, session)
         reclaimed = self._succession.reclaim(client, leases if arena_id == own_arena_id else ())
         self._effects.reply(client, Reclaimed(id=request_id, arena_id=own_arena_id, leases=reclaimed))
-        self._advance(now_s)
+        self._loads.advance(now_s)
 
     def disconnect(self, client: int, now_s: float) -> None:
         """The connection is gone: the client's waiting ends now, its leases with its process, or it reclaims them."""
         self._stop_waiting(client, None)
         self._succession.disconnect(client)
-        self._advance(now_s)
+        self._loads.advance(now_s)
 
     def process_ended(self, client: int, now_s: float) -> None:
         """The process of an orphan is gone, and its tensors with it."""
         self._succession.process_ended(client)
-        self._advance(now_s)
+        self._loads.advance(now_s)
 
     # Requests
 
@@ -124,12 +115,12 @@ class Keeper:
             self._arrivals.append((image, waiter))
         else:
             self._hand_over_ready(image, waiter, now_s)
-        self._advance(now_s)
+        self._loads.advance(now_s)
 
     def prefetch(self, client: int, request_id: int, checkpoint: Checkpoint, now_s: float) -> None:
         """Queues a load that goes on without anybody waiting. Raises StoreFull."""
         image = self._wanted_image_of(checkpoint)
-        self._advance(now_s)
+        self._loads.advance(now_s)
         self._effects.reply(client, Prefetching(id=request_id, image=self._report.image(image)))
 
     def pin(self, client: int, request_id: int, checkpoint: Checkpoint, now_s: float) -> None:
@@ -137,7 +128,7 @@ class Keeper:
         image = self._wanted_image_of(checkpoint)
         image.pinned = True
         self._succession.save()
-        self._advance(now_s)
+        self._loads.advance(now_s)
         self._effects.reply(client, Pinned(id=request_id, image=self._report.image(image)))
 
     def unpin(self, client: int, request_id: int, path: str) -> None:
@@ -162,12 +153,9 @@ class Keeper:
                 "it, then evict again"
             )
         evicted = Evicted(id=request_id, images=len(images) + len(on_devices))
-        self._evictions.add(client, evicted, (image.id for image in images), on_devices)
-        for image in images:
-            self._evict(image) if is_evictable(image) else self._stop_prefetch(image)
-        self._answer_evictions()
+        self._loads.evict_all(client, evicted, images, on_devices)
         self._succession.save()
-        self._advance(now_s)
+        self._loads.advance(now_s)
 
     def estimate(self, client: int, request_id: int, checkpoint: Checkpoint, tier: Tier) -> None:
         """Says how long an attach would take; `tier` is where the files are. Raises StoreFull where it would."""
@@ -184,8 +172,8 @@ class Keeper:
     def cancel(self, client: int, request_id: int, now_s: float) -> None:
         """Answers the waiting attach with StoreCancelled; one that was answered already keeps its answer."""
         for waiter in self._stop_waiting(client, request_id):
-            self._fail(waiter, StoreCancelled(_CANCELLED))
-        self._advance(now_s)
+            self._effects.reply(waiter.client, waiter.failure(StoreCancelled(_CANCELLED)))
+        self._loads.advance(now_s)
 
     def release(self, client: int, image_id: int) -> None:
         """Ends one lease; the image stays until its room is needed."""
@@ -204,9 +192,10 @@ class Keeper:
 
     def shut_down(self) -> None:
         """Cancels the loads that have begun and tells everybody who waits."""
+        error = StoreUnavailable("the store is shutting down; ask again once it runs")
         waiters = [waiter for load in self._queues.loads for waiter in load.waiters]
         for waiter in [*waiters, *(waiter for _, waiter in self._arrivals)]:
-            self._fail(waiter, StoreUnavailable("the store is shutting down; ask again once it runs"))
+            self._effects.reply(waiter.client, waiter.failure(error))
         for load in self._queues.loads:
             if load.started_at_s is not None:
                 self._effects.cancel_load(load.image)
@@ -233,7 +222,7 @@ class Keeper:
             )
             self._hand_over(image, waiter, receipt)
         self._succession.save()
-        self._advance(now_s)
+        self._loads.advance(now_s)
 
     def load_failed(self, image: Image, error: LoaderError, now_s: float) -> None:
         """Every waiter learns why; who joined a load after it was cancelled gets a new one."""
@@ -245,30 +234,25 @@ class Keeper:
         if load.cancelled and load.is_wanted:
             self._queues.requeue(load)
         else:
-            self._give_up(load, error)
+            self._loads.give_up(load, error)
         self._succession.save()
-        self._advance(now_s)
+        self._loads.advance(now_s)
 
     def moved(self, now_s: float) -> None:
         """The moves are done: images are where they should be, and the load that they made room for may begin."""
-        load, self._awaits_moves = self._awaits_moves, None
-        assert load is not None
-        for image in self._cache.end_moves():
-            if image.state is ImageState.EVICTING:
-                self._forget(image)
+        load = self._loads.end_moves()
         arrivals, self._arrivals = self._arrivals, []
         for image, waiter in arrivals:
             self._hand_over_ready(image, waiter, now_s)
         if load.cancelled:
             self.load_failed(load.image, StoreCancelled(_CANCELLED), now_s)
         else:
-            self._begin(load, now_s)
-            self._advance(now_s)
+            self._loads.begin(load, now_s)
+            self._loads.advance(now_s)
 
     def freed_on_device(self, image_id: int) -> None:
         """The memory of an image on a device is back."""
-        self._evictions.gone_from_device(image_id)
-        self._answer_evictions()
+        self._loads.freed_on_device(image_id)
 
     # Decisions
 
@@ -279,7 +263,7 @@ class Keeper:
         image = self._cache.admit(checkpoint)
         self._queues.add(image)
         for stale in filter(is_evictable, self._cache.at_path(checkpoint.path)):
-            self._evict(stale)
+            self._loads.evict(stale)
         return image
 
     def _wanted_image_of(self, checkpoint: Checkpoint) -> Image:
@@ -303,101 +287,16 @@ class Keeper:
             bandwidths=Bandwidths(measured=measured, throttle_bytes_per_second=self._throttles.of(tier)),
         )
 
-    def _advance(self, now_s: float) -> None:
-        for queue in self._queues.devices:
-            while (load := queue.next) is not None and self._try_next(queue, load, now_s):
-                continue
-
-    def _try_next(self, queue: DeviceQueue, load: Load, now_s: float) -> bool:
-        """Starts or resumes the load; False where it has to wait for room, True where the queue changed."""
-        if load.paused_at_s is None:
-            try:
-                moves = self._make_room(load)
-            except StoreFull as error:
-                self._queues.remove(load)
-                self._give_up(load, error)
-                return True
-            if moves is None:
-                return False
-        if queue.running is not None:
-            self._effects.pause_load(queue.pause(now_s).image)
-        if load.paused_at_s is not None:
-            queue.resume(load, now_s)
-            self._effects.resume_load(load.image)
-            return True
-        queue.start(load)
-        if not moves:
-            self._begin(load, now_s)
-            return True
-        self._awaits_moves = load
-        self._succession.save()
-        self._effects.start_moves(moves)
-        return True
-
-    def _make_room(self, load: Load) -> tuple[Move, ...] | None:
-        """Places the load's image, evicting what must go; None while room is on its way. Raises StoreFull."""
-        if self._awaits_moves is not None:
-            return None
-        try:
-            victims = self._cache.victims_for(load.image)
-        except StoreFull:
-            if load.waiters and self._cancel_a_prefetch():
-                return None
-            if self._quarantine.bytes:
-                return None
-            raise
-        for victim in victims:
-            self._evict(victim)
-        return self._cache.place(load.image)
-
-    def _cancel_a_prefetch(self) -> bool:
-        """A prefetch must not keep a load that somebody waits for out of the arena; False where there is none."""
-        begun = [load for load in self._queues.loads if load.started_at_s is not None]
-        if any(load.cancelled for load in begun):
-            return True
-        prefetches = [load for load in begun if not load.waiters and not load.image.pinned]
-        if prefetches:
-            self._stop_prefetch(max(prefetches, key=lambda load: load.order).image)
-        return bool(prefetches)
-
-    def _begin(self, load: Load, now_s: float) -> None:
-        load.started_at_s = now_s
-        # What is overwritten from now on must not be found by a successor.
-        self._succession.save()
-        self._effects.start_load(load.image)
-
     def _is_in_use(self, image: Image) -> bool:
         is_loading = image.state in (ImageState.EMPTY, ImageState.LOADING)
         is_awaited = is_loading and bool(self._queues.of(image).waiters)
         return is_awaited or bool(image.leases) or any(arrived is image for arrived, _ in self._arrivals)
 
-    def _evict(self, image: Image) -> None:
-        if image.moving:
-            self._cache.begin_eviction(image)
-        else:
-            self._forget(image)
-
-    def _stop_prefetch(self, image: Image) -> None:
-        load = self._queues.of(image)
-        load.prefetched = False
-        self._drop_if_unwanted(load)
-
-    def _drop_if_unwanted(self, load: Load) -> None:
-        if load.is_wanted or load.cancelled:
-            return
-        if load.image.state is ImageState.EMPTY:
-            self._queues.remove(load)
-            self._forget(load.image)
-            return
-        load.cancelled = True
-        if load is not self._awaits_moves:
-            self._effects.cancel_load(load.image)
-
     def _stop_waiting(self, client: int, request_id: int | None) -> list[Waiter]:
         """Takes the waiters of one request (None: of all) of a client out, and stops what nobody else wants."""
         taken = self._queues.take_waiters(client, request_id)
         for load, _ in taken:
-            self._drop_if_unwanted(load)
+            self._loads.drop_if_unwanted(load)
         leaving = [
             arrival
             for arrival in self._arrivals
@@ -405,16 +304,6 @@ class Keeper:
         ]
         self._arrivals = [arrival for arrival in self._arrivals if arrival not in leaving]
         return [waiter for _, waiter in [*taken, *leaving]]
-
-    def _give_up(self, load: Load, error: LoaderError) -> None:
-        self._forget(load.image)
-        for waiter in load.waiters:
-            self._fail(waiter, error)
-
-    def _forget(self, image: Image) -> None:
-        self._cache.forget(image)
-        self._evictions.gone(image.id)
-        self._answer_evictions()
 
     # Answers
 
@@ -433,11 +322,3 @@ class Keeper:
             receipt=receipt,
         )
         self._effects.reply(waiter.client, reply)
-
-    def _answer_evictions(self) -> None:
-        for client, reply in self._evictions.take_due():
-            self._effects.reply(client, reply)
-
-    def _fail(self, waiter: Waiter, error: LoaderError) -> None:
-        failed = Failed(id=waiter.request_id, error=type(error).__name__, message=str(error))
-        self._effects.reply(waiter.client, failed)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from .cache import Image
+from .errors import LoaderError
+from .replies import Failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +23,10 @@ class Waiter:
     request_id: int
     asked_at_s: float
     wants_progress: bool = False
+
+    def failure(self, error: LoaderError) -> Failed:
+        """The answer that says why there is no lease."""
+        return Failed(id=self.request_id, error=type(error).__name__, message=str(error))
 
 
 @dataclass(slots=True, kw_only=True)
