@@ -1,6 +1,6 @@
 """A client's end of the store's socket: frames out from any thread and from finalizers, replies in to one thread.
 
-It neither reconnects nor knows what the messages mean to their sender; client.py does.
+It neither reconnects nor knows what the messages mean to their sender; session.py does.
 """
 
 from __future__ import annotations

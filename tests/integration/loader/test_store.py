@@ -371,7 +371,7 @@ def test_the_arena_cannot_be_written_by_a_client(
     code = (
         "import mmap, os, sys\nfrom serverless_triton.loader import Store\n"
         "store = Store(sys.argv[1], connect_timeout_s=20)\nattachment = store.attach(sys.argv[2])\n"
-        "fds = [store._view._fd]\n"
+        "fds = [store._session.arena()._fd]\n"
         "for flags in (os.O_RDWR, os.O_WRONLY):\n"
         "    try:\n        fds.append(os.open(f'/proc/self/fd/{fds[0]}', flags))\n    except OSError:\n        pass\n"
         "for fd in fds:\n"

@@ -1,0 +1,204 @@
+"""A client's session with the store, over as many connections as it takes: questions, the arena's view, the leases.
+
+Where the connection is lost, the next question makes a new one and reclaims the leases. What is asked for, and what
+becomes of the memory that comes with an answer, is client.py's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from itertools import count
+from typing import TypeVar
+from uuid import uuid4
+
+from . import link
+from .arena_view import ArenaView
+from .errors import LoaderError, StoreCancelled, StoreProtocolError, StoreTimeout, StoreUnavailable, error_of
+from .held_leases import HeldLeases
+from .replies import ArenaMapped, Attached, DeviceAttached, DevicesReclaimed, Failed, Reclaimed, Reply
+from .requests import Cancel, MapArena, Question, Reclaim, ReclaimDevices, Release, ReleaseDevice, Request
+from .store_link import Interrupted, OnProgress, StoreLink
+
+Answer = TypeVar("Answer", bound=Reply)
+
+# How long a cancelled request may take to be answered before the store is taken for stuck.
+CANCEL_GRACE_S = 2.0
+# A daemon that died is replaced at once by its holder, a store that was stopped by whoever supervises it.
+RECONNECT_TIMEOUT_S = 2.0
+
+
+class Session:
+    """One thread at a time uses it; interrupt() and new_id() may be called by any."""
+
+    def __init__(self, path: str, timeout_s: float, connect_timeout_s: float) -> None:
+        """Connects, waiting up to `connect_timeout_s` for a store that is just starting. Raises StoreUnavailable."""
+        self.id = uuid4().hex
+        self._path = path
+        self._timeout_s = timeout_s
+        self._ids = count(1)
+        self._closed = False
+        self._view: ArenaView | None = None
+        self._link = StoreLink(path, connect_timeout_s)
+        self._leases = HeldLeases(self._link)
+
+    @property
+    def leases(self) -> HeldLeases:
+        """Those of the store that answered last."""
+        return self._leases
+
+    def new_id(self) -> int:
+        """For the next request."""
+        return next(self._ids)
+
+    def connect(self) -> None:
+        """Connects again where the store has closed the connection. Raises StoreUnavailable, StoreCancelled."""
+        if self._closed:
+            raise StoreCancelled(f"the connection to {self._path} was closed; open a new Store")
+        if self._link.is_lost():
+            self._reconnect()
+
+    def arena(self) -> ArenaView:
+        """The view of the arena of the store that is connected. Raises StoreUnavailable, StoreFull."""
+        if self._view is None:
+            mapped, fds = self.ask_for_memory(MapArena(id=self.new_id()), ArenaMapped, None, None)
+            try:
+                self._view = ArenaView(mapped, os.dup(fds[0]), self._leases)
+            finally:
+                link.close_all(fds)
+        return self._view
+
+    def is_current(self, view: ArenaView) -> bool:
+        """Whether that arena is still the store's that is connected."""
+        return view is self._view
+
+    def ask(
+        self, request: Question, kind: type[Answer], timeout_s: float | None, on_progress: OnProgress | None
+    ) -> Answer:
+        """The answer, which takes `timeout_s` at most (None: the session's own).
+
+        Raises what the store answers, StoreTimeout, StoreCancelled, StoreUnavailable, and what on_progress raises.
+        """
+        reply, fds = self._exchange(request, self._budget_s(timeout_s), on_progress)
+        link.close_all(fds)
+        return self._checked(reply, kind)
+
+    def ask_for_memory(
+        self, request: Question, kind: type[Answer], timeout_s: float | None, on_progress: OnProgress | None
+    ) -> tuple[Answer, list[int]]:
+        """As ask(), with the descriptors that came, which the caller closes."""
+        reply, fds = self._exchange(request, self._budget_s(timeout_s), on_progress)
+        try:
+            return self._checked(reply, kind), fds
+        except BaseException:
+            link.close_all(fds)
+            raise
+
+    def post(self, request: Request) -> None:
+        """Says what has no answer."""
+        self._link.post(request)
+
+    def interrupt(self) -> None:
+        """Ends it for a thread that waits in it, which gets StoreCancelled, and for all who would ask from now on."""
+        self._closed = True
+        self._link.interrupt()
+
+    def close(self) -> None:
+        """After interrupt(). The connection stays until the last lease has ended."""
+        self._leases.close_link_after_last()
+        self._view = None
+
+    def _budget_s(self, timeout_s: float | None) -> float:
+        return self._timeout_s if timeout_s is None else timeout_s
+
+    def _exchange(self, request: Question, budget_s: float, on_progress: OnProgress | None) -> tuple[Reply, list[int]]:
+        self.connect()
+        self._link.send(request, self._timeout_s)
+        try:
+            return self._link.wait(request.id, time.monotonic() + budget_s, on_progress)
+        except TimeoutError:
+            return self._give_up(request, budget_s)
+        except Interrupted:
+            self._abandon(request)
+            raise StoreCancelled(f"the connection to {self._path} was closed while waiting") from None
+        except LoaderError:
+            raise
+        except BaseException:
+            self._abandon(request)
+            raise
+
+    def _give_up(self, request: Question, budget_s: float) -> tuple[Reply, list[int]]:
+        """Cancels, and takes the answer that may have been under way."""
+        self._link.send(Cancel(id=request.id), CANCEL_GRACE_S)
+        try:
+            reply, fds = self._link.wait(request.id, time.monotonic() + CANCEL_GRACE_S, None)
+        except TimeoutError:
+            self._link.close()
+            raise StoreTimeout(
+                f"the store at {self._path} did not answer within {budget_s} s nor to the cancellation; this "
+                "connection is closed; check the store process"
+            ) from None
+        if isinstance(reply, Failed) and reply.error == StoreCancelled.__name__:
+            raise StoreTimeout(f"{type(request).__name__} took longer than {budget_s} s at the store {self._path}")
+        return reply, fds
+
+    def _abandon(self, request: Question) -> None:
+        """Cancels, and gives back what the answer that may have been under way brings."""
+        with contextlib.suppress(TimeoutError, StoreUnavailable, Interrupted):
+            self._link.send(Cancel(id=request.id), CANCEL_GRACE_S)
+            reply, fds = self._link.wait(request.id, time.monotonic() + CANCEL_GRACE_S, None)
+            link.close_all(fds)
+            if isinstance(reply, Attached):
+                self._link.post(Release(image_id=reply.image_id))
+            elif isinstance(reply, DeviceAttached):
+                self._link.post(ReleaseDevice(image_id=reply.image_id))
+            return
+        self._link.close()
+
+    def _reconnect(self) -> None:
+        self._link.close()
+        self._link = StoreLink(self._path, RECONNECT_TIMEOUT_S)
+        try:
+            is_same_store = self._reclaim()
+        except BaseException:
+            # Without its leases a connection must not be used; the next request tries again.
+            self._link.close()
+            raise
+        if not is_same_store:
+            # Another store: the memory of the one before lives on for as long as its tensors do.
+            self._view = None
+            self._leases = HeldLeases(self._link)
+
+    def _reclaim(self) -> bool:
+        """False where the store is not the one that gave the leases. Raises StoreUnavailable, StoreProtocolError."""
+        in_dram, on_devices = self._leases.arena_counts, self._leases.device_counts
+        arena_id = self._view.arena_id if self._view else ""
+        reclaimed = self._answer(
+            Reclaim(id=self.new_id(), arena_id=arena_id, session=self.id, leases=in_dram), Reclaimed
+        )
+        devices = self._answer(ReclaimDevices(id=self.new_id(), session=self.id, leases=on_devices), DevicesReclaimed)
+        if reclaimed.arena_id != arena_id and (self._view or devices.leases != on_devices):
+            return False
+        self._leases.reconnect(self._link, reclaimed.leases, devices.leases)
+        if reclaimed.leases != in_dram or devices.leases != on_devices:
+            raise StoreProtocolError(f"the store at {self._path} lost leases of this process; restart this process")
+        return True
+
+    def _answer(self, request: Reclaim | ReclaimDevices, kind: type[Answer]) -> Answer:
+        self._link.send(request, self._timeout_s)
+        try:
+            reply, fds = self._link.wait(request.id, time.monotonic() + self._timeout_s, None)
+        except (TimeoutError, Interrupted) as error:
+            raise self._link.lost() from error
+        link.close_all(fds)
+        return self._checked(reply, kind)
+
+    def _checked(self, reply: Reply, kind: type[Answer]) -> Answer:
+        if isinstance(reply, Failed):
+            raise error_of(reply.error, reply.message)
+        if not isinstance(reply, kind):
+            raise StoreProtocolError(
+                f"the store at {self._path} answered with {type(reply).__name__}; run the same version on both sides"
+            )
+        return reply
