@@ -51,20 +51,22 @@ class NodeState(_message.Message):
     def __init__(self, node: _Optional[str] = ..., version: _Optional[int] = ..., highest_epoch: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., device_granted_bytes: _Optional[int] = ..., dram_bytes: _Optional[int] = ..., dram_leased_bytes: _Optional[int] = ..., ssd_bytes_per_second: _Optional[float] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., device_holds_weights: _Optional[bool] = ..., workers_ready: _Optional[bool] = ...) -> None: ...
 
 class Replica(_message.Message):
-    __slots__ = ("id", "model", "phase", "device_bytes", "worker_pid", "stub_pid")
+    __slots__ = ("id", "model", "phase", "device_bytes", "worker_pid", "stub_pid", "stub_private_bytes")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
     WORKER_PID_FIELD_NUMBER: _ClassVar[int]
     STUB_PID_FIELD_NUMBER: _ClassVar[int]
+    STUB_PRIVATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     phase: Phase
     device_bytes: int
     worker_pid: int
     stub_pid: int
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., phase: _Optional[_Union[Phase, str]] = ..., device_bytes: _Optional[int] = ..., worker_pid: _Optional[int] = ..., stub_pid: _Optional[int] = ...) -> None: ...
+    stub_private_bytes: int
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., phase: _Optional[_Union[Phase, str]] = ..., device_bytes: _Optional[int] = ..., worker_pid: _Optional[int] = ..., stub_pid: _Optional[int] = ..., stub_private_bytes: _Optional[int] = ...) -> None: ...
 
 class Image(_message.Message):
     __slots__ = ("checkpoint", "bytes", "leased")

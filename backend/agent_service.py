@@ -13,6 +13,7 @@ import grpc
 from serverless_triton.backend import agent_pb2, agent_pb2_grpc
 from serverless_triton.backend.agent import NodeAgent, StaleEpoch
 from serverless_triton.backend.parked_stubs import ParkedStub
+from serverless_triton.backend.processes import private_bytes
 from serverless_triton.backend.replica import Replica, StartFailed
 from serverless_triton.backend.tiers import TierWatcher
 
@@ -110,4 +111,11 @@ def _replica(replica: Replica) -> agent_pb2.Replica:
 
 
 def _parked(stub: ParkedStub) -> agent_pb2.Replica:
-    return agent_pb2.Replica(id=stub.replica, model=stub.model, phase=agent_pb2.PARKED, stub_pid=stub.channel.peer_pid)
+    pid = stub.channel.peer_pid
+    return agent_pb2.Replica(
+        id=stub.replica,
+        model=stub.model,
+        phase=agent_pb2.PARKED,
+        stub_pid=pid,
+        stub_private_bytes=private_bytes(pid),
+    )

@@ -1,7 +1,7 @@
 """Stubs that are READY in Triton and wait for an engine (decision 2): which there are, and who takes one.
 
 Each is known by the id of the replica that it was last part of. It holds no memory of the device, so the ledger does
-not know it. How many of them a server keeps is the scheduler's to decide.
+not know it. How many of them a server keeps, and in how much memory, is the scheduler's to decide.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ class ControlConfig:
     """What bounds the control loop's waits (seconds), queues and idle replicas.
 
     A replica that was idle for `keep_alive_s` is parked; None: only where room is needed. Of the stubs that a server's
-    Triton keeps for parked replicas the oldest are unloaded beyond `max_parked_per_server`.
+    Triton keeps for parked replicas the oldest are unloaded beyond `max_parked_per_server`, and where they hold more
+    than `max_parked_bytes_per_server` of memory of their own.
     """
 
     load_timeout_s: float = 120.0
@@ -47,6 +48,7 @@ class ControlConfig:
     max_failed_starts: int = 3
     keep_alive_s: float | None = None
     max_parked_per_server: int = 16
+    max_parked_bytes_per_server: int = 512 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,7 +52,9 @@ class ControlLimits:
     max_waiting_per_model: int = 1024
     max_failed_starts: int = 3
     keep_alive_s: float | None = None  # an idle replica is parked after that; None: only where room is needed
-    max_parked_per_server: int = 16  # beyond it the stubs that have been parked longest are unloaded
+    # Beyond these the stubs that have been parked longest are unloaded.
+    max_parked_per_server: int = 16
+    max_parked_bytes_per_server: int = 512 << 20
 
 
 @dataclass(slots=True)
@@ -339,15 +341,25 @@ class ControlLoop:
         """An agent shows a replica that ended here: its release did not reach the agent, so it is asked for again."""
         self._departures.again(server, replica, model)
 
-    def parked(self, server: ServerState, stubs: Mapping[ReplicaId, str], *, settled: bool = True) -> None:
-        """The stubs there that wait for an engine, with their models; not yet all of them where nothing is settled.
+    def parked(
+        self,
+        server: ServerState,
+        stubs: Mapping[ReplicaId, str],
+        private_bytes: Mapping[ReplicaId, int] | None = None,
+        *,
+        settled: bool = True,
+    ) -> None:
+        """The stubs there that wait for an engine, their models, and the memory that each holds; not yet all of them
+        where nothing is settled.
 
         Triton does not notice that one has died, so it is told to unload it, as those that are too many.
         """
-        died = server.parked.shown(stubs)
+        died = server.parked.shown(stubs, private_bytes or {})
+        limits = self.limits
         self.cluster.changed()
         if settled and server.takes_starts:
-            for stub, model in [*died, *server.parked.beyond(self.limits.max_parked_per_server)]:
+            beyond = server.parked.beyond(limits.max_parked_per_server, limits.max_parked_bytes_per_server)
+            for stub, model in [*died, *beyond]:
                 self._departures.unload_parked(server, stub, model)
 
     def adopt(self, replica: ReplicaState) -> None:

@@ -114,8 +114,13 @@ class ServerWatch:
             if not _is_parked(shown):
                 self.loop.still_there(server.name, ReplicaId(shown.id), shown.model)
         self._adopt(state)
-        parked = {ReplicaId(one.id): one.model for one in state.replicas if _is_parked(one)}
-        self.loop.parked(server, parked, settled=self._settled)
+        parked = [one for one in state.replicas if _is_parked(one)]
+        self.loop.parked(
+            server,
+            {ReplicaId(one.id): one.model for one in parked},
+            {ReplicaId(one.id): one.stub_private_bytes for one in parked},
+            settled=self._settled,
+        )
         if self._settled:
             self._bury(state)
         self.loop.cluster.changed()

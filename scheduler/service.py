@@ -78,6 +78,7 @@ async def serve(config: SchedulerConfig) -> None:
             max_failed_starts=config.control.max_failed_starts,
             keep_alive_s=config.control.keep_alive_s,
             max_parked_per_server=config.control.max_parked_per_server,
+            max_parked_bytes_per_server=config.control.max_parked_bytes_per_server,
         ),
     )
     gateway = Gateway(

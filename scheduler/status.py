@@ -43,7 +43,12 @@ def _server(loop: ControlLoop, server: ServerState) -> dict[str, Any]:
             for replica in sorted(loop.cluster.on_server(server.name), key=lambda r: r.id)
         ],
         "parked": [
-            {"id": stub, "model": model, "stub_pid": server.stub_pids.get(stub, 0)}
+            {
+                "id": stub,
+                "model": model,
+                "stub_pid": server.stub_pids.get(stub, 0),
+                "private_bytes": server.parked.bytes_of(stub),
+            }
             for stub, model in server.parked.items()
         ],
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as triton_grpc
 
+from serverless_triton.backend.processes import private_bytes
 from serverless_triton.backend.sentinel import SHARED_MEMORY, processes_of
 from serverless_triton.cli.local_cluster import LocalCluster
 from tests.e2e.conftest import DRAM_BYTES, ROOM_FOR_ONE
@@ -86,14 +87,5 @@ def usage(cluster: LocalCluster) -> Usage:
         processes=len(list(processes_of(cluster.run_id()))),
         shared_memory_files=len(list(SHARED_MEMORY.glob(f"{cluster.shm_prefix()}*"))),
         descriptors={name: len(list(Path(f"/proc/{pid}/fd").iterdir())) for name, pid in pids.items()},
-        private_bytes={name: anonymous_bytes(pid) for name, pid in pids.items()},
+        private_bytes={name: private_bytes(pid) for name, pid in pids.items()},
     )
-
-
-def anonymous_bytes(pid: int) -> int:
-    """Resident memory that no file backs."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "RssAnon":
-            return int(value.split()[0]) * 1024
-    raise AssertionError(f"process {pid} has no RssAnon")

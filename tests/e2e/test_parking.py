@@ -147,3 +147,10 @@ def test_a_model_that_nobody_asks_for_is_parked(repository: Path, tmp_path: Path
         text, ids, _ = start_of(cluster, "alpha")
         cluster.until(lambda: cluster.replicas("alpha") == [] and bool(cluster.parked("alpha")), "it is parked")
         assert start_of(cluster, "alpha") == (text, ids, "parked")
+
+
+def test_the_memory_that_a_parked_stub_holds_is_known(cluster: LocalCluster) -> None:
+    stub = park(cluster, "alpha", "beta")
+    cluster.until(lambda: cluster.parked("alpha")[0]["private_bytes"] > 0, "its memory has been told")
+    assert 4 << 20 < cluster.parked("alpha")[0]["private_bytes"] < 256 << 20
+    assert stub["model"] == "alpha"

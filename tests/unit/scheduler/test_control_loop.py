@@ -366,7 +366,29 @@ async def test_of_too_many_parked_stubs_the_oldest_is_unloaded() -> None:
     assert set(server.parked.by_model()) == {"b", "c"}
 
 
-async def test_a_parked_stub_that_died_is_unloaded_because_triton_does_not_notice() -> None:
+async def test_of_parked_stubs_that_hold_too_much_memory_the_oldest_are_unloaded() -> None:
+    w = world("s0", models=(A, B, C), limits=ControlLimits(max_parked_bytes_per_server=100))
+    server = w.loop.cluster.servers[S0]
+    sizes = {ReplicaId("a-1"): 30, ReplicaId("b-1"): 40, ReplicaId("c-1"): 61}
+    w.loop.parked(server, {ReplicaId("a-1"): "a", ReplicaId("b-1"): "b"}, sizes)
+    await settle()
+    assert calls(w, "unload_model") == []
+    w.loop.parked(server, {ReplicaId("a-1"): "a", ReplicaId("b-1"): "b", ReplicaId("c-1"): "c"}, sizes)
+    await settle()
+    assert calls(w, "unload_model") == [("s0", "a"), ("s0", "b")]
+    assert set(server.parked.by_model()) == {"c"}
+
+
+async def test_a_parked_stub_that_grows_beyond_the_memory_for_all_of_them_is_unloaded() -> None:
+    w = world("s0", models=(A,), limits=ControlLimits(max_parked_bytes_per_server=100))
+    server = w.loop.cluster.servers[S0]
+    for size in (100, 101):
+        w.loop.parked(server, {ReplicaId("a-1"): "a"}, {ReplicaId("a-1"): size})
+    await settle()
+    assert calls(w, "unload_model") == [("s0", "a")]
+
+
+async def test_a_parked_stub_that_died_because_triton_does_not_notice() -> None:
     w, _ = await parked_on_s0("s0")
     w.loop.parked(w.loop.cluster.servers[S0], {})
     await settle()
