@@ -40,6 +40,7 @@ class NodeConfig:
     cache_directory: Path | None = None
     cache_bytes: int = 0
     spare_workers: int = 1
+    worker_waste_bytes: int = 256 << 20
 
 
 def node_processes(
@@ -84,9 +85,8 @@ def _store(config: NodeConfig, socket: Path) -> ProcessSpec:
 
 def _zygote(config: NodeConfig, socket: Path, agent: Path, store: Path) -> ProcessSpec:
     sockets = ("--socket", str(socket), "--agent-socket", str(agent), "--store-socket", str(store))
-    return ProcessSpec(
-        name=f"{config.name}.zygote", command=_module("backend.zygote", *sockets), environment=ZYGOTE_ENVIRONMENT
-    )
+    command = _module("backend.zygote", *sockets, "--worker-waste-bytes", str(config.worker_waste_bytes))
+    return ProcessSpec(name=f"{config.name}.zygote", command=command, environment=ZYGOTE_ENVIRONMENT)
 
 
 def _agent(config: NodeConfig, socket: Path, zygote: Path, store: Path) -> ProcessSpec:

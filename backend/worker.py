@@ -22,6 +22,7 @@ from serverless_triton.backend.channel import Channel, ChannelClosed
 from serverless_triton.backend.engines.protocol import (
     Engine,
     EngineError,
+    EngineStats,
     FailureEvent,
     GenerationRequest,
     InvalidRequest,
@@ -43,6 +44,7 @@ from serverless_triton.backend.messages import (
     WorkerHello,
 )
 from serverless_triton.backend.premapped_store import PremappedStore
+from serverless_triton.backend.retirement import RetirementRule, WorkerMemory
 from serverless_triton.backend.worker_load import LoadedEngine, load_engine
 from serverless_triton.backend.worker_stub import HEARTBEAT_S, StubLink, message_of
 from serverless_triton.loader.errors import CheckpointError, LoaderError
@@ -69,7 +71,10 @@ class Worker:
         agent_socket: Path,
         store_socket: Path,
         clock: Callable[[], float] = time.monotonic,
+        retirement: RetirementRule | None = None,
     ) -> None:
+        self._retirement = retirement or RetirementRule()
+        self._memory: WorkerMemory | None = None  # since the load
         self._engines = engines
         self._agent_socket = agent_socket
         self._premapped = PremappedStore(store_socket)
@@ -191,6 +196,7 @@ class Worker:
 
     def _become(self, message: Load, loaded: LoadedEngine) -> None:
         self._engine, self._store = loaded.engine, loaded.store
+        self._memory = WorkerMemory(tuple(device for device, _, _ in message.shares))
         self._hello = WorkerHello(
             replica=message.replica, model=message.model, parameters=message.parameters, shares=message.shares
         )
@@ -221,11 +227,21 @@ class Worker:
             while True:
                 time.sleep(HEARTBEAT_S)
                 self._beat(stub)
+                self._commands.put(self._retire_if_due)
 
     def _beat(self, stub: StubLink) -> None:
         """Raises ChannelClosed."""
         if self._clock() - self._turned_s < STUCK_S:
             stub.beat()
+
+    def _retire_if_due(self) -> None:
+        """The agent ends this worker and parks its stub: nobody uses it, and its memory has gone to pieces."""
+        if self._engine is None or self._memory is None or not _is_idle(self._engine.stats()):
+            return
+        memory = self._memory.now()
+        if self._retirement.is_due(memory):
+            why = f"retired: it holds {memory.wasted_bytes} bytes beyond the {memory.needed_bytes} that it needs"
+            self._tell_agent(Failed(code="UNAVAILABLE", message=f"the engine worker of '{self._model}' {why}"))
 
     def _submit(self, message: Generate) -> None:
         if self._engine is None:
@@ -267,6 +283,10 @@ def _request(message: Generate) -> GenerationRequest:
         resume_token_ids=message.resume_token_ids,
         sampling_parameters=message.sampling_parameters,
     )
+
+
+def _is_idle(stats: EngineStats) -> bool:
+    return stats.running + stats.waiting + stats.reserved == 0
 
 
 def _place(error: Exception) -> str:

@@ -16,13 +16,14 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from serverless_triton.backend.channel import Channel, ChannelClosed
 from serverless_triton.backend.engines.registry import EngineRegistry
 from serverless_triton.backend.messages import Fork, Learn, ModelSpec, ProtocolError
 from serverless_triton.backend.processes import die_with_parent
+from serverless_triton.backend.retirement import RetirementRule
 from serverless_triton.backend.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class ZygoteConfig:
     socket: Path
     agent_socket: Path
     store_socket: Path
+    retirement: RetirementRule = field(default_factory=RetirementRule)
 
 
 class Zygote:
@@ -113,7 +115,8 @@ class Zygote:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._selector.close()
             self._listener.close()
-            Worker(self._engines, self._config.agent_socket, self._config.store_socket).run()
+            config = self._config
+            Worker(self._engines, config.agent_socket, config.store_socket, retirement=config.retirement).run()
             status = 0
         except BaseException:
             logger.exception("worker_crashed pid=%d", os.getpid())
@@ -134,9 +137,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--agent-socket", type=Path, required=True)
     parser.add_argument("--store-socket", type=Path, required=True)
+    parser.add_argument("--worker-waste-bytes", type=int, default=RetirementRule().waste_bytes)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    config = ZygoteConfig(socket=options.socket, agent_socket=options.agent_socket, store_socket=options.store_socket)
+    config = ZygoteConfig(
+        socket=options.socket,
+        agent_socket=options.agent_socket,
+        store_socket=options.store_socket,
+        retirement=RetirementRule(waste_bytes=options.worker_waste_bytes),
+    )
     Zygote(config).run()
     return 0
 

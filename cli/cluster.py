@@ -46,6 +46,7 @@ class NodeBudgets:
     cache_directory: Path | None = None
     cache_bytes: int = 0
     spare_workers: int = 1
+    worker_waste_bytes: int = 256 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
