@@ -80,15 +80,15 @@ class PairedRatioToBest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Overhead:
-    """What something costs: the median of a figure with it over that without it, less 1, of one row."""
+class PairedOverhead:
+    """What something costs: the speed without it over that with it, measured in turns; the rounds' median, less 1."""
 
     row: str
     with_it: str
     without_it: str
 
     def value(self, rounds: Sequence[Round]) -> float | None:
-        ratio = _ratio(median_of(rounds, self.row, self.with_it), median_of(rounds, self.row, self.without_it))
+        ratio = PairedRatioToBest(of=self.without_it, to=self.with_it, rows=(self.row,)).value(rounds)
         return None if ratio is None else ratio - 1
 
 

@@ -88,7 +88,6 @@ def _our_rows(track: Track, best: StoreProcess, small: StoreProcess) -> Mapping[
         rivals.COLD_OURS: partial(on_best.cold, "single"),
         rivals.COLD_OURS_SHARDED: partial(on_best.cold, "sharded"),
         rivals.COLD_OURS_REPACKED: partial(on_best.cold, "repacked"),
-        rivals.CHECKSUMS: on_best.checksums,
         rivals.WARM_OURS_4K: on_small.warm,
         rivals.PREMAPPED_4K: on_small.premapped,
         rivals.COLD_LOAD_FILE: partial(_load_file, track, "cold"),

@@ -1,4 +1,4 @@
-"""Our own rows: a load by the store from disk, an attach of what the store holds, and what checking hashes costs.
+"""Our own rows: a load by the store from disk, with hashes and without, and an attach of what the store holds.
 
 Each brings the store to the state that the row is about, and has the receipt confirm it.
 """
@@ -6,7 +6,6 @@ Each brings the store to the state that the row is about, and has the receipt co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from perf.harness import InvalidRound
@@ -26,6 +25,10 @@ class OurRows:
     def cold(self, form: str) -> Measurement:
         """Neither in the store nor in the page cache; every byte is compared with its hash."""
         return measurement(self._cold(form, verified=True))
+
+    def unhashed(self) -> Measurement:
+        """As `cold`, of a checkpoint without hashes beside it."""
+        return measurement(self._cold("unhashed", verified=False))
 
     def _cold(self, form: str, *, verified: bool) -> Outcome:
         self._evict()
@@ -52,16 +55,6 @@ class OurRows:
         assert outcome.plain_sum_s is not None
         beyond_s = outcome.elapsed_s - outcome.plain_sum_s
         return measurement(outcome, plain_sum_s=outcome.plain_sum_s, beyond_plain_sum_s=beyond_s)
-
-    def checksums(self) -> Measurement:
-        """Two pairs of cold loads, with hashes and without, the second pair in the other order."""
-        order = ("single", "unhashed", "unhashed", "single")
-        outcomes = [(form, self._cold(form, verified=form == "single")) for form in order]
-        by_form = {form: [outcome for name, outcome in outcomes if name == form] for form in order}
-        verified_s, unverified_s = (
-            fmean(outcome.elapsed_s for outcome in by_form[form]) for form in ("single", "unhashed")
-        )
-        return measurement(by_form["single"][0], verified_s=verified_s, unverified_s=unverified_s)
 
     def _attach(self, loader: str, form: str, cache: Any, arguments: dict[str, Any], **more: Any) -> Outcome:
         arguments = {"socket": str(self.store.socket), **arguments}

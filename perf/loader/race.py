@@ -1,4 +1,4 @@
-"""`python -m perf.loader.race`: from disk, ours in turns with the plain reader and with each of the fastest peers.
+"""`python -m perf.loader.race`: ours from disk, in turns with plain readers, the fastest peers and ours without hashes.
 
 A virtual machine's disk changes its speed by a third from one second to the next. Each row is therefore a pair, a rival
 and ours right after each other, and the claims are medians of the pairs' ratios.
@@ -27,16 +27,16 @@ from perf.loader.loaders import missing_packages
 from perf.loader.memory import private_memory
 from perf.loader.ours import OurRows
 from perf.loader.pairs import PairedRow
-from perf.loader.rivals import CEILINGS, FASTEST_CEILINGS, FASTEST_COLD_PEERS, PEERS, TITLES
+from perf.loader.rivals import CEILINGS, FASTEST_CEILINGS, FASTEST_COLD_PEERS, PEERS, TITLES, UNHASHED
 from perf.loader.store_process import running_store
 from perf.loader.track import checked_by_the_official_reader
 from perf.results import Measurement, Round, Run
 
-# A pair with a plain reader takes a few seconds, with a peer half a minute.
-CEILING_PAIRS = 3
+# A pair takes a few seconds; one with a peer half a minute.
+CLOSE_PAIRS = 3
 COLUMNS = "| | s | ours beside it, s | ours is so many times as fast |\n|---|---|---|---|"
 RACING_PEERS = tuple(peer for peer in PEERS if f"cold.{peer.name}" in FASTEST_COLD_PEERS)
-RACING_ROWS = (*FASTEST_CEILINGS, *FASTEST_COLD_PEERS)
+RACING_ROWS = (*FASTEST_CEILINGS, *FASTEST_COLD_PEERS, UNHASHED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +60,13 @@ class LoaderRace:
             harness.scratch_folder() as folder,
             running_store(folder, pages=BEST_PAGES, dram_bytes=dram_bytes) as store,
         ):
-            ours = partial(OurRows(track=track, store=store).cold, "single")
+            rows = OurRows(track=track, store=store)
+            ours = partial(rows.cold, "single")
             readers = plain_readers(forms.files("single"))
             peers = {f"cold.{peer.name}": partial(track.peer, peer, "cold") for peer in RACING_PEERS}
             yield {
-                **{row: PairedRow(rival=reader, ours=ours, pairs=CEILING_PAIRS) for row, reader in readers.items()},
+                UNHASHED: PairedRow(rival=rows.unhashed, ours=ours, pairs=CLOSE_PAIRS),
+                **{row: PairedRow(rival=reader, ours=ours, pairs=CLOSE_PAIRS) for row, reader in readers.items()},
                 **{row: PairedRow(rival=peer, ours=ours, pairs=1) for row, peer in peers.items()},
             }
 

@@ -17,7 +17,6 @@ SECTIONS = {
     "cold": "From disk, until every page was summed",
     "warm": "From memory into a new process, until every page was summed",
     "premapped": "From memory into a process that mapped the arena ahead",
-    "checksums": "What hashes cost",
     "arena": "The arena's own start-up: process start until every page of it was touched",
 }
 COLUMNS = "| | s (least – most) | GB/s | CPU s | peak GB | page cache GB |\n|---|---|---|---|---|---|"
@@ -83,10 +82,6 @@ def _notes(rounds: Sequence[Round], section: str) -> Iterator[str]:
             if plain_s is not None and beyond_s is not None:
                 own = f"{_seconds(plain_s)} of it is the sum's own time over plain memory"
                 yield f"{TITLES[row]}: {own}, {_seconds(beyond_s)} is not."
-    if section == "checksums":
-        with_s, without_s = (median_of(rounds, section, metric) for metric in ("verified_s", "unverified_s"))
-        if with_s is not None and without_s is not None:
-            yield f"In pairs: {_seconds(with_s)} with hashes, {_seconds(without_s)} without."
 
 
 def _line(row: Row) -> str:

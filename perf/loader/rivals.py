@@ -81,7 +81,7 @@ COLD_OURS, COLD_OURS_SHARDED, COLD_OURS_REPACKED = "cold.ours", "cold.ours_shard
 WARM_OURS_HUGE, WARM_OURS_4K = "warm.ours_huge_pages", "warm.ours_4k_pages"
 PREMAPPED, PREMAPPED_4K = "premapped.ours_huge_pages", "premapped.ours_4k_pages"
 COLD_LOAD_FILE, WARM_LOAD_FILE = "cold.load_file", "warm.load_file"
-CHECKSUMS = "checksums"
+UNHASHED = "cold.ours_unhashed"
 ARENA_BEST, ARENA_4K = "arena.best_pages", "arena.4k_pages"
 
 # Those that the whole benchmark shows fastest.
@@ -106,7 +106,7 @@ TITLES = {
     WARM_LOAD_FILE: "ours, load_file (no store)",
     PREMAPPED: "ours, Store.attach, arena mapped ahead, 2 MB pages",
     PREMAPPED_4K: "ours, Store.attach, arena mapped ahead, 4 KB pages",
-    CHECKSUMS: "ours, with hashes",
+    UNHASHED: "ours, Store.attach, without hashes",
     ARENA_BEST: "arena started, best pages",
     ARENA_4K: "arena started, 4 KB pages",
 }

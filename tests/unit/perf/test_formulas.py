@@ -2,7 +2,7 @@
 
 import pytest
 
-from perf.formulas import CappedShare, Formula, Median, MedianRatio, Overhead, PairedRatioToBest, RatioToBest
+from perf.formulas import CappedShare, Formula, Median, MedianRatio, PairedOverhead, PairedRatioToBest, RatioToBest
 from perf.results import Measurement, Round
 from tests.unit.perf.runs import round_of
 
@@ -36,7 +36,7 @@ def test_a_formula_is_about_medians(formula: Formula, value: float):
         RatioToBest(metric=METRIC, of="a", to=("absent",)),
         PairedRatioToBest(of=METRIC, to=METRIC, rows=("absent",)),
         PairedRatioToBest(of="absent_s", to=METRIC, rows=("a",)),
-        Overhead(row="a", with_it=METRIC, without_it="absent_s"),
+        PairedOverhead(row="a", with_it=METRIC, without_it="absent_s"),
         CappedShare(cap=1.3, share=0.95, metric=METRIC, of=("absent",), to="a"),
     ],
 )
@@ -65,10 +65,7 @@ def test_a_paired_ratio_is_that_to_the_fastest_rival():
     assert PAIRED.value(rounds) == pytest.approx(0.9)
 
 
-def test_an_overhead_is_what_comes_on_top():
-    figures = [{"with_s": with_s, "without_s": without_s} for with_s, without_s in ((1.1, 1.0), (2.2, 2.0), (3.0, 2.1))]
-    rounds = [
-        Round(number=number, order=("pair",), measurements={"pair": Measurement(figures=pair)})
-        for number, pair in enumerate(figures)
-    ]
-    assert Overhead(row="pair", with_it="with_s", without_it="without_s").value(rounds) == pytest.approx(0.1)
+def test_an_overhead_is_what_is_missing_in_speed():
+    rounds = [paired(n, best=(1.0, speed)) for n, speed in enumerate((1.04, 1.03, 2.0))]
+
+    assert PairedOverhead(row="best", with_it="ours_s", without_it="s").value(rounds) == pytest.approx(0.04)
