@@ -300,12 +300,13 @@ class NodeAgent:
         self, replica_id: str, model: str, parameters: dict[str, str], wire_shares: Sequence[WireShare] = ()
     ) -> Replica:
         known, shares = self.replicas.get(replica_id), tuple(map(Share.of_wire, wire_shares))
-        parts = known.parts if known else self.devices.parts(ModelSpec.parse(parameters))
-        if known is None or shares:
-            self.devices.adopt(replica_id, shares, sum(parts))
         if known is not None:
-            known.shares = shares or known.shares
+            if shares:  # its stub came first, and could not tell them
+                self.devices.adopt(replica_id, shares, known.device_bytes)
+                known.shares = shares
             return known
+        parts = [share.bytes for share in shares] or self.devices.parts(ModelSpec.parse(parameters))
+        self.devices.adopt(replica_id, shares, sum(parts))
         replica = self._record(replica_id, model, parameters, parts)
         replica.shares = shares
         self._expect_both_halves(replica, ADOPTION_GRACE_S)

@@ -25,6 +25,7 @@ from serverless_triton.backend.messages import Acquire, ProtocolError, WorkerHel
 from serverless_triton.backend.model_repository import read_parameters
 from serverless_triton.backend.tiers import TierWatcher
 from serverless_triton.backend.worker_pool import WorkerPool
+from serverless_triton.loader.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ async def _welcome(channel: AsyncChannel, agent: NodeAgent) -> None:
             channel.close()
         else:
             raise ProtocolError(f"a {type(message).__name__} is no greeting")
-    except (ProtocolError, ChannelClosed, ValueError, asyncio.TimeoutError) as error:
+    except (ProtocolError, ChannelClosed, ValueError, CheckpointError, asyncio.TimeoutError) as error:
         logger.warning("connection_refused pid=%d error=%s", channel.peer_pid, error)
         channel.close()
 

@@ -8,10 +8,10 @@ import pytest
 
 from serverless_triton.backend.agent import NodeAgent
 from serverless_triton.backend.devices import Devices
-from serverless_triton.backend.messages import Load, ModelSpec, WorkerHello
+from serverless_triton.backend.messages import Acquire, Load, ModelSpec, WorkerHello
 from serverless_triton.backend.replica import StartFailed
 from serverless_triton.loader.errors import CheckpointNotFound
-from tests.unit.backend.test_agent import PARAMETERS, HandPool, HandWorker, settle
+from tests.unit.backend.test_agent import PARAMETERS, HandChannel, HandPool, HandWorker, settle
 
 PARTS = {"large": [40, 60, 60], "small": [30]}
 
@@ -94,6 +94,30 @@ async def test_a_new_agent_counts_an_adopted_replica_where_it_is(monkeypatch: py
     hello = WorkerHello(replica="r1", model="large", parameters=parameters, shares=shares)  # type: ignore[arg-type]
     await agent.welcome_worker(worker.channel, hello)  # type: ignore[arg-type]
     assert shares_of(await start(agent, pool, "r2", "small")) == [("cuda:0", 1, 30)]
+
+
+async def test_an_adopted_replica_needs_no_look_at_files_that_may_have_gone(monkeypatch: pytest.MonkeyPatch):
+    agent, _ = node()
+    worker = HandWorker()
+    monkeypatch.setattr("serverless_triton.backend.agent.WorkerLink", lambda channel: worker)
+    parameters = PARAMETERS | {"checkpoint": "/gone"}
+    hello = WorkerHello(replica="r1", model="m", parameters=parameters, shares=[("cuda:1", 3, 70)])
+    await agent.welcome_worker(worker.channel, hello)  # type: ignore[arg-type]
+    assert (agent.devices.granted_bytes, agent.replicas["r1"].device_bytes) == (70, 70)
+
+
+async def test_shares_that_come_after_the_stub_replace_what_was_assumed(monkeypatch: pytest.MonkeyPatch):
+    agent, pool = node()
+    worker, stub = HandWorker(), HandChannel()
+    monkeypatch.setattr("serverless_triton.backend.agent.WorkerLink", lambda channel: worker)
+    parameters = PARAMETERS | {"checkpoint": "small"}
+    acquire = Acquire(model="small", parameters=parameters, replica="r1", attached=True)
+    staying = asyncio.ensure_future(agent.welcome_stub(stub, acquire))  # type: ignore[arg-type]
+    await settle()
+    hello = WorkerHello(replica="r1", model="small", parameters=parameters, shares=[("cuda:1", 1, 30)])
+    await agent.welcome_worker(worker.channel, hello)  # type: ignore[arg-type]
+    assert shares_of(await start(agent, pool, "r2", "large")) == [("cuda:0", 2, 100), ("cuda:1", 1, 60)]
+    staying.cancel()
 
 
 async def test_a_checkpoint_that_is_not_there_is_refused_before_any_worker_is_taken():
