@@ -11,19 +11,23 @@ LOADER = Path(__file__).parents[2] / "loader"
 TESTS_WITH_THREADS = ("arena", "chunk_hasher", "gpu_copy", "reader", "uring")
 TESTS_WITH_GPU = ("device_memory", "gpu_copy")
 
-pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
+# A build takes a minute or two on an idle machine of two cores.
+pytestmark = [
+    pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed"),
+    pytest.mark.timeout(900),
+]
 
 
 def test_cpp_tests_and_fuzz_targets_pass_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
     configure(tmp_path, "-fsanitize=address,undefined -fno-sanitize-recover=all")
-    run(["cmake", "--build", str(tmp_path), "--parallel", "2"])
+    build(tmp_path)
     # Beside the build, which may lie on a disk where direct reads work; /tmp often is a tmpfs.
     run(["ctest", "--test-dir", str(tmp_path), "--output-on-failure", "--parallel", "2"], TMPDIR=str(tmp_path))
 
 
 def test_what_runs_on_several_threads_passes_under_the_thread_sanitizer(tmp_path: Path) -> None:
     configure(tmp_path, "-fsanitize=thread")
-    run(["cmake", "--build", str(tmp_path), "--target", *(f"{name}_test" for name in TESTS_WITH_THREADS)])
+    build(tmp_path, TESTS_WITH_THREADS)
     for name in TESTS_WITH_THREADS:
         command = [*without_address_randomization(), str(tmp_path / "tests" / f"{name}_test")]
         run(command, TMPDIR=str(tmp_path), TSAN_OPTIONS="halt_on_error=1")
@@ -32,7 +36,7 @@ def test_what_runs_on_several_threads_passes_under_the_thread_sanitizer(tmp_path
 @pytest.mark.gpu
 def test_what_uses_a_gpu_passes_on_the_card(tmp_path: Path, real_cuda: str) -> None:
     configure(tmp_path, "")
-    run(["cmake", "--build", str(tmp_path), "--target", *(f"{name}_test" for name in TESTS_WITH_GPU)])
+    build(tmp_path, TESTS_WITH_GPU)
     for name in TESTS_WITH_GPU:
         run([str(tmp_path / "tests" / f"{name}_test")], SERVERLESS_TRITON_CUDA_DRIVER=real_cuda)
 
@@ -48,6 +52,12 @@ def configure(build: Path, sanitizers: str) -> None:
     command = ["cmake", "-S", str(LOADER), "-B", str(build), "-DLOADER_BUILD_EXTENSION=OFF", "-DLOADER_BUILD_TESTS=ON"]
     flags = f"-DCMAKE_CXX_FLAGS={sanitizers} -O1 -g"
     run([*command, "-DLOADER_WARNINGS_AS_ERRORS=ON", flags, "-DCMAKE_BUILD_TYPE=None"])
+
+
+def build(folder: Path, modules: tuple[str, ...] = ()) -> None:
+    """The tests of these modules, or everything."""
+    targets = [f"{module}_test" for module in modules] or ["all"]
+    run(["cmake", "--build", str(folder), "--parallel", "2", "--target", *targets])
 
 
 def run(command: list[str], **environment: str) -> None:
