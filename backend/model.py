@@ -71,6 +71,13 @@ class InFlight:
             self.ended = final
             self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
 
+    def is_cancelled(self) -> bool:
+        """Never asked beside the final response or after it: that takes from under Triton what it looks the answer up
+        in, and 2.51 crashes. Any thread.
+        """
+        with self.lock:
+            return not self.ended and bool(self.sender.is_cancelled())
+
     def fail(self, code: str, message: str) -> None:
         """The last response of a request that failed."""
         if self.token_state:
@@ -243,7 +250,7 @@ class TritonPythonModel:
 
     def _cancel_if_asked(self, number: int, flight: InFlight) -> None:
         try:
-            if not flight.sender.is_cancelled():
+            if not flight.is_cancelled():
                 return
         except Exception as error:  # noqa: BLE001 - Triton's bindings; the next poll asks again
             _log(f"cancel_unknown model={self._model} error={type(error).__name__}")
