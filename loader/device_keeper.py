@@ -145,7 +145,9 @@ class DeviceKeeper:
         """The images that evict() would drop. Raises ImageLeased where somebody uses or awaits one on a device."""
         images = self._images.at_path(path)
         for image in images:
-            if not image.is_evictable:
+            if image.state is not DeviceImageState.READY:
+                raise ImageLeased(f"{path} is on its way to {image.device}; once it is there and released, evict again")
+            if image.leases:
                 raise ImageLeased(
                     f"{path} is in use on {image.device}: a process still holds a tensor of it; drop its tensors or "
                     "stop it, then evict again"

@@ -27,6 +27,13 @@ def test_a_leased_image_is_not_evicted_and_an_idle_one_is(world: World) -> None:
     assert world.done("free") == [image.id]
 
 
+def test_what_is_on_its_way_to_a_device_is_not_said_to_be_held_by_tensors(world: World) -> None:
+    world.attach(1, "/a")
+
+    with pytest.raises(ImageLeased, match="/a is on its way to GPU-1"):
+        world.keeper.evictable("/a")
+
+
 def test_leases_outlive_the_connection_and_end_with_the_process(world: World) -> None:
     world.attach(1, "/a")
     image = world.arrive("/a")
