@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import accumulate, count
@@ -140,13 +140,15 @@ class ImageCache:
         """Raises StoreFull where a load of this checkpoint would fail for want of room now."""
         self.victims_for(self._image_of(checkpoint))
 
-    def victims_for(self, image: Image) -> list[Image]:
-        """Which images must go, least recently used first, so that place() succeeds; those already going count as gone.
+    def victims_for(self, image: Image, leaving: Sequence[Image] = ()) -> list[Image]:
+        """Which images must go, least recently used first, so that place() succeeds.
 
-        Raises StoreFull where leased, pinned and loading images leave too little.
+        Those already going, and those `leaving`, count as gone. Raises StoreFull where leased, pinned and loading
+        images leave too little.
         """
         candidates = self._by_use(filter(is_evictable, self._images.values()))
-        free = self._map.without({piece for going in self._in_state(ImageState.EVICTING) for piece in going.pieces})
+        going = [*self._in_state(ImageState.EVICTING), *leaving]
+        free = self._map.without({piece for image in going for piece in image.pieces})
         freed_bytes = list(accumulate((victim.bytes for victim in candidates), initial=free.free_bytes))
         enough = bisect_left(freed_bytes, image.bytes)
         count = first_that(enough, len(candidates), lambda count: self._would_fit(free, image, candidates[:count]))

@@ -15,6 +15,7 @@ from .holes import Move
 from .load_queue import DeviceQueue, Load, LoadQueues
 from .quarantine import Quarantine
 from .replies import Evicted
+from .searches import first_that
 from .succession import Succession
 
 
@@ -125,24 +126,33 @@ class LoadScheduler:
         try:
             victims = self._cache.victims_for(load.image)
         except StoreFull:
-            if load.waiters and self._cancel_a_prefetch():
-                return None
-            if self._quarantine.bytes:
+            if self._cancel_prefetches_for(load) or self._quarantine.bytes:
                 return None
             raise
         for victim in victims:
             self.evict(victim)
         return self._cache.place(load.image)
 
-    def _cancel_a_prefetch(self) -> bool:
-        """A prefetch must not keep a load that somebody waits for out of the arena; False where there is none."""
-        begun = [load for load in self._queues.loads if load.started_at_s is not None]
-        if any(load.cancelled for load in begun):
-            return True
-        prefetches = [load for load in begun if not load.waiters and not load.image.pinned]
-        if prefetches:
-            self._stop_prefetch(max(prefetches, key=lambda load: load.order).image)
-        return bool(prefetches)
+    def _cancel_prefetches_for(self, load: Load) -> bool:
+        """Has the newest prefetches stop that keep a load which somebody waits for out of the arena.
+
+        False where there is no room without all of them either, and then none stops. What stops already counts.
+        """
+        begun = [other for other in self._queues.loads if other.started_at_s is not None]
+        stopping = [other.image for other in begun if other.cancelled]
+        others = [other for other in begun if not (other.cancelled or other.waiters or other.image.pinned)]
+        newest = [other.image for other in sorted(others, key=lambda other: -other.order)] if load.waiters else []
+        enough = first_that(0, len(newest), lambda count: self._fits_without(load, [*stopping, *newest[:count]]))
+        for image in newest[: enough or 0]:
+            self._stop_prefetch(image)
+        return enough is not None
+
+    def _fits_without(self, load: Load, leaving: Sequence[Image]) -> bool:
+        try:
+            self._cache.victims_for(load.image, leaving)
+        except StoreFull:
+            return False
+        return True
 
     def _stop_prefetch(self, image: Image) -> None:
         load = self._queues.of(image)

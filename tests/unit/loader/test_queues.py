@@ -128,6 +128,42 @@ def test_a_prefetch_makes_room_for_who_is_waited_for(keeper: Keeper, effects: Re
     assert isinstance(effects.to(1)[0], Attached)
 
 
+def test_no_prefetch_gives_way_to_what_would_not_fit_without_it_either(
+    keeper: Keeper, effects: RecordedEffects
+) -> None:
+    attach(keeper, 1, 1, checkpoint("/held", 2 * MEGABYTES), now_s=0)
+    finish(keeper, effects, now_s=1)
+    keeper.prefetch(99, 1, checkpoint("/a"), now_s=2)
+    attach(keeper, 2, 1, checkpoint("/b", 3 * MEGABYTES, device="disk:2"), now_s=3)
+
+    [reply] = effects.to(2)
+    assert isinstance(reply, Failed)
+    assert reply.error == "StoreFull"
+    assert effects.cancelled == []
+    assert [image.path for image in keeper.snapshot().status.images] == ["/held", "/a"]
+
+
+def test_the_fewest_and_newest_prefetches_give_way_together(keeper: Keeper, effects: RecordedEffects) -> None:
+    for disk in (1, 2, 3, 4):
+        keeper.prefetch(99, disk, checkpoint(f"/{disk}", device=f"disk:{disk}"), now_s=0)
+    attach(keeper, 1, 1, checkpoint("/b", 2 * MEGABYTES, device="disk:5"), now_s=1)
+    assert [image.checkpoint.path for image in effects.cancelled] == ["/4", "/3"]
+    for image in list(effects.cancelled):
+        keeper.load_failed(image, StoreCancelled("stopped"), now_s=2)
+
+    assert started(effects) == ["/1", "/2", "/3", "/4", "/b"]
+    assert len(effects.cancelled) == 2
+
+
+def test_a_prefetch_waits_for_the_room_of_one_that_is_stopping(keeper: Keeper, effects: RecordedEffects) -> None:
+    keeper.prefetch(99, 1, checkpoint("/a", 3 * MEGABYTES), now_s=0)
+    keeper.evict(2, 1, "/a", now_s=1)
+    keeper.prefetch(99, 2, checkpoint("/b", 3 * MEGABYTES, device="disk:2"), now_s=2)
+    fail(keeper, effects, StoreCancelled("stopped"), now_s=3)
+
+    assert started(effects) == ["/a", "/b"]
+
+
 def test_a_prefetch_that_finds_no_room_disturbs_nobody(keeper: Keeper, effects: RecordedEffects) -> None:
     keeper.prefetch(99, 1, checkpoint("/a", 3 * MEGABYTES), now_s=0)
     keeper.prefetch(99, 2, checkpoint("/b", 3 * MEGABYTES, device="disk:2"), now_s=0)
