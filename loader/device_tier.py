@@ -124,7 +124,7 @@ class DeviceTier:
         self._keeper.cancel(COPIER, image.id, time.monotonic())
 
     def release_dram(self, image: DeviceImage) -> None:
-        self._keeper.release(COPIER, self._leased.pop(image.id).image_id)
+        self._keeper.release(COPIER, self._leased.pop(image.id).image_id, time.monotonic())
 
     def copy(self, image: DeviceImage) -> None:
         self._work.copy(image, self._leased[image.id].extents)

@@ -101,7 +101,7 @@ class Dispatcher:
         if isinstance(request, PathQuestion):
             self._open(client, request)
         elif isinstance(request, Unpin):
-            self._keeper.unpin(client, request.id, known_as(request.path))
+            self._keeper.unpin(client, request.id, known_as(request.path), now_s)
         elif isinstance(request, Evict):
             self._evict(client, request, now_s)
         elif isinstance(request, GetStatus):
@@ -113,7 +113,7 @@ class Dispatcher:
         elif isinstance(request, Cancel):
             self._cancel(client, request.id, now_s)
         elif isinstance(request, Release):
-            self._keeper.release(client, request.image_id)
+            self._keeper.release(client, request.image_id, now_s)
         else:
             self._dispatch_device(client, request, now_s)
 

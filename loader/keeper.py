@@ -131,13 +131,14 @@ class Keeper:
         self._loads.advance(now_s)
         self._effects.reply(client, Pinned(id=request_id, image=self._report.image(image)))
 
-    def unpin(self, client: int, request_id: int, path: str) -> None:
+    def unpin(self, client: int, request_id: int, path: str, now_s: float) -> None:
         """Lets every version of a checkpoint go again when its room is needed."""
         images = [image for image in self._cache.at_path(path) if image.pinned]
         for image in images:
             image.pinned = False
         self._succession.save()
         self._effects.reply(client, Unpinned(id=request_id, images=len(images)))
+        self._loads.advance(now_s)
 
     def evict(self, client: int, request_id: int, path: str, now_s: float, *, on_devices: Sequence[int] = ()) -> None:
         """Drops every version of a checkpoint. Raises ImageLeased or ImagePinned, and then drops none.
@@ -175,10 +176,11 @@ class Keeper:
             self._effects.reply(waiter.client, waiter.failure(StoreCancelled(_CANCELLED)))
         self._loads.advance(now_s)
 
-    def release(self, client: int, image_id: int) -> None:
+    def release(self, client: int, image_id: int, now_s: float) -> None:
         """Ends one lease; the image stays until its room is needed."""
         self._cache.release(image_id, client)
         self._succession.save()
+        self._loads.advance(now_s)
 
     def tell_progress(self) -> bool:
         """Sends a notice to everybody who waits and asked for them; False where nobody does."""

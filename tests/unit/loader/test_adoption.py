@@ -95,7 +95,7 @@ def test_a_successor_has_the_images_where_they_were(keeper: Keeper, effects: Rec
 
 def test_a_successor_numbers_images_on(keeper: Keeper, effects: RecordedEffects) -> None:
     first = attached(keeper, effects, 1)
-    keeper.release(1, first.image_id)
+    keeper.release(1, first.image_id, now_s=9)
     keeper.evict(2, 1, "/a", now_s=2)
 
     after, world = successor(effects)
@@ -130,8 +130,8 @@ def test_a_process_reclaims_its_own_leases_and_no_others(keeper: Keeper, effects
     )
     assert world.to(100) == [Reclaimed(id=5, arena_id="arena", leases=(LeaseCount(image_id=image_id, count=2),))]
     assert after.snapshot().status.images[0].orphaned_leases == 1
-    after.release(100, image_id)
-    after.release(100, image_id)
+    after.release(100, image_id, now_s=9)
+    after.release(100, image_id, now_s=9)
     assert after.snapshot().status.images[0].leases == 1
 
 
@@ -171,8 +171,8 @@ def test_a_connection_that_breaks_does_not_end_the_leases_of_a_process_that_live
 def test_nothing_is_saved_twice(keeper: Keeper, effects: RecordedEffects) -> None:
     attached(keeper, effects, 1)
     before = len(effects.saved)
-    keeper.unpin(1, 2, "/a")
-    keeper.release(1, 999)
+    keeper.unpin(1, 2, "/a", now_s=9)
+    keeper.release(1, 999, now_s=9)
 
     assert len(effects.saved) == before
 
@@ -207,7 +207,7 @@ def test_an_encoder_remembers_images_and_nothing_that_changed(keeper: Keeper, ef
         loaded(keeper, effects, path)
         keeper.pin(1, 1, checkpoint("/a"), now_s=1)
         assert decode_state(encoder.encode(left_by(effects))) == left_by(effects)
-    keeper.unpin(1, 2, "/a")
+    keeper.unpin(1, 2, "/a", now_s=9)
     keeper.evict(1, 3, "/b", now_s=2)
 
     assert decode_state(encoder.encode(left_by(effects))) == left_by(effects)

@@ -264,7 +264,7 @@ def test_a_released_image_stays_until_its_room_is_needed(keeper: Keeper, effects
     finish(keeper, effects, now_s=1)
     reply = effects.to(1)[0]
     assert isinstance(reply, Attached)
-    keeper.release(1, reply.image_id)
+    keeper.release(1, reply.image_id, now_s=9)
 
     assert paths(keeper, effects) == ["/a"]
     assert status(keeper, effects).leased_bytes == 0

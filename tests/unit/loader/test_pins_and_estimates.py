@@ -51,8 +51,8 @@ def test_a_pinned_image_is_not_evicted_until_it_is_unpinned(keeper: Keeper, effe
     pinned(keeper, effects, "/a")
     with pytest.raises(ImagePinned, match="/a is pinned; unpin it"):
         keeper.evict(2, 1, "/a", now_s=2)
-    keeper.unpin(2, 2, "/a")
-    keeper.unpin(2, 3, "/a")
+    keeper.unpin(2, 2, "/a", now_s=9)
+    keeper.unpin(2, 3, "/a", now_s=9)
     keeper.evict(2, 4, "/a", now_s=2)
 
     assert effects.to(2) == [Unpinned(id=2, images=1), Unpinned(id=3, images=0), Evicted(id=4, images=1)]
@@ -96,7 +96,7 @@ def test_what_is_in_memory_takes_no_time(keeper: Keeper, effects: RecordedEffect
 
 def test_an_estimate_counts_what_is_left_of_the_loads_ahead(keeper: Keeper, effects: RecordedEffects) -> None:
     pinned(keeper, effects, "/a")  # one megabyte a second
-    keeper.unpin(1, 1, "/a")
+    keeper.unpin(1, 1, "/a", now_s=9)
     attach(keeper, 1, 1, checkpoint("/b"), now_s=2)
     attach(keeper, 2, 1, checkpoint("/c"), now_s=2)
     effects.progress = MEGABYTES // 4

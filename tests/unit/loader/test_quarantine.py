@@ -84,6 +84,32 @@ def test_a_load_that_needs_that_memory_waits_for_it(keeper: Keeper, effects: Rec
     assert isinstance(world.to(1)[0], Attached)
 
 
+def test_a_load_that_waits_for_that_memory_takes_what_a_release_gives(keeper: Keeper, effects: RecordedEffects) -> None:
+    attach(keeper, 1, 1, checkpoint("/quarantined"), now_s=0)
+    after, world = successor(effects)
+    attach(after, 1, 1, checkpoint("/a", 3 * MEGABYTES), now_s=1)
+    finish(after, world, now_s=2)
+    attached = world.to(1)[0]
+    assert isinstance(attached, Attached)
+    attach(after, 2, 1, checkpoint("/b", 3 * MEGABYTES), now_s=3)
+    assert len(world.started) == 1
+    after.release(1, attached.image_id, now_s=4)
+
+    assert [image.checkpoint.path for image in world.started] == ["/a", "/b"]
+
+
+def test_a_load_that_waits_for_that_memory_takes_what_an_unpin_gives(keeper: Keeper, effects: RecordedEffects) -> None:
+    attach(keeper, 1, 1, checkpoint("/quarantined"), now_s=0)
+    after, world = successor(effects)
+    after.pin(1, 1, checkpoint("/a", 3 * MEGABYTES), now_s=1)
+    finish(after, world, now_s=2)
+    attach(after, 2, 1, checkpoint("/b", 3 * MEGABYTES), now_s=3)
+    assert len(world.started) == 1
+    after.unpin(1, 2, "/a", now_s=4)
+
+    assert [image.checkpoint.path for image in world.started] == ["/a", "/b"]
+
+
 def test_what_does_not_fit_without_a_quarantine_is_refused_when_it_is_over(
     keeper: Keeper, effects: RecordedEffects
 ) -> None:
