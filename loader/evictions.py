@@ -26,6 +26,20 @@ class PendingEvictions:
         """The answer is due when all the images are gone, by their ids: those on devices have ids of their own."""
         self._evictions.append(_Eviction(client=client, reply=reply, images=set(images), on_devices=set(on_devices)))
 
+    def awaits(self, image_id: int) -> bool:
+        """Whether an answer waits for that image in DRAM."""
+        return any(image_id in eviction.images for eviction in self._evictions)
+
+    def drop(self, client: int, request_id: int | None) -> list[int]:
+        """The answer to one request (None: those to all) of a client is due no more; returns the requests' ids."""
+        dropped = [
+            eviction
+            for eviction in self._evictions
+            if eviction.client == client and request_id in (None, eviction.reply.id)
+        ]
+        self._evictions = [eviction for eviction in self._evictions if eviction not in dropped]
+        return [eviction.reply.id for eviction in dropped]
+
     def gone(self, image_id: int) -> None:
         for eviction in self._evictions:
             eviction.images.discard(image_id)

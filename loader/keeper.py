@@ -22,13 +22,14 @@ from .peers import Peers
 from .processes import ProcessId
 from .quarantine import Quarantine
 from .receipts import Estimate, LoadReceipt, Tier
-from .replies import Attached, Estimated, Evicted, Pinned, Prefetching, Progress, Reclaimed, Status, Unpinned
+from .replies import Attached, Estimated, Evicted, Failed, Pinned, Prefetching, Progress, Reclaimed, Status, Unpinned
 from .reports import Reporter
 from .requests import LeaseCount
 from .state import StoreState
 from .succession import Succession
 
 _CANCELLED = "the attach was cancelled; ask again if it is still wanted"
+_EVICTION_GOES_ON = "nobody waits for the eviction any more, but it goes on; the status says which images there are"
 
 
 class Keeper:
@@ -92,6 +93,7 @@ class Keeper:
     def disconnect(self, client: int, now_s: float) -> None:
         """The connection is gone: the client's waiting ends now, its leases with its process, or it reclaims them."""
         self._stop_waiting(client, None)
+        self._loads.stop_awaiting_evictions(client, None)
         self._succession.disconnect(client)
         self._loads.advance(now_s)
 
@@ -171,9 +173,15 @@ class Keeper:
         return StoreSnapshot.of(self._report.store(), self._totals)
 
     def cancel(self, client: int, request_id: int, now_s: float) -> None:
-        """Answers the waiting attach with StoreCancelled; one that was answered already keeps its answer."""
+        """Answers the waiting attach or eviction with StoreCancelled; one that was answered already keeps its answer.
+
+        What was to be dropped goes all the same.
+        """
         for waiter in self._stop_waiting(client, request_id):
             self._effects.reply(waiter.client, waiter.failure(StoreCancelled(_CANCELLED)))
+        for evict_id in self._loads.stop_awaiting_evictions(client, request_id):
+            failed = Failed(id=evict_id, error=StoreCancelled.__name__, message=_EVICTION_GOES_ON)
+            self._effects.reply(client, failed)
         self._loads.advance(now_s)
 
     def release(self, client: int, image_id: int, now_s: float) -> None:
@@ -223,6 +231,8 @@ class Keeper:
                 direct_io=result.direct_io,
             )
             self._hand_over(image, waiter, receipt)
+        if load.cancelled:
+            self._loads.end_cancelled(load)
         self._succession.save()
         self._loads.advance(now_s)
 
@@ -234,6 +244,7 @@ class Keeper:
         outcome: Outcome = "cancelled" if isinstance(error, StoreCancelled) else "failed"
         self._totals.failed(outcome, corrupted=isinstance(error, CheckpointCorrupted))
         if load.cancelled and load.is_wanted:
+            self._loads.end_cancelled(load)
             self._queues.requeue(load)
         else:
             self._loads.give_up(load, error)

@@ -88,6 +88,21 @@ class LoadScheduler:
             self.evict(image) if is_evictable(image) else self._stop_prefetch(image)
         self._answer_evictions()
 
+    def end_cancelled(self, load: Load) -> None:
+        """A cancelled load has ended, well or not: who evicted its image waits no longer, whoever wants it since.
+
+        An image that came to be all the same, and that nobody wants since, goes.
+        """
+        if load.image.state is ImageState.READY and not load.is_wanted and self._evictions.awaits(load.image.id):
+            self._forget(load.image)
+        else:
+            self._evictions.gone(load.image.id)
+            self._answer_evictions()
+
+    def stop_awaiting_evictions(self, client: int, request_id: int | None) -> list[int]:
+        """The client's evictions (None: all of them) go on, unanswered; returns the ids of their requests."""
+        return self._evictions.drop(client, request_id)
+
     def freed_on_device(self, image_id: int) -> None:
         """The memory of an image on a device is back."""
         self._evictions.gone_from_device(image_id)
