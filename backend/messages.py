@@ -35,6 +35,41 @@ class Generate:
     input_ids: list[int] | None = None
     resume_token_ids: list[int] = field(default_factory=list)
     sampling_parameters: dict[str, Any] = field(default_factory=dict)
+    reservation: str | None = None  # the stream whose catch-up (of this attempt) it goes on from
+
+    @property
+    def next_position(self) -> int:
+        """Where the first token of the answer belongs."""
+        return len(self.resume_token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatchUp:
+    """Stub → worker: a round of a catch-up. Hold the KV memory of prompt and tokens under (`reservation`, `attempt`).
+
+    The ids are those from generated position `start_position` on. Answered by CaughtUp or Failed.
+    """
+
+    request: int
+    reservation: str
+    attempt: int
+    start_position: int = 0
+    text: str | None = None
+    input_ids: list[int] | None = None
+    resume_token_ids: list[int] = field(default_factory=list)
+    sampling_parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def next_position(self) -> int:
+        """Where the next round begins, or the answer."""
+        return self.start_position + len(self.resume_token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freeze:
+    """Stub → worker: end this request so that it can go on elsewhere. Its last Tokens hold its token state."""
+
+    request: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +89,45 @@ class Tokens:
     text: str
     num_input_tokens: int
     prompt_ids: list[int] | None = None  # on a request's first message only
-    finish_reason: str | None = None  # "stop", "length" or "cancelled"
+    finish_reason: str | None = None  # "stop", "length", "cancelled" or "frozen"
+    token_state: str | None = None  # where it is "frozen", as token_state.py writes it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Worker → stub: a request without tokens yet is alive. `held_tokens` of `total_tokens` are in the KV memory."""
+
+    request: int
+    state: str  # "queued" or "prefilling"
+    held_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaughtUp:
+    """Worker → stub: a round's last word. The KV memory of so many tokens is held, prompt and generated ones."""
+
+    request: int
+    held_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Worker → agent, worker → stub: how its engine is doing; once a second while it changes.
+
+    Counts of requests and tokens now, `last_batch_tokens` of the last step; the others count from the load on.
+    """
+
+    running: int
+    waiting: int
+    reserved: int
+    kv_tokens_used: int
+    kv_tokens_total: int
+    steps: int
+    generated_tokens: int
+    prefilled_tokens: int
+    preemptions: int
+    last_batch_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +190,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """Worker → agent: the engine is warm. `tier` is where its bytes came from."""
+    """Worker → agent, worker → stub: the engine is warm. `tier` is where its bytes came from."""
 
     replica: str
     tier: str
@@ -151,8 +224,13 @@ class Learn:
 
 Message = (
     Generate
+    | CatchUp
+    | Freeze
     | Cancel
     | Tokens
+    | Position
+    | CaughtUp
+    | Stats
     | Failed
     | Acquire
     | Granted
@@ -169,8 +247,13 @@ _TYPES: dict[str, type[Message]] = {
     kind.__name__: kind
     for kind in (
         Generate,
+        CatchUp,
+        Freeze,
         Cancel,
         Tokens,
+        Position,
+        CaughtUp,
+        Stats,
         Failed,
         Acquire,
         Granted,

@@ -27,6 +27,7 @@ _INPUTS = {
     "return_finish_reason": ("TYPE_BOOL", 1),
     "return_num_input_tokens": ("TYPE_BOOL", 1),
     "return_num_output_tokens": ("TYPE_BOOL", 1),
+    "return_logprobs": ("TYPE_BOOL", 1),  # refused, but with a reason of ours
     "resume_token_ids": ("TYPE_INT32", -1),
 }
 _OUTPUTS = {
@@ -38,6 +39,9 @@ _OUTPUTS = {
     "prompt_ids": ("TYPE_INT32", -1),
     "attempt": ("TYPE_INT32", 1),
     "first_position": ("TYPE_INT32", 1),
+    "held_tokens": ("TYPE_INT32", 1),  # of a request that is queued, prefilling or catching up
+    "total_tokens": ("TYPE_INT32", 1),
+    "token_state": ("TYPE_STRING", 1),  # of a stream that was frozen, see docs/formats.md
     "failure": ("TYPE_STRING", 2),  # code and message, for a gateway
 }
 

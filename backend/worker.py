@@ -57,6 +57,7 @@ logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 10.0
 RECONNECT_S = 0.1
 PREMAP_S = 0.3  # how long the store's arena may keep an idle worker from saying hello
+FLUSH_S = 5.0  # how long a worker that gives up waits for its stub to take the last words
 STUCK_S = 60.0  # an engine that takes longer over a step has hung; nobody should take it for alive
 
 Command = Callable[[], None]
@@ -83,6 +84,7 @@ class Worker:
         self._engine: Engine | None = None
         self._store: Store | None = None  # its connection is the lease
         self._model = ""
+        self._loaded: Loaded | None = None
         self._stub: StubLink | None = None
         self._stopping = False
         self._clock = clock
@@ -129,6 +131,7 @@ class Worker:
         if self._stub is not None:
             with suppress(ChannelClosed):  # nobody is left to tell
                 self._stub.fail_all("INTERNAL", self._blame(error))
+                self._stub.flush(FLUSH_S)
 
     def _blame(self, error: Exception) -> str:
         """The exception's own words may hold the prompt; its type doesn't."""
@@ -200,7 +203,8 @@ class Worker:
         self._hello = WorkerHello(
             replica=message.replica, model=message.model, parameters=message.parameters, shares=message.shares
         )
-        self._tell_agent(Loaded(replica=message.replica, tier=loaded.tier, bytes=loaded.bytes, spans=loaded.spans))
+        self._loaded = Loaded(replica=message.replica, tier=loaded.tier, bytes=loaded.bytes, spans=loaded.spans)
+        self._tell_agent(self._loaded)
 
     def _refuse(self, message: Load, code: str, reason: object) -> None:
         self._tell_agent(Failed(code=code, message=f"failed to load '{message.model}': {reason}"))
@@ -210,6 +214,9 @@ class Worker:
 
     def _serve(self, stub: StubLink) -> None:
         self._stub = stub
+        if self._loaded is not None:
+            with suppress(ChannelClosed):  # `_listen_to_stub` notices too
+                stub.report(self._loaded)
         threading.Thread(target=self._keep_known, args=(stub,), daemon=True).start()
         threading.Thread(target=self._listen_to_stub, args=(stub,), daemon=True).start()
 

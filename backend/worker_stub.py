@@ -1,6 +1,7 @@
 """A worker's end of its stub's socket: what came from it, what it was last told of each request, signs of life between.
 
-What the engine makes of a request is `worker.py`'s.
+Speaking never waits for the stub: a thread of the link's own sends, and what it has not sent yet grows together. What
+the engine makes of a request is `worker.py`'s.
 """
 
 from __future__ import annotations
@@ -11,42 +12,85 @@ from collections.abc import Callable
 
 from serverless_triton.backend.channel import Channel, ChannelClosed
 from serverless_triton.backend.engines.protocol import FailureEvent, TokenEvent
-from serverless_triton.backend.messages import Cancel, Failed, Generate, ProtocolError, Tokens
+from serverless_triton.backend.messages import (
+    Cancel,
+    CaughtUp,
+    Failed,
+    Generate,
+    Loaded,
+    ProtocolError,
+    Tokens,
+)
+from serverless_triton.backend.outbox import News, Outbox
 
 HEARTBEAT_S = 5.0
+Asked = Generate | Cancel
 
 
 class StubLink:
-    """One thread listens; any thread sends. A request counts as in flight from when it is read until its last word."""
+    """One thread listens; any thread speaks. A request counts as in flight from when it is read until its last word."""
 
     def __init__(self, channel: Channel, clock: Callable[[], float] = time.monotonic) -> None:
         self._channel = channel
         self._clock = clock
         self._lock = threading.Lock()  # guards _told, and no heartbeat overtakes the tokens before it
         self._told: dict[int, tuple[int, float]] = {}  # request → next position, when its stub last heard of it
+        self._outbox = Outbox()
+        self._is_gone = False
+        threading.Thread(target=self._send, daemon=True).start()
 
-    def listen(self, heard: Callable[[Generate | Cancel], None]) -> None:
+    def listen(self, heard: Callable[[Asked], None]) -> None:
         """Returns when the stub is gone."""
         try:
             while True:
                 message, _ = self._channel.receive()
                 if isinstance(message, Generate):
                     with self._lock:
-                        self._told[message.request] = (len(message.resume_token_ids), self._clock())
+                        self._told[message.request] = (message.next_position, self._clock())
                 if isinstance(message, (Generate, Cancel)):
                     heard(message)
         except (ChannelClosed, ProtocolError, OSError):
-            return
+            self._lose()
 
-    def say(self, message: Tokens | Failed) -> None:
-        """Raises ChannelClosed."""
+    def say(self, news: News) -> None:
+        """Raises ChannelClosed once the stub is gone."""
         with self._lock:
-            if isinstance(message, Failed) or message.finish_reason is not None:
-                self._told.pop(message.request, None)
-            else:
-                next_position = message.first_position + len(message.output_ids)
-                self._told[message.request] = (next_position, self._clock())
-            self._channel.send(message)
+            self._note(news)
+            self._put(news)
+
+    def report(self, message: Loaded) -> None:
+        """What is of no request. Raises ChannelClosed."""
+        self._channel.send(message)
+
+    def flush(self, timeout_s: float) -> None:
+        """Returns when all that was said has been sent, or when that took too long."""
+        self._outbox.wait_until_idle(timeout_s)
+
+    def _note(self, news: News) -> None:
+        is_last = isinstance(news, (CaughtUp, Failed)) or (isinstance(news, Tokens) and news.finish_reason is not None)
+        if is_last:
+            self._told.pop(news.request, None)
+        elif isinstance(news, Tokens):
+            self._told[news.request] = (news.first_position + len(news.output_ids), self._clock())
+        elif news.request in self._told:
+            self._told[news.request] = (self._told[news.request][0], self._clock())
+
+    def _put(self, news: News) -> None:
+        if self._is_gone:
+            raise ChannelClosed("the stub is gone")
+        self._outbox.put(news)
+
+    def _send(self) -> None:
+        try:
+            while (waiting := self._outbox.take()) is not None:
+                for news in waiting:
+                    self._channel.send(news)
+        except (ChannelClosed, ProtocolError):
+            self._lose()
+
+    def _lose(self) -> None:
+        self._is_gone = True
+        self._outbox.close()
 
     def beat(self) -> None:
         """An empty message for every request that is queued or in a long prefill. Raises ChannelClosed."""
@@ -54,7 +98,7 @@ class StubLink:
         with self._lock:
             for request, (position, heard_s) in self._told.items():
                 if now_s - heard_s >= HEARTBEAT_S:
-                    self._channel.send(
+                    self._put(
                         Tokens(request=request, first_position=position, output_ids=[], text="", num_input_tokens=0)
                     )
 

@@ -20,7 +20,7 @@ from serverless_triton.scheduler.errors import InvalidModelName, InvalidRequest,
 SERVED_BACKEND = "serverless"
 # What only the gateway may say to a backend, and hear from it: no client sees these tensors.
 PRIVATE_INPUTS = frozenset({"resume_token_ids"})
-PRIVATE_OUTPUTS = frozenset({"attempt", "first_position", "failure"})
+PRIVATE_OUTPUTS = frozenset({"attempt", "first_position", "failure", "held_tokens", "total_tokens", "token_state"})
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _VERSION = re.compile(r"0{0,64}[0-9]{1,19}")  # bounded before int() sees it, which refuses thousands of digits

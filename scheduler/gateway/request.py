@@ -32,7 +32,7 @@ _SEED_BITS = 53  # exact in JSON whoever reads it
 _MOST_LEVELS = 16  # of lists and objects in each other; more could not be written back as JSON
 EMPTY_FINAL = "triton_enable_empty_final_response"
 _TOO_DEEP = f"input 'sampling_parameters' is nested too deeply; use at most {_MOST_LEVELS} levels"
-_PRIVATE_PARAMETERS = frozenset({*PRIVATE_INPUTS, "attempt", "token_state"})
+_PRIVATE_PARAMETERS = frozenset({*PRIVATE_INPUTS, "attempt", "token_state", "reservation", "start_position", "freeze"})
 # Triton's own, which never reach a model: parameter → the kinds it takes.
 _TRITON_PARAMETERS = {
     "sequence_id": ("int64_param", "string_param"),

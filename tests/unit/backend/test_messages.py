@@ -11,10 +11,16 @@ from serverless_triton.backend.channel import MAX_MESSAGE_BYTES, Channel, Channe
 from serverless_triton.backend.messages import (
     Acquire,
     Cancel,
+    CatchUp,
+    CaughtUp,
+    Freeze,
     Generate,
     Loaded,
+    Message,
     ModelSpec,
+    Position,
     ProtocolError,
+    Stats,
     Tokens,
     decode,
     encode,
@@ -30,9 +36,17 @@ PARAMETERS = {"checkpoint": "/models/a", "checkpoint_bytes": "10", "kv_cache_byt
         Tokens(request=1, first_position=3, output_ids=[4], text="\u20ac", num_input_tokens=2, prompt_ids=[1, 2]),
         Acquire(model="m", parameters=PARAMETERS, replica="m-1"),
         Cancel(request=9),
+        Freeze(request=9),
+        CatchUp(request=1, reservation="s", attempt=2, start_position=3, input_ids=[1], resume_token_ids=[4, 5]),
+        CaughtUp(request=1, held_tokens=6),
+        Position(request=1, state="prefilling", held_tokens=512, total_tokens=900),
+        Stats(
+            running=1, waiting=2, reserved=3, kv_tokens_used=4, kv_tokens_total=5, steps=6,
+            generated_tokens=7, prefilled_tokens=8, preemptions=9, last_batch_tokens=10,
+        ),
     ],
-)
-def test_a_message_comes_back_as_it_went(message: Generate | Tokens | Acquire | Cancel):
+)  # fmt: skip
+def test_a_message_comes_back_as_it_went(message: Message):
     assert decode(encode(message)) == message
 
 
@@ -43,6 +57,11 @@ def test_a_message_comes_back_as_it_went(message: Generate | Tokens | Acquire | 
 def test_what_is_no_message_is_a_protocol_error_without_its_content(data: bytes):
     with pytest.raises(ProtocolError, match="not a message"):
         decode(data)
+
+
+def test_an_answer_begins_after_what_is_resumed_or_caught_up():
+    assert Generate(request=1, text="x", resume_token_ids=[4, 5]).next_position == 2
+    assert CatchUp(request=1, reservation="s", attempt=0, start_position=3, resume_token_ids=[4]).next_position == 4
 
 
 def test_spans_survive_as_lists():

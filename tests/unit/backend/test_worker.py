@@ -126,6 +126,7 @@ class Bench:
         theirs.close()
         self.stub = Channel(ours)
         self.stub.set_timeout(WAIT_S)
+        assert isinstance(self.stub.receive()[0], Loaded)  # where its start's time went
         return self.stub
 
     def ask(self, message: Generate | Cancel) -> None:
@@ -170,10 +171,11 @@ def heard(stub: Channel) -> Tokens | Failed:
 
 def test_a_loaded_worker_generates_for_its_stub(bench: Bench):
     stub = bench.serve()
-    for _ in range(2):
-        bench.engine.steps.put(None)
     stub.send(prompt(1))
-    first, last = heard(stub), heard(stub)
+    bench.engine.steps.put(None)
+    first = heard(stub)
+    bench.engine.steps.put(None)
+    last = heard(stub)
     assert isinstance(first, Tokens)
     assert isinstance(last, Tokens)
     assert (first.first_position, last.first_position, last.finish_reason) == (0, 1, "length")
@@ -318,6 +320,24 @@ def test_a_request_that_was_just_heard_of_or_has_ended_needs_no_heartbeat(link: 
     link.now_s += HEARTBEAT_S
     link.link.beat()
     assert heard(link.stub) == Tokens(request=1, first_position=1, output_ids=[], text="", num_input_tokens=0)
+
+
+def test_whoever_speaks_does_not_wait_for_a_stub_that_takes_nothing(link: Link):
+    """More than any socket buffer holds; what the stub had not taken yet comes as fewer, longer messages."""
+    count, text = 1000, "x" * 1000
+    for position in range(count):
+        link.link.say(Tokens(request=1, first_position=position, output_ids=[position], text=text, num_input_tokens=1))
+    ids: list[int] = []
+    messages = 0
+    while len(ids) < count:
+        message = heard(link.stub)
+        assert isinstance(message, Tokens)
+        assert message.first_position == len(ids)
+        assert len(message.text) == len(text) * len(message.output_ids)
+        ids += message.output_ids
+        messages += 1
+    assert ids == list(range(count))
+    assert messages < count
 
 
 def test_a_worker_whose_engine_hangs_gives_no_sign_of_life(bench: Bench, link: Link):
