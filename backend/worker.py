@@ -23,15 +23,15 @@ from serverless_triton.backend.engines.protocol import (
     Engine,
     EngineError,
     EngineStats,
-    FailureEvent,
-    GenerationRequest,
     InvalidRequest,
-    TokenEvent,
+    UnknownRequest,
 )
 from serverless_triton.backend.engines.registry import EngineRegistry
 from serverless_triton.backend.messages import (
     Cancel,
+    CatchUp,
     Failed,
+    Freeze,
     Generate,
     Load,
     Loaded,
@@ -40,13 +40,23 @@ from serverless_triton.backend.messages import (
     ProtocolError,
     Retire,
     Serve,
-    Tokens,
+    Stats,
     WorkerHello,
 )
+from serverless_triton.backend.outbox import News
 from serverless_triton.backend.premapped_store import PremappedStore
 from serverless_triton.backend.retirement import RetirementRule, WorkerMemory
+from serverless_triton.backend.token_state import TokenStateError, encode_token_state
 from serverless_triton.backend.worker_load import LoadedEngine, load_engine
-from serverless_triton.backend.worker_stub import HEARTBEAT_S, StubLink, message_of
+from serverless_triton.backend.worker_stub import (
+    HEARTBEAT_S,
+    Asked,
+    StubLink,
+    catch_up_of,
+    generation_of,
+    message_of,
+    stats_of,
+)
 from serverless_triton.loader.errors import CheckpointError, LoaderError
 
 if TYPE_CHECKING:
@@ -57,6 +67,7 @@ logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 10.0
 RECONNECT_S = 0.1
 PREMAP_S = 0.3  # how long the store's arena may keep an idle worker from saying hello
+TICK_S = 1.0  # how often reservations may expire and the engine's figures are told
 FLUSH_S = 5.0  # how long a worker that gives up waits for its stub to take the last words
 STUCK_S = 60.0  # an engine that takes longer over a step has hung; nobody should take it for alive
 
@@ -86,6 +97,9 @@ class Worker:
         self._model = ""
         self._loaded: Loaded | None = None
         self._stub: StubLink | None = None
+        self._frozen: dict[int, str] = {}  # token states of requests whose last event is still to come
+        self._stats: Stats | None = None  # last told
+        self._ticked_s = clock()
         self._stopping = False
         self._clock = clock
         self._turned_s = clock()  # when the main thread last came round
@@ -98,15 +112,15 @@ class Worker:
         threading.Thread(target=self._listen_to_agent, daemon=True).start()
         while not self._stopping:
             self._obey()
-            if self._engine is not None and self._engine.has_work:
-                self._step(self._engine)
+            if self._engine is not None and not self._stopping:
+                self._turn(self._engine)
 
     def _obey(self) -> None:
         """Run what has been asked; wait for it only when there is nothing to compute."""
         self._turned_s = self._clock()
         idle = self._engine is None or not self._engine.has_work
         try:
-            command = self._commands.get(block=idle)
+            command = self._commands.get(block=idle, timeout=None if self._engine is None else TICK_S)
             while True:
                 self._turned_s = self._clock()
                 command()
@@ -114,15 +128,28 @@ class Worker:
         except queue.Empty:
             pass  # everything asked so far is done
 
-    def _step(self, engine: Engine) -> None:
+    def _turn(self, engine: Engine) -> None:
+        """A step, where there is work, and once a second what time brings."""
         try:
-            events = engine.step()
+            events = engine.step() if engine.has_work else []
+            self._tick(engine)
         except Exception as error:  # noqa: BLE001 - whatever a model, a kernel or a tokenizer raises
             self._give_up(error)
             return
         for event in events:
-            if isinstance(event, (TokenEvent, FailureEvent)):  # nobody asks for the others over the wire
-                self._tell_stub(message_of(event))
+            self._tell_stub(message_of(event, self._frozen.pop(event.request, None)))
+
+    def _tick(self, engine: Engine) -> None:
+        now_s = self._clock()
+        if now_s - self._ticked_s < TICK_S:
+            return
+        self._ticked_s = now_s
+        engine.expire(now_s)
+        stats = stats_of(engine.stats())
+        if stats != self._stats:
+            self._stats = stats
+            self._tell_agent(stats)
+            self._report(stats)
 
     def _give_up(self, error: Exception) -> None:
         """The engine's state is unknown. INTERNAL, so that nobody repeats elsewhere what may have caused it."""
@@ -215,8 +242,7 @@ class Worker:
     def _serve(self, stub: StubLink) -> None:
         self._stub = stub
         if self._loaded is not None:
-            with suppress(ChannelClosed):  # `_listen_to_stub` notices too
-                stub.report(self._loaded)
+            self._report(self._loaded)
         threading.Thread(target=self._keep_known, args=(stub,), daemon=True).start()
         threading.Thread(target=self._listen_to_stub, args=(stub,), daemon=True).start()
 
@@ -224,9 +250,11 @@ class Worker:
         stub.listen(lambda message: self._commands.put(self._command_of_stub(message)))
         self._commands.put(self._stop)
 
-    def _command_of_stub(self, message: Generate | Cancel) -> Command:
+    def _command_of_stub(self, message: Asked) -> Command:
         if isinstance(message, Cancel):
             return lambda: self._cancel(message)
+        if isinstance(message, Freeze):
+            return lambda: self._freeze(message)
         return lambda: self._submit(message)
 
     def _keep_known(self, stub: StubLink) -> None:
@@ -250,46 +278,60 @@ class Worker:
             why = f"retired: it holds {memory.wasted_bytes} bytes beyond the {memory.needed_bytes} that it needs"
             self._tell_agent(Failed(code="UNAVAILABLE", message=f"the engine worker of '{self._model}' {why}"))
 
-    def _submit(self, message: Generate) -> None:
+    def _submit(self, message: Generate | CatchUp) -> None:
         if self._engine is None:
             self._fail(message, "UNAVAILABLE", "the engine is not loaded")
             return
         try:
-            self._engine.submit(_request(message))
+            self._ask(self._engine, message)
         except InvalidRequest as error:
             self._fail(message, "INVALID_ARGUMENT", str(error))
-        except Exception as error:  # noqa: BLE001 - as in `_step`, but only this request is touched
+        except Exception as error:  # noqa: BLE001 - as in `_turn`, but only this request is touched
             logger.error("submit_failed model=%s error=%s at=%s", self._model, type(error).__name__, _place(error))
             self._fail(message, "INTERNAL", self._blame(error))
+
+    def _ask(self, engine: Engine, message: Generate | CatchUp) -> None:
+        if isinstance(message, Generate):
+            engine.submit(generation_of(message))
+        else:
+            engine.catch_up(catch_up_of(message))
 
     def _cancel(self, message: Cancel) -> None:
         if self._engine is None:
             return
         try:
             self._engine.cancel(message.request)
-        except Exception as error:  # noqa: BLE001 - as in `_step`
+        except Exception as error:  # noqa: BLE001 - as in `_turn`
             self._give_up(error)
 
-    def _fail(self, message: Generate, code: str, reason: str) -> None:
+    def _freeze(self, message: Freeze) -> None:
+        """A request that has ended meanwhile has said so."""
+        if self._engine is None:
+            return
+        try:
+            self._frozen[message.request] = encode_token_state(self._engine.freeze(message.request))
+        except UnknownRequest:
+            logger.info("freeze_too_late model=%s", self._model)
+        except TokenStateError as error:
+            logger.error("freeze_failed model=%s error=%s", self._model, error)
+        except Exception as error:  # noqa: BLE001 - as in `_turn`
+            self._give_up(error)
+
+    def _fail(self, message: Generate | CatchUp, code: str, reason: str) -> None:
         self._tell_stub(Failed(request=message.request, code=code, message=reason))
 
-    def _tell_stub(self, message: Tokens | Failed) -> None:
+    def _tell_stub(self, news: News) -> None:
         if self._stub is None:
             return
         try:
-            self._stub.say(message)
+            self._stub.say(news)
         except ChannelClosed:
             self._stop()
 
-
-def _request(message: Generate) -> GenerationRequest:
-    return GenerationRequest(
-        request=message.request,
-        text=message.text,
-        input_ids=message.input_ids,
-        resume_token_ids=message.resume_token_ids,
-        sampling_parameters=message.sampling_parameters,
-    )
+    def _report(self, message: Stats | Loaded) -> None:
+        if self._stub is not None:
+            with suppress(ChannelClosed):  # `_listen_to_stub` notices too
+                self._stub.report(message)
 
 
 def _is_idle(stats: EngineStats) -> bool:

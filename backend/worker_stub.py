@@ -6,25 +6,39 @@ the engine makes of a request is `worker.py`'s.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
 
 from serverless_triton.backend.channel import Channel, ChannelClosed
-from serverless_triton.backend.engines.protocol import FailureEvent, TokenEvent
+from serverless_triton.backend.engines.protocol import (
+    CatchUpRequest,
+    CaughtUpEvent,
+    EngineEvent,
+    EngineStats,
+    FailureEvent,
+    GenerationRequest,
+    PositionEvent,
+    Reservation,
+)
 from serverless_triton.backend.messages import (
     Cancel,
+    CatchUp,
     CaughtUp,
     Failed,
+    Freeze,
     Generate,
     Loaded,
+    Position,
     ProtocolError,
+    Stats,
     Tokens,
 )
 from serverless_triton.backend.outbox import News, Outbox
 
 HEARTBEAT_S = 5.0
-Asked = Generate | Cancel
+Asked = Generate | CatchUp | Freeze | Cancel
 
 
 class StubLink:
@@ -44,10 +58,10 @@ class StubLink:
         try:
             while True:
                 message, _ = self._channel.receive()
-                if isinstance(message, Generate):
+                if isinstance(message, (Generate, CatchUp)):
                     with self._lock:
                         self._told[message.request] = (message.next_position, self._clock())
-                if isinstance(message, (Generate, Cancel)):
+                if isinstance(message, (Generate, CatchUp, Freeze, Cancel)):
                     heard(message)
         except (ChannelClosed, ProtocolError, OSError):
             self._lose()
@@ -58,7 +72,7 @@ class StubLink:
             self._note(news)
             self._put(news)
 
-    def report(self, message: Loaded) -> None:
+    def report(self, message: Stats | Loaded) -> None:
         """What is of no request. Raises ChannelClosed."""
         self._channel.send(message)
 
@@ -110,10 +124,19 @@ class StubLink:
             self.say(Failed(request=request, code=code, message=reason))
 
 
-def message_of(event: TokenEvent | FailureEvent) -> Tokens | Failed:
-    """What the stub is told of an engine's event."""
+def message_of(event: EngineEvent, token_state: str | None = None) -> News:
+    """What the stub is told of an engine's event; `token_state` is that of the event's request, if it was frozen."""
     if isinstance(event, FailureEvent):
         return Failed(request=event.request, code=event.code, message=event.message)
+    if isinstance(event, PositionEvent):
+        return Position(
+            request=event.request,
+            state=event.state,
+            held_tokens=event.held_tokens,
+            total_tokens=event.total_tokens,
+        )
+    if isinstance(event, CaughtUpEvent):
+        return CaughtUp(request=event.request, held_tokens=event.held_tokens)
     return Tokens(
         request=event.request,
         first_position=event.first_position,
@@ -122,4 +145,38 @@ def message_of(event: TokenEvent | FailureEvent) -> Tokens | Failed:
         num_input_tokens=event.num_input_tokens,
         prompt_ids=None if event.prompt_ids is None else list(event.prompt_ids),
         finish_reason=event.finish_reason,
+        token_state=token_state if event.finish_reason == "frozen" else None,
     )
+
+
+def generation_of(message: Generate) -> GenerationRequest:
+    """What the engine is asked for; with a reservation, to go on from what was caught up under it."""
+    return GenerationRequest(
+        request=message.request,
+        text=message.text,
+        input_ids=message.input_ids,
+        resume_token_ids=message.resume_token_ids,
+        sampling_parameters=message.sampling_parameters,
+        reservation=None
+        if message.reservation is None
+        else Reservation(stream=message.reservation, attempt=message.attempt),
+    )
+
+
+def catch_up_of(message: CatchUp) -> CatchUpRequest:
+    return CatchUpRequest(
+        request=message.request,
+        reservation=Reservation(stream=message.reservation, attempt=message.attempt),
+        start_position=message.start_position,
+        text=message.text,
+        input_ids=message.input_ids,
+        resume_token_ids=message.resume_token_ids,
+        sampling_parameters=message.sampling_parameters,
+    )
+
+
+def stats_of(stats: EngineStats) -> Stats:
+    return Stats(**{name: getattr(stats, name) for name in _STATS})
+
+
+_STATS = tuple(field.name for field in dataclasses.fields(Stats))

@@ -100,7 +100,7 @@ def test_tokens_arrive_as_they_are_made(cluster: LocalCluster) -> None:
             cluster.kill(worker, signal.SIGCONT)
     heard = stream.rest()
     assert 2 <= before < 64
-    assert len(heard.output_ids) == len(heard.texts) == 64
+    assert len(heard.output_ids) == 64
     assert len(receipts(cluster, heard.stream_id)) == 1  # it was the same worker all along
 
 

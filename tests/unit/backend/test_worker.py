@@ -20,17 +20,24 @@ from serverless_triton.backend.engines.fake import FakeEngine
 from serverless_triton.backend.engines.protocol import GenerationRequest
 from serverless_triton.backend.messages import (
     Cancel,
+    CatchUp,
+    CaughtUp,
     Failed,
+    Freeze,
     Generate,
     Load,
     Loaded,
+    Message,
+    Position,
     Retire,
     Serve,
+    Stats,
     Tokens,
     WorkerHello,
 )
-from serverless_triton.backend.worker import STUCK_S, Worker
-from serverless_triton.backend.worker_stub import HEARTBEAT_S, StubLink
+from serverless_triton.backend.token_state import parse_token_state
+from serverless_triton.backend.worker import STUCK_S, TICK_S, Worker
+from serverless_triton.backend.worker_stub import HEARTBEAT_S, Asked, StubLink
 
 WAIT_S = 10.0
 PARAMETERS = {"checkpoint": "/models/a", "checkpoint_bytes": "10", "kv_cache_bytes": "60", "engine": "fake"}
@@ -129,7 +136,7 @@ class Bench:
         assert isinstance(self.stub.receive()[0], Loaded)  # where its start's time went
         return self.stub
 
-    def ask(self, message: Generate | Cancel) -> None:
+    def ask(self, message: Generate | CatchUp | Freeze | Cancel) -> None:
         """Returns when the worker has read it, which the engine's next step will find done."""
         assert self.stub is not None
         self.stub.send(message)
@@ -167,6 +174,15 @@ def heard(stub: Channel) -> Tokens | Failed:
     message, _ = stub.receive()
     assert isinstance(message, (Tokens, Failed))
     return message
+
+
+def heard_to_the_end(stub: Channel) -> list[Message]:
+    """Until a message that ends a request."""
+    messages: list[Message] = []
+    while True:
+        messages.append(stub.receive()[0])
+        if isinstance(messages[-1], (Failed, CaughtUp)) or getattr(messages[-1], "finish_reason", None) is not None:
+            return messages
 
 
 def test_a_loaded_worker_generates_for_its_stub(bench: Bench):
@@ -267,6 +283,124 @@ def test_a_cancelled_request_ends(bench: Bench):
     assert message.finish_reason == "cancelled"
 
 
+def resumed(request: int, *ids: int, reservation: str | None = None, attempt: int = 0) -> Generate:
+    sampling = {"max_tokens": 20, "ignore_eos": True}
+    return Generate(
+        request=request,
+        attempt=attempt,
+        text="hi",
+        resume_token_ids=list(ids),
+        sampling_parameters=sampling,
+        reservation=reservation,
+    )
+
+
+def catch_up(request: int, *ids: int, start: int = 0, attempt: int = 1) -> CatchUp:
+    sampling = {"max_tokens": 20, "ignore_eos": True}
+    return CatchUp(
+        request=request,
+        reservation="s",
+        attempt=attempt,
+        start_position=start,
+        text="hi",
+        resume_token_ids=list(ids),
+        sampling_parameters=sampling,
+    )
+
+
+def test_a_round_is_answered_with_what_is_held_and_the_next_goes_on_from_there(bench: Bench):
+    stub = bench.serve()
+    for _ in range(4):
+        bench.engine.steps.put(None)
+    stub.send(catch_up(1, 97, 98))
+    assert heard_to_the_end(stub)[-1] == CaughtUp(request=1, held_tokens=4)
+    stub.send(catch_up(2, 99, start=2))
+    assert heard_to_the_end(stub)[-1] == CaughtUp(request=2, held_tokens=5)
+
+
+def test_a_round_that_leaves_a_gap_is_refused(bench: Bench):
+    stub = bench.serve()
+    stub.send(catch_up(1, 97, start=3))
+    (refused,) = heard_to_the_end(stub)
+    assert isinstance(refused, Failed)
+    assert refused.code == "INVALID_ARGUMENT"
+
+
+def test_what_was_caught_up_is_gone_on_from_once(bench: Bench):
+    stub = bench.serve()
+    for _ in range(100):
+        bench.engine.steps.put(None)
+    stub.send(catch_up(1, 97, 98))
+    heard_to_the_end(stub)
+    stub.send(resumed(2, 97, 98, reservation="s", attempt=1))
+    tokens = [message for message in heard_to_the_end(stub) if isinstance(message, Tokens)]
+    assert (tokens[0].first_position, tokens[-1].finish_reason) == (2, "length")
+    stub.send(resumed(3, 97, 98, reservation="s", attempt=1))
+    (refused,) = heard_to_the_end(stub)
+    assert isinstance(refused, Failed)
+    assert refused.code == "INVALID_ARGUMENT"
+
+
+def test_a_frozen_request_ends_with_a_state_that_goes_on_where_it_ended(bench: Bench):
+    stub = bench.serve()
+    stub.send(prompt(1, max_tokens=20))
+    bench.engine.steps.put(None)
+    first = heard(stub)
+    assert isinstance(first, Tokens)
+    bench.ask(Freeze(request=1))
+    for _ in range(100):
+        bench.engine.steps.put(None)
+    tokens = [m for m in heard_to_the_end(stub) if isinstance(m, Tokens)]
+    assert tokens[-1].finish_reason == "frozen"
+    state = parse_token_state(tokens[-1].token_state or "")
+    assert list(state.output_ids) == [*first.output_ids, *(i for m in tokens for i in m.output_ids)]
+    assert bytes(state.prompt_ids).decode() == SECRET
+    assert state.resume_parameters["max_tokens"] == 20
+
+
+def test_a_request_that_has_ended_is_not_frozen(bench: Bench):
+    stub = bench.serve()
+    for _ in range(100):
+        bench.engine.steps.put(None)
+    stub.send(prompt(1))
+    heard_to_the_end(stub)
+    stub.send(Freeze(request=1))
+    stub.send(prompt(2, max_tokens=1))
+    (last,) = heard_to_the_end(stub)
+    assert isinstance(last, Tokens)
+    assert (last.request, last.finish_reason) == (2, "length")
+
+
+def test_reservations_expire_and_figures_are_told_when_time_has_passed(bench: Bench):
+    stub = bench.serve()
+    expired: queue.Queue[float] = queue.Queue()
+    bench.engine.expire = expired.put  # type: ignore[method-assign]
+    stub.send(prompt(1, max_tokens=20))
+    assert bench.engine.stepping.wait(WAIT_S)
+    bench.now_s = TICK_S
+    bench.engine.steps.put(None)
+    assert expired.get(timeout=WAIT_S) == TICK_S
+    told, _ = bench.agent.receive()
+    assert isinstance(told, Stats)
+    assert (told.running, told.generated_tokens) == (1, 1)
+    assert [told] == [message for message in (stub.receive()[0], stub.receive()[0]) if isinstance(message, Stats)]
+
+
+def test_figures_that_have_not_changed_are_not_told_again(bench: Bench):
+    stub = bench.serve()
+    for ticks in (1, 2):
+        before = bench.worker._ticked_s
+        bench.now_s = ticks * TICK_S
+        stub.send(Cancel(request=99))  # of nothing: it only wakes the worker
+        while bench.worker._ticked_s == before:
+            os.sched_yield()
+    assert isinstance(bench.agent.receive()[0], Stats)
+    bench.agent.set_timeout(0.1)
+    with pytest.raises(TimeoutError):
+        bench.agent.receive()
+    bench.agent.set_timeout(None)
+
+
 class Link:
     """A stub link with its clock in the test's hand; `flush` returns once it has heard everything sent to it."""
 
@@ -275,7 +409,7 @@ class Link:
         self.stub, self.now_s = Channel(ours), 0.0
         self.stub.set_timeout(WAIT_S)
         self.link = StubLink(Channel(theirs), lambda: self.now_s)
-        self.heard: queue.Queue[Generate | Cancel] = queue.Queue()
+        self.heard: queue.Queue[Asked] = queue.Queue()
         self.thread = threading.Thread(target=self.link.listen, args=(self.heard.put,))
         self.thread.start()
 
@@ -320,6 +454,19 @@ def test_a_request_that_was_just_heard_of_or_has_ended_needs_no_heartbeat(link: 
     link.now_s += HEARTBEAT_S
     link.link.beat()
     assert heard(link.stub) == Tokens(request=1, first_position=1, output_ids=[], text="", num_input_tokens=0)
+
+
+def test_a_position_is_a_sign_of_life_and_moves_nothing(link: Link):
+    link.send(Generate(request=1, text="x", resume_token_ids=[5, 6]))
+    link.now_s = HEARTBEAT_S
+    position = Position(request=1, state="queued", held_tokens=0, total_tokens=9)
+    link.link.say(position)
+    assert link.stub.receive()[0] == position
+    link.link.beat()
+    assert link.quiet()
+    link.now_s += HEARTBEAT_S
+    link.link.beat()
+    assert heard(link.stub) == Tokens(request=1, first_position=2, output_ids=[], text="", num_input_tokens=0)
 
 
 def test_whoever_speaks_does_not_wait_for_a_stub_that_takes_nothing(link: Link):
