@@ -7,9 +7,10 @@ never moved.
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import accumulate, count
@@ -22,6 +23,7 @@ from .holes import Move
 from .layout import Extent, Piece
 from .searches import first_that
 from .state import ImageRecord
+from .state_room import described_bytes, most_pieces, record_bytes
 
 ImageKey = tuple[CheckpointFile, ...]
 
@@ -41,11 +43,12 @@ class Image:
 
     `files` are the pieces of each file, none while EMPTY. `leases` counts attachments by client; `verified` says
     whether every byte was compared with its hash when it was read, `pinned` whether it stays without a lease, `moving`
-    whether its bytes are on their way to another place.
+    whether its bytes are on their way to another place. `described_bytes` is the length of the checkpoint's record.
     """
 
     id: int
     checkpoint: Checkpoint
+    described_bytes: int
     files: tuple[Pieces, ...] = ()
     state: ImageState = ImageState.EMPTY
     leases: Counter[int] = field(default_factory=Counter)
@@ -88,15 +91,22 @@ class Image:
         return known
 
     @property
+    def record_bytes(self) -> int:
+        """At most what it takes, or would once it has its place, of the state that a successor finds."""
+        pieces = sum(map(len, self.files)) or most_pieces(self.file_bytes)
+        return record_bytes(self.described_bytes, len(self.checkpoint.files), pieces)
+
+    @property
     def is_scattered(self) -> bool:
         return any(len(file) > 1 for file in self.files)
 
 
 class ImageCache:
-    """All images of one store in one arena of `arena_bytes`."""
+    """All images of one store in one arena of `arena_bytes`, with `records_bytes` to tell a successor of them."""
 
-    def __init__(self, arena_bytes: int) -> None:
+    def __init__(self, arena_bytes: int, records_bytes: int = sys.maxsize) -> None:
         self._map = ArenaMap(arena_bytes)
+        self._records_bytes = records_bytes
         self._images: dict[int, Image] = {}
         self._next_id = 1
         self._uses = count(1)
@@ -150,7 +160,11 @@ class ImageCache:
         going = [*self._in_state(ImageState.EVICTING), *leaving]
         free = self._map.without({piece for image in going for piece in image.pieces})
         freed_bytes = list(accumulate((victim.bytes for victim in candidates), initial=free.free_bytes))
-        enough = bisect_left(freed_bytes, image.bytes)
+        free_records = self._records_bytes - self._recorded_bytes({image.id for image in going})
+        freed_records = list(accumulate((victim.record_bytes for victim in candidates), initial=free_records))
+        if freed_records[-1] < image.record_bytes:
+            raise self._full_of_records(image)
+        enough = max(bisect_left(freed_bytes, image.bytes), bisect_left(freed_records, image.record_bytes))
         count = first_that(enough, len(candidates), lambda count: self._would_fit(free, image, candidates[:count]))
         if count is None:
             raise self._full(image)
@@ -246,6 +260,7 @@ class ImageCache:
         image = Image(
             id=record.id,
             checkpoint=record.checkpoint,
+            described_bytes=described_bytes(record.checkpoint),
             files=record.files,
             state=ImageState.READY,
             verified=record.verified,
@@ -266,13 +281,22 @@ class ImageCache:
             self._images[image_id].leases[client] += leases
 
     def _image_of(self, checkpoint: Checkpoint) -> Image:
-        image = Image(id=self._next_id, checkpoint=checkpoint, last_used=next(self._uses))
+        image = Image(
+            id=self._next_id,
+            checkpoint=checkpoint,
+            described_bytes=described_bytes(checkpoint),
+            last_used=next(self._uses),
+        )
         if image.bytes > self._map.bytes:
             raise StoreFull(
                 f"{checkpoint.path} needs {image.bytes} bytes and the store may use {self._map.bytes} in all; "
                 "raise its DRAM budget"
             )
         return image
+
+    def _recorded_bytes(self, without: Collection[int]) -> int:
+        placed = (image for image in self._images.values() if image.files and image.id not in without)
+        return sum(image.record_bytes for image in placed)
 
     def _would_fit(self, free: ArenaMap, image: Image, victims: list[Image]) -> bool:
         gone = {piece for victim in victims for piece in victim.pieces}
@@ -310,6 +334,13 @@ class ImageCache:
         return StoreFull(
             f"{image.checkpoint.path} needs {image.bytes} bytes; of {self._map.bytes} bytes {kept_bytes} are "
             "leased or pinned; stop a model that uses this store, unpin one, or raise its DRAM budget"
+        )
+
+    def _full_of_records(self, image: Image) -> StoreFull:
+        kept = sum(bool(each.files) and not is_evictable(each) for each in self._images.values())
+        return StoreFull(
+            f"{image.checkpoint.path} has no room in the {self._records_bytes} bytes that the store has to describe "
+            f"its images; {kept} are leased, pinned or loading: stop models that use this store, or unpin some"
         )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from .device_images import DeviceImage
 from .device_state import DeviceState
+from .errors import StoreFull
 from .processes import ProcessId
 from .replies import DeviceAttached, Reply
 
@@ -24,7 +26,7 @@ class DeviceEffects(Protocol):
         """The names of the GPUs that there are. Raises DeviceUnavailable where there is no driver."""
 
     def save_devices(self, state: DeviceState) -> None:
-        """Returns once a daemon that takes over from now on would find this state."""
+        """Returns once a daemon that takes over from now on would find this state. Raises StoreFull as Effects does."""
 
     def watch(self, client: int, process: ProcessId) -> None:
         """process_ended(client) follows when that process ends, soon where it has already."""
@@ -53,7 +55,10 @@ class DeviceEffects(Protocol):
 
 @dataclass(slots=True)
 class RecordedDeviceEffects:
-    """The fake: tests look at what was asked for, and play the world by calling the keeper back."""
+    """The fake: tests look at what was asked for, and play the world by calling the keeper back.
+
+    `most_leases` is how many there is room to save.
+    """
 
     known: tuple[str, ...] = ("GPU-1", "GPU-2")
     replies: list[tuple[int, Reply]] = field(default_factory=list)
@@ -62,6 +67,7 @@ class RecordedDeviceEffects:
     watched: list[tuple[int, ProcessId]] = field(default_factory=list)
     unwatched: list[int] = field(default_factory=list)
     done: list[tuple[str, int]] = field(default_factory=list)
+    most_leases: int = sys.maxsize
 
     def reply(self, client: int, message: Reply) -> None:
         self.replies.append((client, message))
@@ -73,6 +79,8 @@ class RecordedDeviceEffects:
         return self.known
 
     def save_devices(self, state: DeviceState) -> None:
+        if len(state.leases) > self.most_leases:
+            raise StoreFull(f"there is room for {self.most_leases} leases")
         self.saved.append(state)
 
     def watch(self, client: int, process: ProcessId) -> None:

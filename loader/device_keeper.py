@@ -323,7 +323,12 @@ class DeviceKeeper:
 
     def _hand_over(self, image: DeviceImage, waiter: Waiter, receipt: LoadReceipt) -> None:
         self._images.lease(image, waiter.client)
-        self._save()
+        try:
+            self._save()
+        except StoreFull as error:
+            self._images.release(image.id, waiter.client)
+            self._effects.reply(waiter.client, waiter.failure(error))
+            return
         reply = DeviceAttached(
             id=waiter.request_id,
             image_id=image.id,

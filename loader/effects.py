@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from .cache import Image
+from .errors import StoreFull
 from .holes import Move
 from .processes import ProcessId
 from .receipts import Tier
@@ -23,7 +25,10 @@ class Effects(Protocol):
         """Sends a reply; to a client that is gone, nothing."""
 
     def save(self, state: StoreState) -> None:
-        """Returns once a daemon that takes over from now on would find this state."""
+        """Returns once a daemon that takes over from now on would find this state.
+
+        Raises StoreFull where it has more leases than there is room for; that daemon then finds the state before.
+        """
 
     def watch(self, client: int, process: ProcessId) -> None:
         """process_ended(client) follows when that process ends, soon where it has already."""
@@ -72,7 +77,7 @@ class LoadResult:
 class RecordedEffects:
     """The fake: tests look at what the keeper asked for, and play the world by calling it back.
 
-    `progress` is how far every load that was started has come.
+    `progress` is how far every load that was started has come, `most_leases` how many there is room to save.
     """
 
     replies: list[tuple[int, Reply]] = field(default_factory=list)
@@ -85,11 +90,14 @@ class RecordedEffects:
     resumed: list[Image] = field(default_factory=list)
     moves: list[Sequence[Move]] = field(default_factory=list)
     progress: int = 0
+    most_leases: int = sys.maxsize
 
     def reply(self, client: int, message: Reply) -> None:
         self.replies.append((client, message))
 
     def save(self, state: StoreState) -> None:
+        if len(state.leases) > self.most_leases:
+            raise StoreFull(f"there is room for {self.most_leases} leases")
         self.saved.append(state)
 
     def watch(self, client: int, process: ProcessId) -> None:

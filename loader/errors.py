@@ -26,7 +26,7 @@
     └── StoreError                    the store is at fault or busy; the files may be fine
         ├── StoreUnavailable          no store answers at that socket, or it went away
         ├── SocketUnusable            no socket can be made at that path, or something else is there
-        ├── StoreFull                 the DRAM budget is taken by leased and pinned images
+        ├── StoreFull                 leased and pinned images take the DRAM budget, or the room to describe them
         ├── BudgetTooLarge            the cgroup allows less memory than the store should take
         ├── EngineUnavailable         reads were asked for in a way that this machine forbids
         ├── PagesUnavailable          the machine has no such pages as the arena should be made of
@@ -150,7 +150,7 @@ class SocketUnusable(StoreError):
 
 
 class StoreFull(StoreError):
-    """The DRAM budget is taken by leased and pinned images, or the machine has no memory left."""
+    """What is in use takes the DRAM budget, or the room to describe it to a successor; or the machine has no memory."""
 
 
 class BudgetTooLarge(StoreError):

@@ -13,7 +13,15 @@ from dataclasses import replace
 from .cache import Image, ImageCache, ImageState, is_evictable
 from .checkpoint import Checkpoint
 from .effects import Effects, LoadResult
-from .errors import CheckpointCorrupted, ImageLeased, ImagePinned, LoaderError, StoreCancelled, StoreUnavailable
+from .errors import (
+    CheckpointCorrupted,
+    ImageLeased,
+    ImagePinned,
+    LoaderError,
+    StoreCancelled,
+    StoreFull,
+    StoreUnavailable,
+)
 from .estimator import IN_DRAM, Bandwidths, Throttles, estimate_read
 from .load_queue import LoadQueues, Waiter
 from .load_scheduler import LoadScheduler
@@ -325,8 +333,11 @@ class Keeper:
         self._hand_over(image, waiter, replace(self._report.receipt(image, "dram"), queue_s=now_s - waiter.asked_at_s))
 
     def _hand_over(self, image: Image, waiter: Waiter, receipt: LoadReceipt) -> None:
-        self._cache.lease(image, waiter.client)
-        self._succession.save()
+        try:
+            self._succession.lease(image, waiter.client)
+        except StoreFull as error:
+            self._effects.reply(waiter.client, waiter.failure(error))
+            return
         reply = Attached(
             id=waiter.request_id,
             image_id=image.id,

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from .errors import StoreProtocolError
 from .processes import ProcessId
+
+MAX_SESSION_CHARACTERS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +27,7 @@ class Peers:
     def __init__(self) -> None:
         self._holders: dict[int, Holder] = {}
         self._orphans: set[int] = set()
+        self._named: set[int] = set()
 
     @property
     def orphans(self) -> frozenset[int]:
@@ -33,8 +37,15 @@ class Peers:
         self._holders[client] = Holder(process=process)
 
     def name(self, client: int, session: str) -> None:
-        """The client says who it is."""
-        self._holders[client] = replace(self._holders[client], session=session)
+        """The client says who it is. Raises StoreProtocolError for a long name, or another one than before."""
+        known = self._holders[client]
+        if client not in self._named:
+            if len(session) > MAX_SESSION_CHARACTERS:
+                raise StoreProtocolError(f"the name of a session has at most {MAX_SESSION_CHARACTERS} characters")
+            self._named.add(client)
+            self._holders[client] = replace(known, session=session)
+        elif session != known.session:
+            raise StoreProtocolError("a connection belongs to the session that it named first; connect once for each")
 
     def orphan(self, client: int, holder: Holder) -> None:
         """The client has no connection (any more), but its process has leases."""
@@ -44,6 +55,7 @@ class Peers:
     def forget(self, client: int) -> None:
         self._holders.pop(client, None)
         self._orphans.discard(client)
+        self._named.discard(client)
 
     def holder_of(self, client: int) -> Holder:
         return self._holders[client]

@@ -71,7 +71,7 @@ class StoreServer:
         self._parts = parts
         self._legacy = Legacy(parts.slots)
         self._arena_id = uuid4().hex
-        self._keeper = Keeper(ImageCache(parts.arena.bytes), self, parts.throttles)
+        self._keeper = Keeper(ImageCache(parts.arena.bytes, self._legacy.room.images_bytes), self, parts.throttles)
         self._prefaulter = Prefaulter(parts.arena)
         self._devices = DeviceTier(self._keeper, parts.arena, parts.gpu_bytes, self)
         self._work = Work(parts.arena, parts.loader, self, self.post, self._devices.streaming)

@@ -41,13 +41,17 @@ class StateSlots:
         """Memory that processes forked from this one share. What is never written costs nothing."""
         return cls(mmap.mmap(-1, 2 * slot_bytes))
 
+    @property
+    def room_bytes(self) -> int:
+        """The longest payload that can be written."""
+        return self._slot_bytes - HEADER_BYTES
+
     def write(self, payload: bytes) -> None:
         """Makes `payload` what read() returns. Raises StoreError where it is too long; the old state then stays."""
-        room_bytes = self._slot_bytes - HEADER_BYTES
-        if len(payload) > room_bytes:
+        if len(payload) > self.room_bytes:
             raise StoreError(
-                f"the store's state takes {len(payload)} bytes and there is room for {room_bytes}; evict images or "
-                "close clients"
+                f"the store's state takes {len(payload)} bytes and there is room for {self.room_bytes}; evict images "
+                "or close clients"
             )
         newest = self._newest or self._find_newest()
         sequence, slot = (newest.sequence + 1, 1 - newest.slot) if newest else (1, 0)

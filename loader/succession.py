@@ -6,12 +6,12 @@ reclaims them or the process ends. Pure but for Effects.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .cache import ImageCache, ImageState
+from .cache import Image, ImageCache, ImageState
 from .effects import Effects
+from .errors import StoreFull
 from .layout import Piece
 from .peers import Holder, Peers
 from .processes import ProcessId
@@ -29,6 +29,8 @@ class Succession:
         self._peers = peers
         self._effects = effects
         self._saved: StoreState | None = None
+        # By image and client; the same objects for as long as they are true.
+        self._records: dict[tuple[int, int], LeaseRecord] = {}
 
     def adopt(self, state: StoreState, first_client: int) -> int:
         """Takes over what a predecessor left, numbering lease holders from `first_client`; returns the next number."""
@@ -77,6 +79,15 @@ class Succession:
         self.save()
         return tuple(lease for lease in taken if lease.count)
 
+    def lease(self, image: Image, client: int) -> None:
+        """Returns once a successor would know of the lease. Raises StoreFull where it could not, and there is none."""
+        self._cache.lease(image, client)
+        try:
+            self.save()
+        except StoreFull:
+            self._cache.release(image.id, client)
+            raise
+
     def save(self) -> None:
         """Returns once a successor would find things as they are now."""
         state = StoreState(
@@ -105,8 +116,15 @@ class Succession:
         return (*self._quarantine.pieces, *(piece for image in loading for piece in image.pieces))
 
     def _leases(self) -> tuple[LeaseRecord, ...]:
-        counts: Counter[tuple[int, Holder]] = Counter()
-        for image in self._cache.images:
-            for client, count in image.leases.items():
-                counts[image.id, self._peers.holder_of(client)] += count
-        return tuple(LeaseRecord(image_id=i, holder=holder, count=n) for (i, holder), n in counts.items())
+        self._records = {
+            (image.id, client): self._record_of(image.id, client, count)
+            for image in self._cache.images
+            for client, count in image.leases.items()
+        }
+        return tuple(self._records.values())
+
+    def _record_of(self, image_id: int, client: int, count: int) -> LeaseRecord:
+        holder, known = self._peers.holder_of(client), self._records.get((image_id, client))
+        if known is not None and known.holder is holder and known.count == count:
+            return known
+        return LeaseRecord(image_id=image_id, holder=holder, count=count)
