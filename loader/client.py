@@ -54,7 +54,11 @@ class Store:
     """
 
     def __init__(self, socket_path: Path | str, *, timeout_s: float = 120.0, connect_timeout_s: float = 2.0) -> None:
-        """Connects, waiting up to `connect_timeout_s` for a store that is just starting. Raises StoreUnavailable."""
+        """Connects, waiting up to `connect_timeout_s` for a store that is just starting. Raises StoreUnavailable.
+
+        `timeout_s` is how long an answer may take, and an attach or load may stand still; each request can have its
+        own, which is a time in all.
+        """
         self._path = os.fspath(socket_path)
         self._lock = threading.Lock()
         self._session = Session(self._path, timeout_s, connect_timeout_s)
@@ -80,7 +84,8 @@ class Store:
 
         On a `device` ("cuda:0") the store brings it into memory there, which this process shares, and keeps it there;
         nobody should write to such tensors. With `keys` only those tensors are made. `progress` is called with the
-        bytes done and in all, a few times a second while the load goes on; what it raises cancels the attach. Raises
+        bytes done and in all, a few times a second while the load goes on; what it raises cancels the attach. So does
+        a load that takes longer than `timeout_s`, or without one that reads nothing for the Store's. Raises
         CheckpointError, StoreFull, StoreTimeout, StoreCancelled (close() from another thread), StoreUnavailable,
         DeviceError; TensorNotFound for a name that the checkpoint does not have.
         """
@@ -218,7 +223,7 @@ class Store:
             path=_absolute(path),
             device=device,
             session=self._session.id,
-            progress=progress is not None,
+            progress=_needs_news(timeout_s, progress),
         )
         return self._session.ask_for_memory(request, DeviceAttached, timeout_s, progress)
 
@@ -238,7 +243,10 @@ class Store:
     def _attached(self, path: Path | str, timeout_s: float | None, progress: Progress | None) -> Attached:
         """Under the lock."""
         request = Attach(
-            id=self._session.new_id(), path=_absolute(path), session=self._session.id, progress=progress is not None
+            id=self._session.new_id(),
+            path=_absolute(path),
+            session=self._session.id,
+            progress=_needs_news(timeout_s, progress),
         )
         return self._session.ask(request, Attached, timeout_s, progress)
 
@@ -255,6 +263,11 @@ class Store:
     def _ask(self, request: Question, kind: type[Answer], timeout_s: float | None) -> Answer:
         with self._lock:
             return self._session.ask(request, kind, timeout_s, None)
+
+
+def _needs_news(timeout_s: float | None, progress: Progress | None) -> bool:
+    """Whether an attach is told of its progress: for whoever asks, or to tell a slow load from one that hangs."""
+    return progress is not None or timeout_s is None
 
 
 def _absolute(path: Path | str) -> str:

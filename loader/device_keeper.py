@@ -124,7 +124,7 @@ class DeviceKeeper:
             self._evict_stale(image)
         self._arrivals[image.id].waiters.append(waiter)
         if image.state is DeviceImageState.COPYING:
-            self._tell([waiter], checkpoint.total_bytes, checkpoint.total_bytes)
+            self._tell([waiter], _all_in_dram(checkpoint.total_bytes))
         self._advance(now_s)
 
     def release(self, client: int, image_id: int, now_s: float) -> None:
@@ -201,16 +201,16 @@ class DeviceKeeper:
         image.state = DeviceImageState.LOADING
         self._effects.lease_dram(image)
 
-    def loading(self, image: DeviceImage, bytes_done: int, bytes_total: int) -> None:
+    def loading(self, image: DeviceImage, news: Progress) -> None:
         """How far the bytes are on their way into DRAM."""
-        self._tell(self._arrivals[image.id].waiters, bytes_done, bytes_total)
+        self._tell(self._arrivals[image.id].waiters, news)
 
     def loaded(self, image: DeviceImage, receipt: LoadReceipt, now_s: float) -> None:
         """The bytes are in DRAM and stay there until release_dram()."""
         arrival = self._arrivals[image.id]
         arrival.receipt, arrival.loaded_at_s = receipt, now_s
         image.state = DeviceImageState.COPYING
-        self._tell(arrival.waiters, receipt.bytes, receipt.bytes)
+        self._tell(arrival.waiters, _all_in_dram(receipt.bytes))
         self._effects.copy(image)
 
     def copied(self, image: DeviceImage, now_s: float) -> None:
@@ -339,11 +339,10 @@ class DeviceKeeper:
         )
         self._effects.hand_over(waiter.client, reply)
 
-    def _tell(self, waiters: Sequence[Waiter], bytes_done: int, bytes_total: int) -> None:
+    def _tell(self, waiters: Sequence[Waiter], news: Progress) -> None:
         for waiter in waiters:
             if waiter.wants_progress:
-                notice = Progress(id=waiter.request_id, bytes_done=bytes_done, bytes_total=bytes_total)
-                self._effects.reply(waiter.client, notice)
+                self._effects.reply(waiter.client, replace(news, id=waiter.request_id))
 
     def _receipt_of_resident(self, image: DeviceImage) -> LoadReceipt:
         assert image.checkpoint is not None
@@ -380,6 +379,10 @@ class DeviceKeeper:
         image = self._images.get(image_id)
         assert image is not None
         return DeviceLeaseRecord(image_id=image_id, device=image.device, bytes=image.bytes, holder=holder, count=count)
+
+
+def _all_in_dram(total_bytes: int) -> Progress:
+    return Progress(id=0, bytes_done=total_bytes, bytes_total=total_bytes, bytes_ahead=0)
 
 
 def _receipt(into_dram: LoadReceipt, waiter: Waiter, loaded_at_s: float, now_s: float) -> LoadReceipt:

@@ -150,7 +150,7 @@ class DeviceTier:
     def _heard(self, message: Reply) -> None:
         image = self._arriving[message.id]
         if isinstance(message, Progress):
-            self.requests.loading(image, message.bytes_done, message.bytes_total)
+            self.requests.loading(image, message)
         elif isinstance(message, Failed):
             self._failed_to_load(image, error_of(message.error, message.message))
         else:

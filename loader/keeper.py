@@ -204,8 +204,13 @@ class Keeper:
             (load.image, waiter) for load in self._queues.loads for waiter in load.waiters if waiter.wants_progress
         ]
         for image, waiter in asked:
-            done, total = self._effects.read_bytes(image), image.checkpoint.total_bytes
-            self._effects.reply(waiter.client, Progress(id=waiter.request_id, bytes_done=done, bytes_total=total))
+            notice = Progress(
+                id=waiter.request_id,
+                bytes_done=self._effects.read_bytes(image),
+                bytes_total=image.checkpoint.total_bytes,
+                bytes_ahead=self._bytes_ahead(image.checkpoint.device, image),
+            )
+            self._effects.reply(waiter.client, notice)
         return bool(asked)
 
     def shut_down(self) -> None:
@@ -299,14 +304,17 @@ class Keeper:
             return IN_DRAM
         if image is None:
             self._cache.check_room(checkpoint)
-        ahead = self._queues.ahead_of_attach(checkpoint.device, image)
         measured = self._meter.bytes_per_second(checkpoint.device)
         return estimate_read(
             tier=tier,
             unread_bytes=checkpoint.total_bytes - (self._effects.read_bytes(image) if image else 0),
-            bytes_ahead=sum(map(self._report.unread_bytes, ahead)),
+            bytes_ahead=self._bytes_ahead(checkpoint.device, image),
             bandwidths=Bandwidths(measured=measured, throttle_bytes_per_second=self._throttles.of(tier)),
         )
+
+    def _bytes_ahead(self, device: str, image: Image | None) -> int:
+        """What an attach of the image (None: of one that is not here) would wait for before its own load begins."""
+        return sum(map(self._report.unread_bytes, self._queues.ahead_of_attach(device, image)))
 
     def _is_in_use(self, image: Image) -> bool:
         is_loading = image.state in (ImageState.EMPTY, ImageState.LOADING)

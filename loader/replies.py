@@ -121,11 +121,12 @@ class DevicesReclaimed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far the load that an attach waits for has come."""
+    """How far the load that an attach waits for has come, and what the loads before it have left to read."""
 
     id: int
     bytes_done: int
     bytes_total: int
+    bytes_ahead: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from itertools import count
 from typing import TypeVar
 from uuid import uuid4
 
 from . import link
 from .arena_view import ArenaView
+from .deadline import Deadline
 from .errors import LoaderError, StoreCancelled, StoreProtocolError, StoreTimeout, StoreUnavailable, error_of
 from .held_leases import HeldLeases
 from .replies import ArenaMapped, Attached, DeviceAttached, DevicesReclaimed, Failed, Reclaimed, Reply
-from .requests import Cancel, MapArena, Question, Reclaim, ReclaimDevices, Release, ReleaseDevice, Request
+from .requests import (
+    Attach,
+    AttachDevice,
+    Cancel,
+    MapArena,
+    Question,
+    Reclaim,
+    ReclaimDevices,
+    Release,
+    ReleaseDevice,
+    Request,
+)
 from .store_link import Interrupted, OnProgress, StoreLink
 
 Answer = TypeVar("Answer", bound=Reply)
@@ -76,11 +87,11 @@ class Session:
     def ask(
         self, request: Question, kind: type[Answer], timeout_s: float | None, on_progress: OnProgress | None
     ) -> Answer:
-        """The answer, which takes `timeout_s` at most (None: the session's own).
+        """The answer, which takes `timeout_s` at most; for None the session's own, for an attach without progress.
 
         Raises what the store answers, StoreTimeout, StoreCancelled, StoreUnavailable, and what on_progress raises.
         """
-        reply, fds = self._exchange(request, self._budget_s(timeout_s), on_progress)
+        reply, fds = self._exchange(request, self._deadline_of(request, timeout_s), on_progress)
         link.close_all(fds)
         return self._checked(reply, kind)
 
@@ -88,7 +99,7 @@ class Session:
         self, request: Question, kind: type[Answer], timeout_s: float | None, on_progress: OnProgress | None
     ) -> tuple[Answer, list[int]]:
         """As ask(), with the descriptors that came, which the caller closes."""
-        reply, fds = self._exchange(request, self._budget_s(timeout_s), on_progress)
+        reply, fds = self._exchange(request, self._deadline_of(request, timeout_s), on_progress)
         try:
             return self._checked(reply, kind), fds
         except BaseException:
@@ -109,16 +120,20 @@ class Session:
         self._leases.close_link_after_last()
         self._view = None
 
-    def _budget_s(self, timeout_s: float | None) -> float:
-        return self._timeout_s if timeout_s is None else timeout_s
+    def _deadline_of(self, request: Question, timeout_s: float | None) -> Deadline:
+        if timeout_s is not None:
+            return Deadline(timeout_s)
+        return Deadline(self._timeout_s, of_standstill=isinstance(request, Attach | AttachDevice))
 
-    def _exchange(self, request: Question, budget_s: float, on_progress: OnProgress | None) -> tuple[Reply, list[int]]:
+    def _exchange(
+        self, request: Question, deadline: Deadline, on_progress: OnProgress | None
+    ) -> tuple[Reply, list[int]]:
         self.connect()
         self._link.send(request, self._timeout_s)
         try:
-            return self._link.wait(request.id, time.monotonic() + budget_s, on_progress)
+            return self._link.wait(request.id, deadline, on_progress)
         except TimeoutError:
-            return self._give_up(request, budget_s)
+            return self._give_up(request, deadline)
         except Interrupted:
             self._abandon(request)
             raise StoreCancelled(f"the connection to {self._path} was closed while waiting") from None
@@ -128,26 +143,29 @@ class Session:
             self._abandon(request)
             raise
 
-    def _give_up(self, request: Question, budget_s: float) -> tuple[Reply, list[int]]:
+    def _give_up(self, request: Question, deadline: Deadline) -> tuple[Reply, list[int]]:
         """Cancels, and takes the answer that may have been under way."""
         self._link.send(Cancel(id=request.id), CANCEL_GRACE_S)
         try:
-            reply, fds = self._link.wait(request.id, time.monotonic() + CANCEL_GRACE_S, None)
+            reply, fds = self._link.wait(request.id, Deadline(CANCEL_GRACE_S), None)
         except TimeoutError:
             self._link.close()
             raise StoreTimeout(
-                f"the store at {self._path} did not answer within {budget_s} s nor to the cancellation; this "
-                "connection is closed; check the store process"
+                f"{type(request).__name__} {deadline} at the store {self._path}, which did not answer to the "
+                "cancellation either; this connection is closed; check the store process"
             ) from None
         if isinstance(reply, Failed) and reply.error == StoreCancelled.__name__:
-            raise StoreTimeout(f"{type(request).__name__} took longer than {budget_s} s at the store {self._path}")
+            raise StoreTimeout(
+                f"{type(request).__name__} {deadline} at the store {self._path} and was cancelled; give it a longer "
+                "timeout_s, or prefetch() the checkpoint, which goes on with nobody waiting; status() shows its way"
+            )
         return reply, fds
 
     def _abandon(self, request: Question) -> None:
         """Cancels, and gives back what the answer that may have been under way brings."""
         with contextlib.suppress(TimeoutError, StoreUnavailable, Interrupted):
             self._link.send(Cancel(id=request.id), CANCEL_GRACE_S)
-            reply, fds = self._link.wait(request.id, time.monotonic() + CANCEL_GRACE_S, None)
+            reply, fds = self._link.wait(request.id, Deadline(CANCEL_GRACE_S), None)
             link.close_all(fds)
             if isinstance(reply, Attached):
                 self._link.post(Release(image_id=reply.image_id))
@@ -188,7 +206,7 @@ class Session:
     def _answer(self, request: Reclaim | ReclaimDevices, kind: type[Answer]) -> Answer:
         self._link.send(request, self._timeout_s)
         try:
-            reply, fds = self._link.wait(request.id, time.monotonic() + self._timeout_s, None)
+            reply, fds = self._link.wait(request.id, Deadline(self._timeout_s), None)
         except (TimeoutError, Interrupted) as error:
             raise self._link.lost() from error
         link.close_all(fds)

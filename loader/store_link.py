@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from . import link
+from .deadline import Deadline
 from .errors import StoreUnavailable
 from .messages import decode_reply, encode
 from .replies import Progress, Reply
@@ -77,7 +78,7 @@ class StoreLink:
             self._outbox.append(_frame(request))
             self._drain()
 
-    def wait(self, request_id: int, deadline_s: float, on_progress: OnProgress | None) -> tuple[Reply, list[int]]:
+    def wait(self, request_id: int, deadline: Deadline, on_progress: OnProgress | None) -> tuple[Reply, list[int]]:
         """The reply to that request and the descriptors that came meanwhile, which are the caller's to close.
 
         Raises TimeoutError, Interrupted, StoreUnavailable, and whatever on_progress raises.
@@ -85,12 +86,14 @@ class StoreLink:
         fds: list[int] = []
         try:
             while True:
-                for reply in self._receive(deadline_s, fds):
-                    if isinstance(reply, Progress):
-                        if on_progress is not None and reply.id == request_id:
+                for reply in self._receive(deadline.left_s, fds):
+                    if not isinstance(reply, Progress):
+                        if reply.id in (0, request_id):
+                            return reply, fds
+                    elif reply.id == request_id:
+                        deadline.hear(reply)
+                        if on_progress is not None:
                             on_progress(reply.bytes_done, reply.bytes_total)
-                    elif reply.id in (0, request_id):
-                        return reply, fds
         except BaseException:
             link.close_all(fds)
             raise
@@ -114,9 +117,9 @@ class StoreLink:
             f"the store at {self._path} closed the connection; ask again, and check whether it is running"
         )
 
-    def _receive(self, deadline_s: float, fds: list[int]) -> list[Reply]:
+    def _receive(self, timeout_s: float, fds: list[int]) -> list[Reply]:
         wake = self._wake_receiver.fileno()
-        ready = _poll_both(self._sock.fileno(), wake, deadline_s - time.monotonic())
+        ready = _poll_both(self._sock.fileno(), wake, timeout_s)
         if wake in ready:
             self._wake_receiver.recv(1024)
             raise Interrupted

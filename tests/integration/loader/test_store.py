@@ -161,6 +161,7 @@ def test_a_lease_lasts_as_long_as_any_of_its_tensors(
         store.evict(directory)
     assert torch.equal(kept, official_load_file(directory / "model.safetensors")["weight"])
     del kept
+    eventually(lambda: store.status().leased_bytes == 0)  # told over another connection than the next question
     assert store.evict(directory) == 1
 
 
@@ -325,6 +326,33 @@ def test_an_attach_that_takes_too_long_is_given_up(
 
         eventually(lambda: store.status().images == ())
         assert store.attach(make_checkpoint("small", 0), timeout_s=10).receipt.bytes > 0
+
+
+def test_an_attach_without_a_timeout_waits_for_as_long_as_anything_is_read(
+    start_daemon: Callable[..., Daemon], make_checkpoint: MakeCheckpoint
+) -> None:
+    daemon = start_daemon("--ssd-bytes-per-second", str(16 * MEGABYTES))
+    first, second = make_checkpoint("first", 32), make_checkpoint("second", 32)
+    with daemon.connect() as other, daemon.connect(timeout_s=1.5) as store:
+        loading = threading.Thread(target=other.load, args=(first,))
+        loading.start()
+        eventually(lambda: store.status().queue_depth == 1)
+        attachment = store.attach(second)
+        loading.join()
+
+        assert attachment.receipt.queue_s > 0
+        assert attachment.receipt.read_s > 1.5
+        assert_same(attachment, second)
+
+
+def test_an_attach_without_a_timeout_is_given_up_when_nothing_is_read(
+    start_daemon: Callable[..., Daemon], make_checkpoint: MakeCheckpoint
+) -> None:
+    daemon = start_daemon("--ssd-bytes-per-second", "1")
+    with daemon.connect(timeout_s=0.5) as store:
+        for ask in (store.attach, store.load):
+            with pytest.raises(StoreTimeout, match=r"stood still for 0\.5 s.*timeout_s.*prefetch"):
+                ask(make_checkpoint(megabytes=64))
 
 
 def test_a_waiting_attach_ends_when_another_thread_closes_the_store(

@@ -81,7 +81,8 @@ def received(client: socket.socket, connection: Connection) -> list[int]:
 def test_a_client_that_catches_up_gets_the_latest_news_of_each_attach_before_the_answer() -> None:
     client, connection = stalled()
     first, last, other = (
-        Progress(id=request_id, bytes_done=done, bytes_total=9) for request_id, done in ((1, 3), (1, 9), (2, 5))
+        Progress(id=request_id, bytes_done=done, bytes_total=9, bytes_ahead=0)
+        for request_id, done in ((1, 3), (1, 9), (2, 5))
     )
     for message in (first, other, last, MAPPED):
         connection.queue(message)
@@ -96,7 +97,7 @@ def test_a_client_that_catches_up_gets_the_latest_news_of_each_attach_before_the
 def test_news_that_a_client_has_half_read_is_sent_to_its_end() -> None:
     sock = Trickle(room_bytes=6)
     connection = Connection(1, ProcessId(pid=1, start_time=1), sock)
-    begun, last = (Progress(id=1, bytes_done=done, bytes_total=9) for done in (3, 9))
+    begun, last = (Progress(id=1, bytes_done=done, bytes_total=9, bytes_ahead=0) for done in (3, 9))
     connection.queue(begun)
     connection.flush()
 

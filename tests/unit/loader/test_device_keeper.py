@@ -136,14 +136,18 @@ def test_a_copy_that_has_begun_goes_on_and_stays(world: World) -> None:
     assert not image.leases
 
 
+def all_in_dram(request_id: int) -> Progress:
+    return Progress(id=request_id, bytes_done=FROM_SSD.bytes, bytes_total=FROM_SSD.bytes, bytes_ahead=0)
+
+
 def test_progress_goes_to_those_who_asked_for_it(world: World) -> None:
     world.attach(1, "/a", progress=True)
     world.attach(2, "/a")
     world.keeper.allocated(world.image("/a"), 1.0)
 
-    world.keeper.loading(world.image("/a"), 3, 10)
+    world.keeper.loading(world.image("/a"), Progress(id=7, bytes_done=3, bytes_total=10, bytes_ahead=4))
 
-    assert world.effects.replies == [(1, Progress(id=100, bytes_done=3, bytes_total=10))]
+    assert world.effects.replies == [(1, Progress(id=100, bytes_done=3, bytes_total=10, bytes_ahead=4))]
 
 
 def test_progress_ends_with_all_bytes_in_dram(world: World) -> None:
@@ -153,7 +157,7 @@ def test_progress_ends_with_all_bytes_in_dram(world: World) -> None:
 
     world.keeper.loaded(image, FROM_SSD, 3.0)
 
-    assert world.effects.replies == [(1, Progress(id=100, bytes_done=FROM_SSD.bytes, bytes_total=FROM_SSD.bytes))]
+    assert world.effects.replies == [(1, all_in_dram(100))]
 
 
 def test_who_joins_while_the_bytes_are_copied_hears_at_once_that_all_are_in_dram(world: World) -> None:
@@ -164,7 +168,7 @@ def test_who_joins_while_the_bytes_are_copied_hears_at_once_that_all_are_in_dram
 
     world.attach(2, "/a", progress=True)
 
-    assert world.effects.replies == [(2, Progress(id=200, bytes_done=FROM_SSD.bytes, bytes_total=FROM_SSD.bytes))]
+    assert world.effects.replies == [(2, all_in_dram(200))]
 
 
 def test_who_waits_is_told_of_the_end(world: World) -> None:

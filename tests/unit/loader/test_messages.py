@@ -156,7 +156,7 @@ def test_requests_survive_the_link(request_: Request) -> None:
         ),
         ArenaMapped(id=1, arena_id="abc", bytes=1 << 40),
         Reclaimed(id=1, arena_id="abc", leases=()),
-        Progress(id=1, bytes_done=2, bytes_total=3),
+        Progress(id=1, bytes_done=2, bytes_total=3, bytes_ahead=4),
         Prefetching(id=1, image=IMAGE),
         Pinned(id=1, image=IMAGE),
         Unpinned(id=1, images=2),

@@ -187,10 +187,24 @@ def test_progress_is_told_to_those_who_asked(keeper: Keeper, effects: RecordedEf
     attach(keeper, 2, 6, checkpoint("/a"), now_s=0)
     effects.progress = 9
     assert keeper.tell_progress()
-    assert effects.replies == [(1, Progress(id=5, bytes_done=9, bytes_total=MEGABYTES))]
+    assert effects.replies == [(1, Progress(id=5, bytes_done=9, bytes_total=MEGABYTES, bytes_ahead=0))]
     finish(keeper, effects, now_s=1)
 
     assert not keeper.tell_progress()
+
+
+def test_who_waits_behind_others_is_told_what_they_have_left(keeper: Keeper, effects: RecordedEffects) -> None:
+    attach(keeper, 1, 5, checkpoint("/a"), now_s=0)
+    attach(keeper, 2, 6, checkpoint("/b"), now_s=1, progress=True)
+    effects.progress = 9
+    keeper.tell_progress()
+    finish(keeper, effects, now_s=2)
+    keeper.tell_progress()
+
+    assert [message for message in effects.to(2) if isinstance(message, Progress)] == [
+        Progress(id=6, bytes_done=0, bytes_total=MEGABYTES, bytes_ahead=MEGABYTES - 9),
+        Progress(id=6, bytes_done=9, bytes_total=MEGABYTES, bytes_ahead=0),
+    ]
 
 
 def test_a_device_keeps_its_bandwidth(keeper: Keeper, effects: RecordedEffects) -> None:
