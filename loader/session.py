@@ -31,6 +31,7 @@ from .requests import (
     Request,
 )
 from .store_link import Interrupted, OnProgress, StoreLink
+from .wake import Wake
 
 Answer = TypeVar("Answer", bound=Reply)
 
@@ -51,7 +52,8 @@ class Session:
         self._ids = count(1)
         self._closed = False
         self._view: ArenaView | None = None
-        self._link = StoreLink(path, connect_timeout_s)
+        self._wake = Wake()
+        self._link = StoreLink(path, connect_timeout_s, self._wake)
         self._leases = HeldLeases(self._link)
 
     @property
@@ -68,7 +70,10 @@ class Session:
         if self._closed:
             raise StoreCancelled(f"the connection to {self._path} was closed; open a new Store")
         if self._link.is_lost():
-            self._reconnect()
+            try:
+                self._reconnect()
+            except Interrupted:
+                raise self._closed_meanwhile() from None
 
     def arena(self) -> ArenaView:
         """The view of the arena of the store that is connected. Raises StoreUnavailable, StoreFull."""
@@ -113,7 +118,7 @@ class Session:
     def interrupt(self) -> None:
         """Ends it for a thread that waits in it, which gets StoreCancelled, and for all who would ask from now on."""
         self._closed = True
-        self._link.interrupt()
+        self._wake.set()
 
     def close(self) -> None:
         """After interrupt(). The connection stays until the last lease has ended."""
@@ -129,14 +134,14 @@ class Session:
         self, request: Question, deadline: Deadline, on_progress: OnProgress | None
     ) -> tuple[Reply, list[int]]:
         self.connect()
-        self._link.send(request, self._timeout_s)
         try:
-            return self._link.wait(request.id, deadline, on_progress)
+            self._link.send(request, self._timeout_s, self._wake)
+            return self._link.wait(request.id, deadline, self._wake, on_progress)
         except TimeoutError:
             return self._give_up(request, deadline)
         except Interrupted:
             self._abandon(request)
-            raise StoreCancelled(f"the connection to {self._path} was closed while waiting") from None
+            raise self._closed_meanwhile() from None
         except LoaderError:
             raise
         except BaseException:
@@ -145,7 +150,7 @@ class Session:
 
     def _give_up(self, request: Question, deadline: Deadline) -> tuple[Reply, list[int]]:
         """Cancels, and takes the answer that may have been under way."""
-        self._link.send(Cancel(id=request.id), CANCEL_GRACE_S)
+        self._link.send(Cancel(id=request.id), CANCEL_GRACE_S, None)
         try:
             reply, fds = self._link.wait(request.id, Deadline(CANCEL_GRACE_S), None)
         except TimeoutError:
@@ -163,8 +168,8 @@ class Session:
 
     def _abandon(self, request: Question) -> None:
         """Cancels, and gives back what the answer that may have been under way brings."""
-        with contextlib.suppress(TimeoutError, StoreUnavailable, Interrupted):
-            self._link.send(Cancel(id=request.id), CANCEL_GRACE_S)
+        with contextlib.suppress(TimeoutError, StoreUnavailable):
+            self._link.send(Cancel(id=request.id), CANCEL_GRACE_S, None)
             reply, fds = self._link.wait(request.id, Deadline(CANCEL_GRACE_S), None)
             link.close_all(fds)
             if isinstance(reply, Attached):
@@ -174,9 +179,13 @@ class Session:
             return
         self._link.close()
 
+    def _closed_meanwhile(self) -> StoreCancelled:
+        return StoreCancelled(f"the connection to {self._path} was closed while waiting")
+
     def _reconnect(self) -> None:
+        """Raises what connect() does, and Interrupted."""
         self._link.close()
-        self._link = StoreLink(self._path, RECONNECT_TIMEOUT_S)
+        self._link = StoreLink(self._path, RECONNECT_TIMEOUT_S, self._wake)
         try:
             is_same_store = self._reclaim()
         except BaseException:
@@ -204,10 +213,10 @@ class Session:
         return True
 
     def _answer(self, request: Reclaim | ReclaimDevices, kind: type[Answer]) -> Answer:
-        self._link.send(request, self._timeout_s)
+        self._link.send(request, self._timeout_s, self._wake)
         try:
-            reply, fds = self._link.wait(request.id, Deadline(self._timeout_s), None)
-        except (TimeoutError, Interrupted) as error:
+            reply, fds = self._link.wait(request.id, Deadline(self._timeout_s), self._wake)
+        except TimeoutError as error:
             raise self._link.lost() from error
         link.close_all(fds)
         return self._checked(reply, kind)

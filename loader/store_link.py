@@ -5,13 +5,12 @@ It neither reconnects nor knows what the messages mean to their sender; session.
 
 from __future__ import annotations
 
-import contextlib
 import select
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from . import link
 from .deadline import Deadline
@@ -19,6 +18,7 @@ from .errors import StoreUnavailable
 from .messages import decode_reply, encode
 from .replies import Progress, Reply
 from .requests import Request
+from .wake import Wake
 
 CONNECT_RETRY_S = 0.01
 
@@ -26,59 +26,55 @@ OnProgress = Callable[[int, int], None]
 
 
 class Interrupted(Exception):
-    """wait() was ended by interrupt()."""
+    """What was waited for was ended by its Wake."""
 
 
 class StoreLink:
-    """One connection. A thread may wait in it while others send, interrupt or close it."""
+    """One connection. Any thread may post while another, whose the link is, sends, waits and at last closes it."""
 
-    def __init__(self, path: str, connect_timeout_s: float) -> None:
-        """Waits for a store that is just starting. Raises StoreUnavailable."""
+    def __init__(self, path: str, connect_timeout_s: float, wake: Wake | None) -> None:
+        """Waits for a store that is just starting. Raises StoreUnavailable, Interrupted."""
         self._path = path
         self._frames = link.FrameBuffer(link.MAX_REPLY_BYTES)
         self._outbox: deque[memoryview] = deque()
         self._sending = threading.Lock()
-        self._is_closed = False
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._wake_sender.setblocking(False)
-        try:
-            self._sock = _connect(path, connect_timeout_s)
-        except BaseException:
-            self._is_closed = True
-            self._close_wakes()
-            raise
+        self._is_lost = False
+        self._sock = _connect(path, connect_timeout_s, wake)
 
     def __del__(self) -> None:
-        self.close()
-
-    @property
-    def is_open(self) -> bool:
-        return not self._is_closed
+        if hasattr(self, "_sock"):
+            self.close()
 
     def is_lost(self) -> bool:
         """Whether the store has closed it; to be asked while no reply is under way."""
-        return self._is_closed or bool(_poll(self._sock.fileno(), select.POLLIN, 0.0))
+        return self._is_lost or self._is_ready(select.POLLIN, 0.0, None)
 
-    def send(self, request: Request, timeout_s: float) -> None:
-        """Raises StoreUnavailable where the store is gone or takes nothing for that long."""
-        deadline_s = time.monotonic() + timeout_s
+    def send(self, request: Request, timeout_s: float, wake: Wake | None) -> None:
+        """Raises StoreUnavailable where the store is gone or takes nothing for that long, and Interrupted."""
+        deadline = Deadline(timeout_s)
         with self._sending:
             self._outbox.append(_frame(request))
-            while not self._send_now():
-                if not _poll(self._sock.fileno(), select.POLLOUT, deadline_s - time.monotonic()):
-                    raise self.lost()
+            try:
+                while not self._send_now():
+                    if not self._is_ready(select.POLLOUT, deadline.left_s, wake):
+                        raise self.lost()
+            except OSError as error:
+                raise self.lost() from error
         self._drain()
 
-    def post(self, request: Request) -> None:
-        """Sends without blocking, now or with the next send(). Does nothing where the store is gone.
+    def post(self, request: Request) -> bool:
+        """Sends without blocking, now or with the next send(); False where the store is gone.
 
         May be called by finalizers, in whichever thread and place they run.
         """
-        if not self._is_closed:
+        if not self._is_lost:
             self._outbox.append(_frame(request))
             self._drain()
+        return not self._is_lost
 
-    def wait(self, request_id: int, deadline: Deadline, on_progress: OnProgress | None) -> tuple[Reply, list[int]]:
+    def wait(
+        self, request_id: int, deadline: Deadline, wake: Wake | None, on_progress: OnProgress | None = None
+    ) -> tuple[Reply, list[int]]:
         """The reply to that request and the descriptors that came meanwhile, which are the caller's to close.
 
         Raises TimeoutError, Interrupted, StoreUnavailable, and whatever on_progress raises.
@@ -86,7 +82,7 @@ class StoreLink:
         fds: list[int] = []
         try:
             while True:
-                for reply in self._receive(deadline.left_s, fds):
+                for reply in self._receive(deadline.left_s, wake, fds):
                     if not isinstance(reply, Progress):
                         if reply.id in (0, request_id):
                             return reply, fds
@@ -98,17 +94,9 @@ class StoreLink:
             link.close_all(fds)
             raise
 
-    def interrupt(self) -> None:
-        """Ends a wait(), the next one if none is under way."""
-        with contextlib.suppress(OSError):  # full, or closed: nobody waits, or will be woken anyway
-            self._wake_sender.send(b"\0")
-
     def close(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
-            self._outbox.clear()
-            self._sock.close()
-            self._close_wakes()
+        self._is_lost = True
+        self._sock.close()
 
     def lost(self) -> StoreUnavailable:
         """Closes the link; the error says so."""
@@ -117,13 +105,8 @@ class StoreLink:
             f"the store at {self._path} closed the connection; ask again, and check whether it is running"
         )
 
-    def _receive(self, timeout_s: float, fds: list[int]) -> list[Reply]:
-        wake = self._wake_receiver.fileno()
-        ready = _poll_both(self._sock.fileno(), wake, timeout_s)
-        if wake in ready:
-            self._wake_receiver.recv(1024)
-            raise Interrupted
-        if not ready:
+    def _receive(self, timeout_s: float, wake: Wake | None, fds: list[int]) -> list[Reply]:
+        if not self._is_ready(select.POLLIN, timeout_s, wake):
             raise TimeoutError
         try:
             data, more_fds = link.receive(self._sock, 1)
@@ -138,42 +121,46 @@ class StoreLink:
 
     def _drain(self) -> None:
         # Who has the lock looks again after giving it back, so nothing is left behind by one who did not get it.
-        with contextlib.suppress(StoreUnavailable):
-            while self._outbox and self._sending.acquire(blocking=False):
-                try:
-                    if not self._send_now():
-                        return
-                finally:
-                    self._sending.release()
+        while self._outbox and self._sending.acquire(blocking=False):
+            try:
+                if not self._send_or_lose():
+                    return
+            finally:
+                self._sending.release()
+
+    def _send_or_lose(self) -> bool:
+        """As _send_now(), but a loss is only noted: another thread may wait in the socket, and finds out there."""
+        try:
+            return self._send_now()
+        except OSError:
+            self._is_lost = True
+            self._outbox.clear()
+            return True
 
     def _send_now(self) -> bool:
-        """Sends what fits; False where something is left. Raises StoreUnavailable."""
-        while self._outbox and not self._is_closed:
+        """Sends what fits; False where something is left. Raises OSError."""
+        while self._outbox:
             data = self._outbox[0]
             try:
                 sent = self._sock.send(data, socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 return False
-            except OSError as error:
-                raise self.lost() from error
             if sent < len(data):
                 self._outbox[0] = data[sent:]
             else:
                 self._outbox.popleft()
-        if self._is_closed:
-            raise self.lost()
         return True
 
-    def _close_wakes(self) -> None:
-        self._wake_receiver.close()
-        self._wake_sender.close()
+    def _is_ready(self, events: int, timeout_s: float, wake: Wake | None) -> bool:
+        """Whether the socket is, in time. Raises Interrupted."""
+        return _poll({self._sock.fileno(): events}, timeout_s, wake)
 
 
 def _frame(request: Request) -> memoryview:
     return memoryview(link.frame(encode(request)))
 
 
-def _connect(path: str, timeout_s: float) -> socket.socket:
+def _connect(path: str, timeout_s: float, wake: Wake | None) -> socket.socket:
     deadline_s = time.monotonic() + timeout_s
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -190,17 +177,17 @@ def _connect(path: str, timeout_s: float) -> socket.socket:
                     f"no store answers at {path} ({error.strerror or error}); start one with `serverless-triton store "
                     f"serve --socket {path}`, or check the path"
                 ) from error
-        time.sleep(CONNECT_RETRY_S)
+        _poll({}, CONNECT_RETRY_S, wake)
 
 
-def _poll(descriptor: int, events: int, timeout_s: float) -> bool:
+def _poll(events: Mapping[int, int], timeout_s: float, wake: Wake | None) -> bool:
+    """Whether one of these descriptors is ready in time. Raises Interrupted."""
     poll = select.poll()
-    poll.register(descriptor, events)
-    return bool(poll.poll(max(0.0, timeout_s) * 1000))
-
-
-def _poll_both(first: int, second: int, timeout_s: float) -> list[int]:
-    poll = select.poll()
-    poll.register(first, select.POLLIN)
-    poll.register(second, select.POLLIN)
-    return [descriptor for descriptor, _ in poll.poll(max(0.0, timeout_s) * 1000)]
+    for descriptor, wanted in events.items():
+        poll.register(descriptor, wanted)
+    if wake is not None:
+        poll.register(wake.descriptor, select.POLLIN)
+    ready = [descriptor for descriptor, _ in poll.poll(timeout_s * 1000)]
+    if wake is not None and wake.descriptor in ready:
+        raise Interrupted
+    return bool(ready)
