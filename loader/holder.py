@@ -136,22 +136,33 @@ def _be_daemon(daemon: Callable[[Startup], None], mask: set[signal.Signals], hol
 
 def _wait_for(child: _Daemon) -> tuple[int, bool]:
     """The status that the daemon ended with, and whether it was told to."""
-    deadline_s: float | None = None
+    status = _end_of(child, lambda: signal.sigwait(STOP_SIGNALS | {signal.SIGCHLD}) not in STOP_SIGNALS)
+    if status is not None:
+        return status, False
+    os.kill(child.pid, signal.SIGTERM)
+    deadline_s = time.monotonic() + GRACE_S
+    status = _end_of(child, lambda: _sees_child_change(deadline_s - time.monotonic()))
+    if status is None:
+        log.warning("daemon did not stop within %.0f s: killed pid=%d", GRACE_S, child.pid)
+        os.kill(child.pid, signal.SIGKILL)
+        # It dies once the kernel has ended what it was doing, which may take longer than anybody can say.
+        status = _end_of(child, lambda: signal.sigwait({signal.SIGCHLD}) == signal.SIGCHLD)
+    assert status is not None
+    return status, True
+
+
+def _end_of(child: _Daemon, goes_on: Callable[[], bool]) -> int | None:
+    """The status that the daemon ended with; None where `goes_on`, which waits for a change, said no before."""
     while True:
         pid, status = os.waitpid(child.pid, os.WNOHANG)
         if pid:
-            return os.waitstatus_to_exitcode(status), deadline_s is not None
-        if deadline_s is None:
-            number = signal.sigwait(STOP_SIGNALS | {signal.SIGCHLD})
-        else:
-            received = signal.sigtimedwait({signal.SIGCHLD}, max(0.0, deadline_s - time.monotonic()))
-            number = signal.SIGCHLD if received else signal.SIGKILL
-        if number in STOP_SIGNALS:
-            deadline_s = time.monotonic() + GRACE_S
-            os.kill(child.pid, signal.SIGTERM)
-        elif number == signal.SIGKILL:
-            log.warning("daemon did not stop within %.0f s: killed pid=%d", GRACE_S, child.pid)
-            os.kill(child.pid, signal.SIGKILL)
+            return os.waitstatus_to_exitcode(status)
+        if not goes_on():
+            return None
+
+
+def _sees_child_change(timeout_s: float) -> bool:
+    return signal.sigtimedwait({signal.SIGCHLD}, max(0.0, timeout_s)) is not None
 
 
 def _start_of(child: _Daemon) -> tuple[bool, LoaderError | None]:

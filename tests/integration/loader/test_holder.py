@@ -131,6 +131,25 @@ def test_a_daemon_that_cannot_stop_is_killed() -> None:
         assert has_ended(child)
 
 
+def test_a_killed_daemon_that_takes_its_time_to_die_is_waited_for() -> None:
+    code = (
+        "import logging, subprocess; logging.basicConfig(stream=sys.stdout)\n"
+        "holder.GRACE_S = 0.1\nkill = os.kill\n"
+        # As the kernel does with a process that is in the middle of a system call.
+        "def kill_later(pid, number):\n"
+        "    if number == signal.SIGKILL:\n        subprocess.Popen(['sh', '-c', f'sleep 0.5; kill -9 {pid}'])\n"
+        "    else:\n        kill(pid, number)\n"
+        "def ignore_it(_):\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    kill(os.getppid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+        "os.kill = kill_later\nrun(ignore_it)"
+    )
+    printed = hold(code)
+
+    assert printed.endswith("ended")
+    assert printed.count("did not stop") == 1
+
+
 def test_a_daemon_that_keeps_dying_is_given_up() -> None:
     printed = hold("run(lambda _: os.kill(os.getpid(), signal.SIGKILL))")
 
