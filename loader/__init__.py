@@ -49,8 +49,10 @@ if TYPE_CHECKING:
         StoreTimeout,
         StoreUnavailable,
         TensorNotFound,
+        TooManyClients,
         UnsafeCheckpoint,
         UnsupportedDtype,
+        UserRefused,
     )
     from .integrity import IntegrityReport, hash_checkpoint, verify_checkpoint
     from .receipts import Estimate, LoadReceipt
@@ -127,8 +129,10 @@ __all__ = [
     "StoreUnavailable",
     "TensorNotFound",
     "TensorSlice",
+    "TooManyClients",
     "UnsafeCheckpoint",
     "UnsupportedDtype",
+    "UserRefused",
     "fetch_model_files",
     "hash_checkpoint",
     "load_file",

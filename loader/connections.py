@@ -17,7 +17,7 @@ from typing import Protocol
 
 from . import link
 from .connection import Connection
-from .errors import LoaderError, ProcessUnwatchable, StoreProtocolError
+from .errors import LoaderError, StoreProtocolError, TooManyClients, UserRefused
 from .processes import UNKNOWN_PID, ProcessId, process_of
 from .replies import Reply
 from .requests import Request
@@ -25,6 +25,8 @@ from .requests import Request
 log = logging.getLogger("serverless_triton.store")
 
 MAX_CLIENTS = 1024
+# Of those who are refused: that many may wait to be told so.
+MAX_REFUSED = 64
 # Where there is no descriptor left for another client: it waits in the listener meanwhile.
 ACCEPT_PAUSE_S = 0.2
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
@@ -36,6 +38,9 @@ class Host(Protocol):
     def on_connected(self, client: int, process: ProcessId) -> None: ...
 
     def on_request(self, client: int, request: Request) -> None: ...
+
+    def on_refused(self, client: int, request: Request, error: LoaderError) -> None:
+        """The client, which is cut off then, is to be told `error`."""
 
     def on_disconnected(self, client: int) -> None: ...
 
@@ -62,10 +67,6 @@ class Connections:
     def listen(self) -> None:
         """From now on clients are accepted."""
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-
-    def refusal_of(self, client: int) -> LoaderError | None:
-        """What the client is to be told instead of an answer, whatever it asks."""
-        return self._refused.get(client)
 
     def send(self, client: int, message: Reply, descriptors: Sequence[int] = ()) -> None:
         """To a client that is gone, nothing. May be called in the middle of a decision: the loss is told afterwards."""
@@ -110,23 +111,39 @@ class Connections:
             return
         sock.setblocking(False)
         pid, uid = link.peer_of(sock)
-        if uid not in (os.geteuid(), 0) or len(self._connections) >= MAX_CLIENTS:
-            log.warning("refused a client of user %d; %d are connected", uid, len(self._connections))
-            sock.close()
-            return
-        client = next(self._client_ids)
         try:
-            process = process_of(pid)
+            process = self._admitted(pid, uid)
         except OSError as error:
             log.warning("cannot look at process %d: %s", pid, error)
             sock.close()
+        except LoaderError as error:
+            self._refuse(sock, error)
+        else:
+            self._connect(Connection(next(self._client_ids), process, sock))
+
+    def _admitted(self, pid: int, uid: int) -> ProcessId:
+        """Raises UserRefused, TooManyClients, ProcessUnwatchable."""
+        if uid not in (os.geteuid(), 0):
+            raise UserRefused(
+                f"this store serves user {os.geteuid()}, whose it is, and root, but not user {uid}; ask as one of "
+                "them, or start a store of your own"
+            )
+        if len(self._connections) - len(self._refused) >= MAX_CLIENTS:
+            raise TooManyClients(
+                f"{MAX_CLIENTS} clients are connected to this store already; close() the Stores that nobody uses, then "
+                "ask again"
+            )
+        return process_of(pid)
+
+    def _refuse(self, sock: socket.socket, error: LoaderError) -> None:
+        """It is told at its first request: to one that is cut off at once nothing could be told."""
+        log.warning("refused a client: %s", error)
+        if len(self._refused) >= MAX_REFUSED:
+            sock.close()
             return
-        except ProcessUnwatchable as error:
-            # It is told at its first request: to one that is cut off at once nothing could be told.
-            log.warning("refused a client: %s", error)
-            self._refused[client] = error
-            process = ProcessId(pid=UNKNOWN_PID, start_time=0)
-        self._connect(Connection(client, process, sock))
+        client = next(self._client_ids)
+        self._refused[client] = error
+        self._connect(Connection(client, ProcessId(pid=UNKNOWN_PID, start_time=0), sock))
 
     def _connect(self, connection: Connection) -> None:
         self._connections[connection.client] = connection
@@ -138,7 +155,12 @@ class Connections:
         if requests is None:
             self._drop(connection, "closed")
             return
+        refusal = self._refused.get(connection.client)
         for request in requests:
+            if refusal is not None:
+                self._host.on_refused(connection.client, request, refusal)
+                self._drop(connection, "refused")
+                return
             self._host.on_request(connection.client, request)
 
     def _watch_socket(self, connection: Connection) -> None:

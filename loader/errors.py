@@ -36,6 +36,8 @@
         ├── RemoteUnavailable         the server that has the checkpoint gives no usable answer for now
         ├── StoreProtocolError        the peer sent what this version does not understand
         ├── ProcessUnwatchable        the store cannot see when this process ends
+        ├── UserRefused               the store serves its own user and root alone
+        ├── TooManyClients            the store has as many clients as it takes
         ├── ImageLeased               an eviction was refused because somebody uses the image
         └── ImagePinned               an eviction was refused because the image is pinned
 
@@ -187,6 +189,14 @@ class StoreProtocolError(StoreError):
 
 class ProcessUnwatchable(StoreError):
     """The store cannot see when this process ends, so it gives it no leases."""
+
+
+class UserRefused(StoreError):
+    """The store serves its own user and root alone."""
+
+
+class TooManyClients(StoreError):
+    """The store has as many clients as it takes."""
 
 
 class ImageLeased(StoreError):

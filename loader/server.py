@@ -215,11 +215,10 @@ class StoreServer:
         self._devices.requests.connect(client, process)
 
     def on_request(self, client: int, request: Request) -> None:
-        refusal = self._connections.refusal_of(client)
-        if refusal is not None:
-            self._dispatcher.refuse(client, request, refusal)
-        else:
-            self._dispatcher.handle(client, request)
+        self._dispatcher.handle(client, request)
+
+    def on_refused(self, client: int, request: Request, error: LoaderError) -> None:
+        self._dispatcher.refuse(client, request, error)
 
     def on_disconnected(self, client: int) -> None:
         self._resolver.cancel_all(client)

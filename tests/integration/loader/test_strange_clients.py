@@ -1,5 +1,6 @@
 """Clients that the store cannot take as they come: out of its sight, or one too many."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -50,3 +51,23 @@ def test_clients_beyond_the_limit_of_open_files_wait_and_cost_nothing(daemon: Da
             resource.prlimit(child, resource.RLIMIT_NOFILE, usual)
 
             assert another.status().images == ()
+
+
+def test_a_client_of_another_user_is_told_whose_the_store_is(daemon: Daemon, store: Store) -> None:
+    if os.geteuid():
+        pytest.skip("only root can become another user")
+    store.status()
+    daemon.socket.chmod(0o666)
+    daemon.socket.parent.chmod(0o755)
+    code = (
+        "import os, sys\nfrom serverless_triton.loader import Store, UserRefused\n"
+        "os.chdir(sys.argv[1])\nos.seteuid(65534)\n"
+        "for _ in range(2):\n"
+        "    try:\n        Store('store').status()\n    except UserRefused as error:\n        print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(daemon.socket.parent)]
+    printed = subprocess.check_output(command, text=True, timeout=60).splitlines()
+
+    assert len(printed) == 2
+    assert "serves user 0" in printed[0]
+    assert "not user 65534" in printed[0]
