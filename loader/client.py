@@ -7,7 +7,6 @@ close() and the store's own restart.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +59,6 @@ class Store:
         own, which is a time in all.
         """
         self._path = os.fspath(socket_path)
-        self._lock = threading.Lock()
         self._session = Session(self._path, timeout_s, connect_timeout_s)
 
     def __enter__(self) -> Store:
@@ -102,7 +100,7 @@ class Store:
 
         Raises StoreUnavailable, StoreFull.
         """
-        with self._lock:
+        with self._session.lock:
             self._session.connect()
             view = self._session.arena()
         view.populate()
@@ -129,11 +127,11 @@ class Store:
     ) -> LoadReceipt:
         """Brings a checkpoint into the store and says what it cost, without attaching. Raises what attach() does."""
         if is_cpu(device):
-            with self._lock:
+            with self._session.lock:
                 attached = self._attached(path, timeout_s, progress)
                 self._session.post(Release(image_id=attached.image_id))
             return attached.receipt
-        with self._lock:
+        with self._session.lock:
             on_device, fds = self._attached_on_device(path, name_of(device), timeout_s, progress)
             link.close_all(fds)
             self._session.post(ReleaseDevice(image_id=on_device.image_id))
@@ -177,9 +175,9 @@ class Store:
 
         Tensors stay valid and keep their leases: the connection stays until the last of them is gone.
         """
-        self._session.interrupt()
-        with self._lock:
-            self._session.close()
+        if self._session.interrupt():
+            with self._session.lock:
+                self._session.close()
 
     # Attaching. A reconnect ends the leases that nobody has counted, so the lock that keeps it out is held from before
     # the question until the lease is counted.
@@ -187,7 +185,7 @@ class Store:
     def _attach_in_dram(
         self, path: Path | str, timeout_s: float | None, is_wanted: Callable[[str], bool], progress: Progress | None
     ) -> Attachment:
-        with self._lock:
+        with self._session.lock:
             self._session.connect()
             mapping_s = time.perf_counter()
             # First: no other answer is needed between the one that brings the lease and its use.
@@ -208,7 +206,7 @@ class Store:
     ) -> Attachment:
         from .device_tensors import device_tensors_of
 
-        with self._lock:
+        with self._session.lock:
             attached, fds = self._attached_on_device(path, device, timeout_s, progress)
             begin_s = time.perf_counter()
             memory = self._hold_on_device(device, attached, fds)
@@ -261,7 +259,7 @@ class Store:
             raise
 
     def _ask(self, request: Question, kind: type[Answer], timeout_s: float | None) -> Answer:
-        with self._lock:
+        with self._session.lock:
             return self._session.ask(request, kind, timeout_s, None)
 
 

@@ -10,7 +10,7 @@ import os
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,15 +26,22 @@ Ending = Release | ReleaseDevice
 
 @dataclass(slots=True)
 class _Lease:
+    """`tell_later` hears of an end that the store could not be told of; it keeps who can tell it alive."""
+
     ending: Ending
     parts: int
+    tell_later: Callable[[], None]
 
 
 class HeldLeases:
     """The leases on images of one arena and of GPUs, told to the store through `link` when they end."""
 
-    def __init__(self, link: StoreLink) -> None:
+    def __init__(self, link: StoreLink, tell_later: Callable[[], None]) -> None:
+        """`tell_later`, a method, is called by finalizers when the first lease ended that a lost store believes in."""
         self._link = link
+        # Not to be kept alive by what it keeps alive itself, but for as long as there are leases.
+        self._tell_later = weakref.WeakMethod(tell_later)
+        self._has_untold = False
         self._counts: Counter[Ending] = Counter()
         # One entry a part that is gone; what is counted, is counted under the lock.
         self._gone: deque[_Lease] = deque()
@@ -44,13 +51,20 @@ class HeldLeases:
 
     def hold(self, ending: Ending, parts: Sequence[ArenaSlice | DeviceMemory]) -> None:
         """A lease on an image, until all parts of its memory are gone."""
-        lease = _Lease(ending, len(parts))
+        tell_later = self._tell_later()
+        assert tell_later is not None, "who holds a lease is there"
+        lease = _Lease(ending, len(parts), tell_later)
         with self._counting:
             self._counts[ending] += 1
         for memory in parts:
             finalizer = weakref.finalize(memory, self._part_gone, lease)
             finalizer.atexit = False  # the store sees the process end
         self._tell()
+
+    @property
+    def has_untold(self) -> bool:
+        """Whether the store, as it was when it was lost, believes in leases that have ended."""
+        return self._has_untold
 
     @property
     def arena_counts(self) -> tuple[LeaseCount, ...]:
@@ -68,6 +82,7 @@ class HeldLeases:
         reclaimed += [(ReleaseDevice(image_id=lease.image_id), lease.count) for lease in on_devices]
         with self._counting:
             self._link = link
+            self._has_untold = False
             for ending, count in reclaimed:
                 for _ in range(count - self._counts[ending]):
                     link.post(ending)
@@ -100,7 +115,9 @@ class HeldLeases:
             self._counts[lease.ending] -= 1
             if not self._counts[lease.ending]:
                 del self._counts[lease.ending]
-            self._link.post(lease.ending)
+            if not self._link.post(lease.ending) and not self._has_untold:
+                self._has_untold = True
+                lease.tell_later()
 
     def _counts_of(self, kind: type[Ending]) -> tuple[LeaseCount, ...]:
         counts = sorted((ending.image_id, n) for ending, n in self._counts.items() if isinstance(ending, kind))

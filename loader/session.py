@@ -6,8 +6,10 @@ becomes of the memory that comes with an answer, is client.py's business.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
+import threading
 from itertools import count
 from typing import TypeVar
 from uuid import uuid4
@@ -42,19 +44,22 @@ RECONNECT_TIMEOUT_S = 2.0
 
 
 class Session:
-    """One thread at a time uses it; interrupt() and new_id() may be called by any."""
+    """Who holds its `lock` uses it; interrupt() and new_id() may be called by any thread."""
 
     def __init__(self, path: str, timeout_s: float, connect_timeout_s: float) -> None:
         """Connects, waiting up to `connect_timeout_s` for a store that is just starting. Raises StoreUnavailable."""
         self.id = uuid4().hex
+        self.lock = threading.Lock()
         self._path = path
         self._timeout_s = timeout_s
         self._ids = count(1)
         self._closed = False
         self._view: ArenaView | None = None
+        # Of the leases; they may outlive the view.
+        self._arena_id = ""
         self._wake = Wake()
         self._link = StoreLink(path, connect_timeout_s, self._wake)
-        self._leases = HeldLeases(self._link)
+        self._leases = HeldLeases(self._link, self._tell_ends_soon)
 
     @property
     def leases(self) -> HeldLeases:
@@ -71,7 +76,7 @@ class Session:
             raise StoreCancelled(f"the connection to {self._path} was closed; open a new Store")
         if self._link.is_lost():
             try:
-                self._reconnect()
+                self._reconnect(self._wake)
             except Interrupted:
                 raise self._closed_meanwhile() from None
 
@@ -81,6 +86,7 @@ class Session:
             mapped, fds = self.ask_for_memory(MapArena(id=self.new_id()), ArenaMapped, None, None)
             try:
                 self._view = ArenaView(mapped, os.dup(fds[0]), self._leases)
+                self._arena_id = mapped.arena_id
             finally:
                 link.close_all(fds)
         return self._view
@@ -115,15 +121,21 @@ class Session:
         """Says what has no answer."""
         self._link.post(request)
 
-    def interrupt(self) -> None:
-        """Ends it for a thread that waits in it, which gets StoreCancelled, and for all who would ask from now on."""
-        self._closed = True
+    def interrupt(self) -> bool:
+        """Ends it for a thread that waits in it, which gets StoreCancelled, and for all who would ask from now on.
+
+        False where somebody has before.
+        """
+        was_closed, self._closed = self._closed, True
         self._wake.set()
+        return not was_closed
 
     def close(self) -> None:
         """After interrupt(). The connection stays until the last lease has ended."""
         self._leases.close_link_after_last()
         self._view = None
+        if self._leases.has_untold:
+            self._tell_ends_soon()
 
     def _deadline_of(self, request: Question, timeout_s: float | None) -> Deadline:
         if timeout_s is not None:
@@ -182,40 +194,57 @@ class Session:
     def _closed_meanwhile(self) -> StoreCancelled:
         return StoreCancelled(f"the connection to {self._path} was closed while waiting")
 
-    def _reconnect(self) -> None:
+    def _tell_ends_soon(self) -> None:
+        """A lease ended and the store was gone: its successor believes in it. Called by finalizers, wherever they run.
+
+        Nobody may ever ask again, so a thread of its own connects.
+        """
+        with contextlib.suppress(RuntimeError):  # no thread to be had: the leases end with the process
+            # Not one of threading: its locks may be held by the very code that a finalizer interrupts.
+            _thread.start_new_thread(self._tell_ends, ())
+
+    def _tell_ends(self) -> None:
+        with self.lock, contextlib.suppress(LoaderError, Interrupted, OSError):
+            if self._leases.has_untold and self._link.is_lost():
+                # The wake of a closed session is set, and close() itself comes here where it cut this short.
+                self._reconnect(None if self._closed else self._wake)
+            if self._closed:
+                self._leases.close_link_after_last()
+
+    def _reconnect(self, wake: Wake | None) -> None:
         """Raises what connect() does, and Interrupted."""
         self._link.close()
-        self._link = StoreLink(self._path, RECONNECT_TIMEOUT_S, self._wake)
+        self._link = StoreLink(self._path, RECONNECT_TIMEOUT_S, wake)
         try:
-            is_same_store = self._reclaim()
+            is_same_store = self._reclaim(wake)
         except BaseException:
             # Without its leases a connection must not be used; the next request tries again.
             self._link.close()
             raise
         if not is_same_store:
             # Another store: the memory of the one before lives on for as long as its tensors do.
-            self._view = None
-            self._leases = HeldLeases(self._link)
+            self._view, self._arena_id = None, ""
+            self._leases = HeldLeases(self._link, self._tell_ends_soon)
 
-    def _reclaim(self) -> bool:
+    def _reclaim(self, wake: Wake | None) -> bool:
         """False where the store is not the one that gave the leases. Raises StoreUnavailable, StoreProtocolError."""
         in_dram, on_devices = self._leases.arena_counts, self._leases.device_counts
-        arena_id = self._view.arena_id if self._view else ""
-        reclaimed = self._answer(
-            Reclaim(id=self.new_id(), arena_id=arena_id, session=self.id, leases=in_dram), Reclaimed
-        )
-        devices = self._answer(ReclaimDevices(id=self.new_id(), session=self.id, leases=on_devices), DevicesReclaimed)
-        if reclaimed.arena_id != arena_id and (self._view or devices.leases != on_devices):
+        arena_id = self._arena_id
+        request = Reclaim(id=self.new_id(), arena_id=arena_id, session=self.id, leases=in_dram)
+        reclaimed = self._answer(request, Reclaimed, wake)
+        devices_request = ReclaimDevices(id=self.new_id(), session=self.id, leases=on_devices)
+        devices = self._answer(devices_request, DevicesReclaimed, wake)
+        if reclaimed.arena_id != arena_id and (arena_id or devices.leases != on_devices):
             return False
         self._leases.reconnect(self._link, reclaimed.leases, devices.leases)
         if reclaimed.leases != in_dram or devices.leases != on_devices:
             raise StoreProtocolError(f"the store at {self._path} lost leases of this process; restart this process")
         return True
 
-    def _answer(self, request: Reclaim | ReclaimDevices, kind: type[Answer]) -> Answer:
-        self._link.send(request, self._timeout_s, self._wake)
+    def _answer(self, request: Reclaim | ReclaimDevices, kind: type[Answer], wake: Wake | None) -> Answer:
+        self._link.send(request, self._timeout_s, wake)
         try:
-            reply, fds = self._link.wait(request.id, Deadline(self._timeout_s), self._wake)
+            reply, fds = self._link.wait(request.id, Deadline(self._timeout_s), wake)
         except TimeoutError as error:
             raise self._link.lost() from error
         link.close_all(fds)

@@ -62,6 +62,36 @@ def test_a_tensor_given_up_while_no_daemon_answers_is_released_at_the_next(
         assert_same(second, directory)
 
 
+def test_a_tensor_given_up_after_the_daemon_died_and_the_store_was_closed_is_released(
+    daemon: Daemon, make_checkpoint: MakeCheckpoint
+) -> None:
+    with daemon.connect() as observer:
+        store = daemon.connect()
+        directory = make_checkpoint("second")
+        first, second = store.attach(make_checkpoint("first")), store.attach(directory)
+        store.close()
+        kill(daemon)
+        assert observer.status().leased_bytes > 0
+
+        del first
+        eventually(lambda: [image.leases for image in observer.status().images] == [0, 1])
+        assert_same(second, directory)
+        del second
+        eventually(lambda: observer.status().leased_bytes == 0)
+
+
+def test_a_tensor_given_up_by_a_session_that_asks_nothing_more_is_released(
+    daemon: Daemon, make_checkpoint: MakeCheckpoint
+) -> None:
+    with daemon.connect() as observer, daemon.connect() as store:
+        attachment = store.attach(make_checkpoint())
+        kill(daemon)
+        assert observer.status().leased_bytes > 0
+        del attachment
+
+        eventually(lambda: observer.status().leased_bytes == 0)
+
+
 def test_a_client_that_does_not_come_back_holds_its_lease_until_it_ends(
     daemon: Daemon, make_checkpoint: MakeCheckpoint, start_client: Callable[..., "subprocess.Popen[str]"]
 ) -> None:
