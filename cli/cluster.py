@@ -122,7 +122,8 @@ def _nodes(config: ClusterConfig) -> list[NodeConfig]:
     ports = iter(free_ports(4 * config.servers))
     budgets = asdict(config.node)
     if config.node.dram_bytes is None:
-        budgets["dram_bytes"] = dram_budget(None, read_memory_limits()).bytes // config.servers
+        hugetlb = config.node.pages in ("auto", "hugetlb")
+        budgets["dram_bytes"] = dram_budget(None, read_memory_limits(), hugetlb=hugetlb).bytes // config.servers
     copies = budgets.pop("cache_directory")
     if (copies is None) != (config.node.cache_bytes == 0):
         raise ConfigError("configuration.node: give cache_directory and cache_bytes together")

@@ -16,7 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from .holder import Startup, hold
 from .host_settings import configure_host, hugetlb_shortage
 from .loading import ImageLoader
 from .lock_file import open_lock_file
-from .memory_limits import dram_budget, read_memory_limits
+from .memory_limits import DramBudget, dram_budget, read_memory_limits
 from .remote.ssd_cache import SsdCache
 from .remote_tier import RemoteTier
 from .server import StoreParts, StoreServer
@@ -54,28 +54,40 @@ def serve(config: StoreConfig) -> None:
 
 
 def _create_arena(config: StoreConfig) -> _core.Arena:
-    budget = dram_budget(config.dram_bytes, read_memory_limits())
+    limits = read_memory_limits()
+    if config.pages == "auto":
+        # Where hugetlb pages do not suffice, the arena is memory that counts, and so its budget is decided again.
+        with suppress(PagesUnavailable):
+            return _arena_within(config, dram_budget(config.dram_bytes, limits, hugetlb=True), "hugetlb")
+        return _arena_within(config, dram_budget(config.dram_bytes, limits, hugetlb=False), "auto")
+    budget = dram_budget(config.dram_bytes, limits, hugetlb=config.pages == "hugetlb")
+    try:
+        return _arena_within(config, budget, config.pages)
+    except PagesUnavailable as error:
+        if config.pages != "hugetlb":
+            raise
+        raise PagesUnavailable(f"{error}. {hugetlb_shortage(budget.bytes)}") from error
+
+
+def _arena_within(config: StoreConfig, budget: DramBudget, pages: Pages) -> _core.Arena:
+    """Raises PagesUnavailable, StoreFull and HostNotConfigurable."""
+    if config.configure_host:
+        for change in configure_host(pages, budget.bytes):
+            log.warning("machine setting changed file=%s old=%s new=%s", change.file, change.old, change.new)
+    arena = _arena_of(budget.bytes, pages)
     level = logging.WARNING if budget.exceeds_available else logging.INFO
     log.log(level, "budget bytes=%d: %s", budget.bytes, budget.reason)
-    if config.configure_host:
-        for change in configure_host(config.pages, budget.bytes):
-            log.warning("machine setting changed file=%s old=%s new=%s", change.file, change.old, change.new)
-    arena = _arena_of(budget.bytes, config.pages)
     nodes = arena.interleaved_nodes
     log.info("arena bytes=%d kind=%s page_bytes=%d nodes=%s", arena.bytes, arena.kind, arena.page_bytes, nodes)
     return arena
 
 
 def _arena_of(size_bytes: int, pages: Pages) -> _core.Arena:
-    """Raises PagesUnavailable and StoreFull in words of the command line."""
+    """Raises PagesUnavailable, and StoreFull in words of the command line."""
     try:
         return _core.Arena(size_bytes, pages)
     except StoreFull as error:
         raise StoreFull(f"{error} (--dram-bytes, now {size_bytes})") from error
-    except PagesUnavailable as error:
-        if pages != "hugetlb":
-            raise
-        raise PagesUnavailable(f"{error}. {hugetlb_shortage(size_bytes)}") from error
 
 
 def _serve_clients(

@@ -23,7 +23,8 @@ _UNLIMITED_BYTES = 1 << 60
 class MemoryLimits:
     """`cgroup_bytes` is None where no cgroup limits this process; `cgroup_file` is what says so.
 
-    `free_hugetlb_bytes`: 2 MiB pages that the machine keeps and nobody has. Cgroups don't count those as memory.
+    `free_hugetlb_bytes`: 2 MiB pages that the machine keeps and nobody has: no cgroup counts those as memory, and no
+    other memory can take their place.
     """
 
     available_bytes: int
@@ -56,21 +57,22 @@ def read_memory_limits(root: Path = Path("/")) -> MemoryLimits:
     )
 
 
-def dram_budget(wanted_bytes: int | None, limits: MemoryLimits) -> DramBudget:
-    """What was wanted, or a share of what there is. Raises BudgetTooLarge where the cgroup allows less than wanted."""
+def dram_budget(wanted_bytes: int | None, limits: MemoryLimits, *, hugetlb: bool) -> DramBudget:
+    """What was wanted, or a share of what there is, for an arena of `hugetlb` pages or of any others.
+
+    Raises BudgetTooLarge where the cgroup allows less than wanted; whether there are as many hugetlb pages shows when
+    the arena is made, for they may be added before.
+    """
     if wanted_bytes is None:
-        return _share_of(limits)
-    allowed_bytes = _allowed_bytes(limits)
-    if allowed_bytes is not None and wanted_bytes > max(allowed_bytes, limits.free_hugetlb_bytes):
-        raise BudgetTooLarge(
-            f"a budget of {wanted_bytes} bytes does not fit: {limits.cgroup_file} allows {limits.cgroup_bytes} bytes, "
-            f"{PROCESS_BYTES} of them are kept for the store's processes; lower --dram-bytes or raise that limit"
-        )
+        return _most_of_hugetlb(limits) if hugetlb else _share_of(limits)
     granted_bytes = _whole_pages(wanted_bytes)
     reason = "as asked for"
     if granted_bytes != wanted_bytes:
         reason = f"the {wanted_bytes} bytes that were asked for, rounded to whole pages of 2 MiB"
-    exceeds_available = granted_bytes > limits.available_bytes + limits.free_hugetlb_bytes
+    if hugetlb:
+        return DramBudget(bytes=granted_bytes, reason=reason)
+    _check_allowed(wanted_bytes, limits)
+    exceeds_available = granted_bytes > limits.available_bytes
     if exceeds_available:
         reason += (
             f", although only {limits.available_bytes} bytes are available now: the kernel may end processes once "
@@ -79,15 +81,30 @@ def dram_budget(wanted_bytes: int | None, limits: MemoryLimits) -> DramBudget:
     return DramBudget(bytes=granted_bytes, reason=reason, exceeds_available=exceeds_available)
 
 
+def _check_allowed(wanted_bytes: int, limits: MemoryLimits) -> None:
+    allowed_bytes = _allowed_bytes(limits)
+    if allowed_bytes is not None and wanted_bytes > allowed_bytes:
+        raise BudgetTooLarge(
+            f"a budget of {wanted_bytes} bytes does not fit: {limits.cgroup_file} allows {limits.cgroup_bytes} bytes, "
+            f"{PROCESS_BYTES} of them are kept for the store's processes; lower --dram-bytes or raise that limit"
+        )
+
+
+def _most_of_hugetlb(limits: MemoryLimits) -> DramBudget:
+    share = _share_of(limits)
+    if limits.free_hugetlb_bytes <= share.bytes:
+        return share
+    return DramBudget(bytes=_whole_pages(limits.free_hugetlb_bytes), reason="all free hugetlb pages")
+
+
 def _share_of(limits: MemoryLimits) -> DramBudget:
     allowed_bytes = _allowed_bytes(limits)
     source_bytes, source = limits.available_bytes, "bytes that are available on this machine"
     if allowed_bytes is not None and allowed_bytes < source_bytes:
         source_bytes, source = allowed_bytes, f"bytes that {limits.cgroup_file} allows"
-    share_bytes = int(SHARE * source_bytes)
-    if limits.free_hugetlb_bytes > share_bytes:
-        return DramBudget(bytes=_whole_pages(limits.free_hugetlb_bytes), reason="all free hugetlb pages")
-    return DramBudget(bytes=_whole_pages(share_bytes), reason=f"{SHARE:.0%} of the {source_bytes} {source}")
+    return DramBudget(
+        bytes=_whole_pages(int(SHARE * source_bytes)), reason=f"{SHARE:.0%} of the {source_bytes} {source}"
+    )
 
 
 def _whole_pages(size_bytes: int) -> int:

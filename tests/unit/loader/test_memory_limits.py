@@ -96,38 +96,51 @@ def limits(cgroup_bytes: int | None = None, hugetlb_bytes: int = 0) -> MemoryLim
 
 
 def test_without_a_wish_half_of_what_is_there_is_taken_and_said() -> None:
-    budget = dram_budget(None, limits())
+    budget = dram_budget(None, limits(), hugetlb=False)
 
     assert budget.bytes == 10 * GIB
     assert budget.reason == f"50% of the {20 * GIB} bytes that are available on this machine"
 
 
 def test_without_a_wish_half_of_what_the_cgroup_allows_is_taken() -> None:
-    budget = dram_budget(None, limits(4 * GIB))
+    budget = dram_budget(None, limits(4 * GIB), hugetlb=False)
 
     assert budget.bytes == (4 * GIB - PROCESS_BYTES) // 2
     assert "/the/limit allows" in budget.reason
 
 
-def test_without_a_wish_pages_that_the_machine_keeps_are_all_taken() -> None:
-    assert dram_budget(None, limits(4 * GIB, 12 * GIB)).bytes == 12 * GIB
+def test_without_a_wish_pages_that_the_machine_keeps_are_all_taken_for_an_arena_of_them() -> None:
+    assert dram_budget(None, limits(4 * GIB, 12 * GIB), hugetlb=True).bytes == 12 * GIB
+
+
+def test_without_a_wish_pages_that_the_machine_keeps_are_nothing_to_an_arena_of_others() -> None:
+    few, many = limits(16 * GIB), limits(16 * GIB, 200 * GIB)
+
+    assert dram_budget(None, many, hugetlb=False) == dram_budget(None, few, hugetlb=False)
 
 
 def test_a_wish_above_the_cgroup_s_limit_is_refused_with_both_numbers() -> None:
     with pytest.raises(BudgetTooLarge, match=f"{4 * GIB} bytes .* /the/limit allows {4 * GIB} bytes"):
-        dram_budget(4 * GIB, limits(4 * GIB))
+        dram_budget(4 * GIB, limits(4 * GIB), hugetlb=False)
 
 
 def test_a_wish_within_the_cgroup_s_limit_is_granted() -> None:
-    assert dram_budget(4 * GIB - PROCESS_BYTES, limits(4 * GIB)).bytes == 4 * GIB - PROCESS_BYTES
+    assert dram_budget(4 * GIB - PROCESS_BYTES, limits(4 * GIB), hugetlb=False).bytes == 4 * GIB - PROCESS_BYTES
 
 
-def test_hugetlb_pages_are_not_the_cgroup_s_to_limit() -> None:
-    assert dram_budget(4 * GIB, limits(GIB, 4 * GIB)).bytes == 4 * GIB
+@pytest.mark.parametrize("free_bytes", [0, 4 * GIB])
+def test_hugetlb_pages_are_not_the_cgroup_s_to_limit_also_where_they_are_yet_to_come(free_bytes: int) -> None:
+    assert dram_budget(4 * GIB, limits(GIB, free_bytes), hugetlb=True).bytes == 4 * GIB
 
 
-def test_a_wish_above_what_is_available_is_granted_and_said() -> None:
-    budget = dram_budget(30 * GIB, limits())
+def test_hugetlb_pages_let_no_other_arena_exceed_the_cgroup_s_limit() -> None:
+    with pytest.raises(BudgetTooLarge, match="/the/limit"):
+        dram_budget(4 * GIB, limits(GIB, 4 * GIB), hugetlb=False)
+
+
+@pytest.mark.parametrize("hugetlb_bytes", [0, 40 * GIB])
+def test_a_wish_above_what_is_available_is_granted_and_said(hugetlb_bytes: int) -> None:
+    budget = dram_budget(30 * GIB, limits(hugetlb_bytes=hugetlb_bytes), hugetlb=False)
 
     assert budget.bytes == 30 * GIB
     assert budget.exceeds_available
@@ -135,9 +148,10 @@ def test_a_wish_above_what_is_available_is_granted_and_said() -> None:
     assert "lower --dram-bytes" in budget.reason
 
 
+@pytest.mark.parametrize("hugetlb", [True, False])
 @pytest.mark.parametrize(("wanted", "granted"), [(1, 2 << 20), (5 << 20, 4 << 20)])
-def test_a_budget_is_whole_pages_and_at_least_one(wanted: int, granted: int) -> None:
-    budget = dram_budget(wanted, limits())
+def test_a_budget_is_whole_pages_and_at_least_one(wanted: int, granted: int, hugetlb: bool) -> None:
+    budget = dram_budget(wanted, limits(), hugetlb=hugetlb)
 
     assert (budget.bytes, budget.exceeds_available) == (granted, False)
     assert f"{wanted} bytes that were asked for, rounded" in budget.reason
