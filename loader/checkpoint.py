@@ -7,7 +7,8 @@ shards, or with exactly one .safetensors file. Pickle checkpoints are refused: u
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,16 +81,23 @@ class Checkpoint:
         check_given(path)
         if is_url(str(path)):
             raise RemoteUrlRefused("URLs go through a store: Store(...).attach(URL)")
-        try:
+        with as_checkpoint_error(path):
             place = canonical_path(path)
             files = _directory_files(place) if place.is_dir() else [_single_file(place)]
             return Checkpoint(path=str(place), device=disk_of(files[0]), files=tuple(map(_stat, files)))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise CheckpointNotFound(f"there is no file {error.filename}; check the path of the checkpoint") from error
-        except OSError as error:
-            raise CheckpointUnreadable(f"cannot read {error.filename or path}: {error.strerror}") from error
-        except (RuntimeError, ValueError) as error:  # a loop of links; a zero byte or a lone surrogate in a name
-            raise CheckpointUnreadable(f"cannot read {str(path)!r}: {error}; give it a proper path") from error
+
+
+@contextmanager
+def as_checkpoint_error(path: Path | str) -> Iterator[None]:
+    """What goes wrong with a path while it is followed, as CheckpointNotFound or CheckpointUnreadable."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointNotFound(f"there is no file {error.filename}; check the path of the checkpoint") from error
+    except OSError as error:
+        raise CheckpointUnreadable(f"cannot read {error.filename or path}: {error.strerror}") from error
+    except (RuntimeError, ValueError) as error:  # a loop of links; a zero byte or a lone surrogate in a name
+        raise CheckpointUnreadable(f"cannot read {str(path)!r}: {error}; give it a proper path") from error
 
 
 def is_url(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""Finding the files of a checkpoint that a request names: at once where they are local, beside the loop elsewhere.
+"""Finding the files of a checkpoint that a request names by its URL; what names checkpoints go by.
 
 A URL takes as long as its server does, so it is opened on a thread of its own and can be cancelled meanwhile.
 """
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
 
-from .checkpoint import Checkpoint, canonical_path, is_url
+from .checkpoint import Checkpoint, as_checkpoint_error, canonical_path, is_url
 from .errors import LoaderError, StoreError
 from .remote.urls import parse_url, without_secrets
 
@@ -85,8 +85,10 @@ class Resolver:
 
 
 def known_as(path: str) -> str:
-    """The path by which a checkpoint is known to the store. Raises RemoteUrlRefused."""
-    if not is_url(path):
-        return str(canonical_path(path))
-    url = parse_url(path, allow_http=True)
-    return str(canonical_path(url.local_path)) if url.scheme == "file" else str(url)
+    """The path by which a checkpoint is known to the store. Raises CheckpointUnreadable, RemoteUrlRefused."""
+    url = parse_url(path, allow_http=True) if is_url(path) else None
+    if url is not None and url.scheme != "file":
+        return str(url)
+    local = url.local_path if url is not None else path
+    with as_checkpoint_error(local):
+        return str(canonical_path(local))

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from serverless_triton.loader import Store, StoreUnavailable
+from serverless_triton.loader import CheckpointUnreadable, Store, StoreUnavailable
 from serverless_triton.loader.link import MAX_REQUEST_BYTES, frame
 
 Daemon = Any
@@ -164,6 +164,14 @@ def test_an_absurd_path_is_answered(daemon: Daemon, store: Store, path: str) -> 
         assert b'"Failed"' in peer.recv(100_000)
 
     assert store.status().images == ()
+
+
+@pytest.mark.parametrize("ask", ["evict", "unpin"])
+def test_what_can_be_no_file_s_name_cannot_be_let_go(daemon: Daemon, store: Store, ask: str) -> None:
+    with pytest.raises(CheckpointUnreadable, match="File name too long"):
+        getattr(store, ask)("/" + "x" * 10_000)
+
+    assert "Traceback" not in daemon.log.read_text()
 
 
 def test_a_peer_that_never_reads_is_cut_off(daemon: Daemon, store: Store) -> None:

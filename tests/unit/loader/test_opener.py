@@ -1,4 +1,4 @@
-"""Opening URLs beside the loop: answers come back through it, and not to those who gave up."""
+"""Opening URLs beside the loop: answers come back through it, and not to those who gave up. What checkpoints go by."""
 
 import threading
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from queue import SimpleQueue
 import pytest
 
 from serverless_triton.loader.checkpoint import Checkpoint
-from serverless_triton.loader.errors import CheckpointNotFound, LoaderError
-from serverless_triton.loader.opener import Resolver
+from serverless_triton.loader.errors import CheckpointNotFound, CheckpointUnreadable, LoaderError
+from serverless_triton.loader.opener import Resolver, known_as
 from tests.unit.loader.keeper_driver import checkpoint
 
 WAIT_S = 10.0
@@ -107,3 +107,9 @@ def test_closing_does_not_wait_for_a_server(desk: Desk) -> None:
     desk.answer()
 
     assert desk.opened == []
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "a/" * 3000, "file:///" + "a" * 300])
+def test_a_path_that_no_file_can_have_is_unreadable(path: str) -> None:
+    with pytest.raises(CheckpointUnreadable, match="File name too long"):
+        known_as(path)
