@@ -23,7 +23,7 @@ class DeviceEffects(Protocol):
         """As reply(), with a descriptor of the image's memory."""
 
     def known_devices(self) -> tuple[str, ...]:
-        """The names of the GPUs that there are. Raises DeviceUnavailable where there is no driver."""
+        """The names of the GPUs that there are."""
 
     def save_devices(self, state: DeviceState) -> None:
         """Returns once a daemon that takes over from now on would find this state. Raises StoreFull as Effects does."""

@@ -1,7 +1,7 @@
 """The store's GPU tier as one part of the server: carries out the device keeper's effects, says what came of them.
 
 Towards the keeper it is one more client, number COPIER: what is copied is leased in DRAM until it has arrived. All of
-it but streaming() is called on the server's loop.
+it but streaming() and look() is called on the server's loop.
 """
 
 from __future__ import annotations
@@ -57,12 +57,30 @@ class DeviceTier:
         self._leased: dict[int, Attached] = {}
         self._arriving: dict[int, DeviceImage] = {}
         self._estimates: list[Estimate] = []
-        self._known_devices: tuple[str, ...] = ()
+        self._has_budget = budget_bytes > 0
+        self._known_devices: tuple[str, ...] | None = None
         keeper.connect(COPIER, process_of(os.getpid()))
 
     def streaming(self, checkpoint: Checkpoint) -> AbstractContextManager[_core.ChunkSink | None]:
         """Around reading a checkpoint: where its chunks should go. On any thread."""
         return self._work.streaming(checkpoint)
+
+    @property
+    def must_look(self) -> bool:
+        """Whether the devices must be looked for before one is asked for; once, since they stay the same."""
+        return self._has_budget and self._known_devices is None
+
+    @staticmethod
+    def look() -> tuple[str, ...]:
+        """The devices that there are. Opens the driver, which may take seconds; on any thread.
+
+        Raises DeviceUnavailable.
+        """
+        return tuple(_core.gpu_uuids())
+
+    def have(self, devices: tuple[str, ...]) -> None:
+        """What look() saw."""
+        self._known_devices = devices
 
     def estimate(self, checkpoint: Checkpoint, device: str, ask_keeper: Callable[[int], None]) -> Estimate:
         """How long an attach on the device would take; `ask_keeper` has the keeper answer a client about DRAM."""
@@ -94,8 +112,7 @@ class DeviceTier:
         self._host.reply(client, message, [self._work.descriptor_of(message.image_id)])
 
     def known_devices(self) -> tuple[str, ...]:
-        # Asked for by the first request for a GPU: it opens the driver, and a process sees the same GPUs until it ends.
-        self._known_devices = self._known_devices or tuple(_core.gpu_uuids())
+        assert self._known_devices is not None
         return self._known_devices
 
     def save_devices(self, state: DeviceState) -> None:

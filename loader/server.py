@@ -1,8 +1,8 @@
 """The store daemon's loop: it waits for whatever happens next, and carries out the Keeper's effects.
 
 One thread runs the loop and owns the keeper, every connection (connections.py) and what turns their requests into calls
-of the keeper (dispatcher.py). What blocks is done by the threads of work.py and opener.py, which report through a queue
-that wakes the loop.
+of the keeper (dispatcher.py). What blocks is done by the threads of work.py, opener.py and lookups.py, which report
+through a queue that wakes the loop.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .errors import LoaderError
 from .estimator import Throttles
 from .holes import Move
 from .keeper import Keeper
+from .lookups import Lookups
 from .metrics import StoreSnapshot
 from .opener import Opener, Resolver
 from .prefaulter import Prefaulter
@@ -76,7 +77,10 @@ class StoreServer:
         self._devices = DeviceTier(self._keeper, parts.arena, parts.gpu_bytes, self)
         self._work = Work(parts.arena, parts.loader, self, self.post, self._devices.streaming)
         self._resolver = Resolver(parts.opener, self.post)
-        self._dispatcher = Dispatcher(self._keeper, self._devices, self._resolver, parts.arena, parts.throttles, self)
+        self._lookups = Lookups(self.post)
+        self._dispatcher = Dispatcher(
+            self._keeper, self._devices, self._resolver, self._lookups, parts.arena, parts.throttles, self
+        )
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._selector = selectors.DefaultSelector()
@@ -222,6 +226,7 @@ class StoreServer:
 
     def on_disconnected(self, client: int) -> None:
         self._resolver.cancel_all(client)
+        self._lookups.cancel_all(client)
         self._keeper.disconnect(client, time.monotonic())
         self._devices.requests.disconnect(client, time.monotonic())
 
@@ -277,6 +282,7 @@ class StoreServer:
     def _shut_down(self) -> None:
         self._keeper.shut_down()
         self._resolver.close()
+        self._lookups.close()
         self._prefaulter.stop()
         self._work.close()
         self._devices.close()

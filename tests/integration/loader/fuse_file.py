@@ -1,11 +1,12 @@
 """A file system of one file that fails in earnest: a FUSE server by its raw protocol (linux/fuse.h), run as a program.
 
-    fuse_file.py MOUNT_POINT BACKING [--fail-from N] [--end-at N] [--touch] [--relink LINK TARGET]
+    fuse_file.py MOUNT_POINT BACKING [--fail-from N] [--end-at N] [--touch] [--relink LINK TARGET] [--hang getattr|open]
 
 shows the file BACKING at MOUNT_POINT, an empty file, until it is terminated. Reads of a byte from N on fail with EIO
 (--fail-from), or find the file ended there though it says that it is longer (--end-at); --touch gives the file another
 modification time once its last byte was read; --relink has the symbolic link LINK lead to TARGET once the file was
-opened. It says "ready" once it is mounted, and exits with 77 where it may not.
+opened; --hang leaves who asks for its attributes, or opens it, without an answer. It says "ready" once it is mounted,
+and exits with 77 where it may not.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ OPEN_OUT = struct.Struct("<QII")
 READ_IN = struct.Struct("<QQI")
 
 FORGET, GETATTR, OPEN, READ, STATFS, RELEASE, FLUSH, INIT, ACCESS, INTERRUPT = 2, 3, 14, 15, 17, 18, 25, 26, 34, 36
-NO_REPLY = (FORGET, INTERRUPT)
+NO_REPLY = frozenset({FORGET, INTERRUPT})
+HANGING = {"getattr": GETATTR, "open": OPEN}
 MAX_PAGES_FLAG = 1 << 22
 REQUEST_BYTES = 1 << 20
 MNT_DETACH = 2
@@ -89,7 +91,7 @@ class FailingFile:
         return os.pread(self._fd, max(0, min(end, self._end_at) - offset), offset)
 
 
-def serve(device: int, file: FailingFile) -> None:
+def serve(device: int, file: FailingFile, unanswered: frozenset[int]) -> None:
     while True:
         try:
             request = os.read(device, REQUEST_BYTES + 4096)
@@ -98,7 +100,7 @@ def serve(device: int, file: FailingFile) -> None:
                 continue
             return  # unmounted
         _, opcode, unique, *_ = IN_HEADER.unpack_from(request)
-        if opcode in NO_REPLY:
+        if opcode in unanswered:
             continue
         try:
             body, code = file.answer(opcode, request[IN_HEADER.size :]), 0
@@ -121,6 +123,7 @@ def main() -> int:
     parser.add_argument("--end-at", type=int)
     parser.add_argument("--touch", action="store_true")
     parser.add_argument("--relink", type=Path, nargs=2, default=[])
+    parser.add_argument("--hang", choices=HANGING)
     options = parser.parse_args()
     try:
         device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
@@ -135,7 +138,8 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, unmount)
     print("ready", flush=True)
-    serve(device, FailingFile(options.backing, options.fail_from, options.end_at, options.touch, options.relink))
+    file = FailingFile(options.backing, options.fail_from, options.end_at, options.touch, options.relink)
+    serve(device, file, NO_REPLY | {HANGING[options.hang]} if options.hang else NO_REPLY)
     return 0
 
 

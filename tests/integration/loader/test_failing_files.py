@@ -1,9 +1,10 @@
-"""Files that fail while they are read: a disk that answers EIO, a file that ends or changes under the reader."""
+"""Files that fail while they are read: a disk that answers EIO or not at all, a file that ends or changes meanwhile."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from serverless_triton.loader import (
     CheckpointTruncated,
     CheckpointUnreadable,
     Store,
+    StoreTimeout,
     TensorSlice,
     hash_checkpoint,
     load_file,
@@ -155,6 +157,33 @@ def open_files(daemon: Daemon) -> list[str]:
     """What regular files the serving process has open."""
     links = (str(link.readlink()) for link in Path(f"/proc/{daemon.child()}/fd").iterdir())
     return sorted(link for link in links if link.startswith("/") and not link.startswith(("/dev/", "/proc/")))
+
+
+@pytest.mark.parametrize("ask", ["attach", "prefetch", "pin", "unpin", "evict", "estimate"])
+def test_a_mount_that_hangs_keeps_back_who_asks_for_it_alone(
+    daemon: Daemon, store: Store, show_file: ShowFile, checkpoint: Path, ask: str
+) -> None:
+    assert_only_the_asker_waits(daemon, store, getattr(store, ask), show_file("--hang", "getattr"), checkpoint)
+
+
+def test_a_mount_that_hangs_once_it_is_sampled_keeps_back_the_estimate_alone(
+    daemon: Daemon, store: Store, show_file: ShowFile, checkpoint: Path
+) -> None:
+    assert_only_the_asker_waits(daemon, store, store.estimate, show_file("--hang", "open"), checkpoint)
+
+
+def assert_only_the_asker_waits(
+    daemon: Daemon, store: Store, ask: Callable[[Path, float], object], hanging: Path, checkpoint: Path
+) -> None:
+    """Others are served meanwhile, and the asker is when it has given up."""
+    with ThreadPoolExecutor(1) as pool, daemon.connect(timeout_s=10.0) as other:
+        asked = pool.submit(ask, hanging, 1.0)
+        assert_same(other.attach(checkpoint).tensors, official_load_file(checkpoint))
+        assert other.estimate(checkpoint).tier == "dram"
+        assert other.evict(checkpoint) == 1
+        with pytest.raises(StoreTimeout, match=r"took longer than 1\.0 s"):
+            asked.result(timeout=10.0)
+        assert store.status().images == ()
 
 
 def test_a_name_that_leads_to_another_device_between_two_opens_is_read_from_one_file(
