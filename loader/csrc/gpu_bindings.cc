@@ -77,14 +77,19 @@ py::bytes read_bytes(const DeviceMemory& memory, std::uint64_t offset, std::uint
 }
 
 // Giving gigabytes back takes the driver a while, in which other threads of Python should go on.
+struct DropWithoutGil {
+    void operator()(DeviceMemory* dropped) const {
+        const std::unique_ptr<DeviceMemory> owned(dropped);
+        if (PyGILState_Check() == 0)
+            return;
+        const py::gil_scoped_release release;
+        [[maybe_unused]] const DeviceMemory freed = std::move(*owned);
+    }
+};
+
 std::shared_ptr<DeviceMemory> shared(DeviceMemory memory) {
-    return {new DeviceMemory(std::move(memory)), [](DeviceMemory* dropped) {
-                const std::unique_ptr<DeviceMemory> owned(dropped);
-                if (PyGILState_Check() == 0)
-                    return;
-                const py::gil_scoped_release release;
-                [[maybe_unused]] const DeviceMemory freed = std::move(*owned);
-            }};
+    auto owned = std::make_unique<DeviceMemory>(std::move(memory));
+    return {owned.release(), DropWithoutGil()};
 }
 
 // (offset, length) of each piece of one file in host memory.
