@@ -48,6 +48,8 @@ class DeviceWork:
         self._post = post
         self._registered = _core.RegisteredMemory(arena)
         self._pools: dict[str, ThreadPoolExecutor] = {}
+        # Each keeps its context, which takes long to make. A device's own thread alone puts it there.
+        self._gpus: dict[str, _core.GpuDevice] = {}
         self._job = _core.ReadJob()
         self._descriptors: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -88,6 +90,7 @@ class DeviceWork:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
+        self._gpus.clear()
 
     @contextmanager
     def streaming(self, checkpoint: Checkpoint) -> Iterator[_core.ChunkSink | None]:
@@ -122,7 +125,7 @@ class DeviceWork:
             self._post(partial(self._reports.on_device_failed, image, crash))
 
     def _allocate(self, image: DeviceImage) -> None:
-        memory = _core.DeviceMemory.allocate(device_of(image.device), image.bytes)
+        memory = _core.DeviceMemory.allocate(self._gpu(image.device), image.bytes)
         weakref.finalize(memory, self._post, partial(self._reports.on_freed, image)).atexit = False
         with self._lock:
             self._memories[image.id] = memory
@@ -140,6 +143,11 @@ class DeviceWork:
                 stream.copy(index, self._arena, _pieces_of(extent), self._job)
         stream.finish()
         self._post(partial(self._complete, image))
+
+    def _gpu(self, name: str) -> _core.GpuDevice:
+        if name not in self._gpus:
+            self._gpus[name] = device_of(name)
+        return self._gpus[name]
 
     def _complete(self, image: DeviceImage) -> None:
         with self._lock:

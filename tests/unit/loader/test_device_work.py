@@ -50,10 +50,15 @@ class Core:
 
     def __init__(self) -> None:
         self.copies: list[Copy] = []
+        self.opened: list[str] = []
         self.meanwhile: Callable[[], None] = lambda: None
         self.DeviceMemory = SimpleNamespace(allocate=lambda _device, _size_bytes: Memory())
         self.ReadJob = lambda: SimpleNamespace(cancel=lambda: None)
         self.RegisteredMemory = lambda _arena: None
+
+    def open(self, name: str) -> str:
+        self.opened.append(name)
+        return name
 
     def GpuCopy(self, memory: Memory, _offsets: list[int], _registered: None) -> Copy:  # noqa: N802
         self.meanwhile()
@@ -88,7 +93,7 @@ class Reports:
 def core(monkeypatch: pytest.MonkeyPatch) -> Core:
     core = Core()
     monkeypatch.setattr(device_work, "_core", core)
-    monkeypatch.setattr(device_work, "device_of", lambda name: name)
+    monkeypatch.setattr(device_work, "device_of", core.open)
     monkeypatch.setattr(device_work, "ThreadPoolExecutor", Pool)
     return core
 
@@ -151,3 +156,12 @@ def test_what_an_earlier_read_copied_does_not_count_for_the_next(
     work.copy(image, [])
 
     assert len(core.copies) == 2
+
+
+def test_a_device_that_was_opened_stays_open_without_images(work: DeviceWork, core: Core) -> None:
+    for image_id, device in enumerate(["GPU-1", "GPU-2", "GPU-1", "GPU-2"]):
+        image = DeviceImage(id=image_id, device=device, checkpoint=CHECKPOINT, bytes=2 << 20)
+        work.allocate(image)
+        work.free(image)
+
+    assert core.opened == ["GPU-1", "GPU-2"]
