@@ -19,6 +19,10 @@ from .requests import Request
 MAX_UNSENT_REPLIES = 256
 
 
+class ReplyTooLarge(Exception):
+    """A client would take it for a broken frame, and the store for broken."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Unsent:
     """What is left of a frame. `progress_of` is the request whose progress it tells, as long as none of it was sent."""
@@ -43,8 +47,9 @@ class Connection:
         return bool(self._outbox)
 
     def queue(self, message: Reply, descriptors: Sequence[int] = ()) -> None:
-        """Keeps duplicates of the descriptors until they are sent. Raises StoreProtocolError for a stalled client.
+        """Keeps duplicates of the descriptors until they are sent.
 
+        Raises StoreProtocolError for a stalled client, ReplyTooLarge for what no client accepts; then nothing is sent.
         One who has not read the last news of an attach gets the latest instead.
         """
         progress_of = message.id if isinstance(message, Progress) else None
@@ -52,7 +57,13 @@ class Connection:
             self._outbox = deque(unsent for unsent in self._outbox if unsent.progress_of != progress_of)
         if len(self._outbox) >= MAX_UNSENT_REPLIES:
             raise StoreProtocolError("a client does not read its replies")
-        data = memoryview(link.frame(encode(message)))
+        payload = encode(message)
+        if len(payload) > link.MAX_REPLY_BYTES:
+            raise ReplyTooLarge(
+                f"the store's answer would take {len(payload)} bytes, and {link.MAX_REPLY_BYTES} is the most: it lists "
+                "too many images or files; evict images that nobody needs, or give the checkpoint fewer shards"
+            )
+        data = memoryview(link.frame(payload))
         duplicates = [os.dup(descriptor) for descriptor in descriptors]
         self._outbox.append(_Unsent(data=data, descriptors=duplicates, progress_of=progress_of))
 

@@ -16,11 +16,11 @@ from itertools import count
 from typing import Protocol
 
 from . import link
-from .connection import Connection
-from .errors import LoaderError, StoreProtocolError, TooManyClients, UserRefused
+from .connection import Connection, ReplyTooLarge
+from .errors import LoaderError, StoreError, StoreProtocolError, TooManyClients, UserRefused
 from .processes import UNKNOWN_PID, ProcessId, process_of
-from .replies import Reply
-from .requests import Request
+from .replies import Attached, DeviceAttached, Failed, Reply
+from .requests import Release, ReleaseDevice, Request
 
 log = logging.getLogger("serverless_triton.store")
 
@@ -76,6 +76,9 @@ class Connections:
         try:
             connection.queue(message, descriptors)
             connection.flush()
+        except ReplyTooLarge as error:
+            self._replace(client, message, error)
+            return
         except (OSError, StoreProtocolError) as error:
             self._host.post(partial(self._drop, connection, str(error)))
             return
@@ -144,6 +147,15 @@ class Connections:
         client = next(self._client_ids)
         self._refused[client] = error
         self._connect(Connection(client, ProcessId(pid=UNKNOWN_PID, start_time=0), sock))
+
+    def _replace(self, client: int, message: Reply, error: ReplyTooLarge) -> None:
+        """Says why there is no answer. A lease that nobody hears of ends, as if its holder had given it back."""
+        log.error("no answer for client %d: %s", client, error)
+        self.send(client, Failed(id=message.id, error=StoreError.__name__, message=str(error)))
+        if isinstance(message, Attached):
+            self._host.post(partial(self._host.on_request, client, Release(image_id=message.image_id)))
+        elif isinstance(message, DeviceAttached):
+            self._host.post(partial(self._host.on_request, client, ReleaseDevice(image_id=message.image_id)))
 
     def _connect(self, connection: Connection) -> None:
         self._connections[connection.client] = connection
