@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serverless_triton.loader import Store
-from tests.integration.loader.test_store import eventually
+from serverless_triton.loader import Store, StoreTimeout
+from tests.integration.loader.test_store import assert_same, eventually
 
 Daemon = Any
 
@@ -108,12 +109,39 @@ def test_a_stopped_daemon_dies_with_its_holder(daemon: Daemon) -> None:
     wait_until(lambda: has_ended(child))
 
 
-def test_a_stopped_daemon_goes_on_where_it_was(daemon: Daemon) -> None:
+def test_a_daemon_stopped_in_the_middle_of_a_load_goes_on_where_it_was(
+    start_daemon: Callable[..., Daemon], make_checkpoint: Callable[..., Path]
+) -> None:
+    daemon = start_daemon("--ssd-bytes-per-second", str(8 << 20))
     child = answers(daemon)
-    os.kill(child, signal.SIGSTOP)
-    os.kill(child, signal.SIGCONT)
+    directory = make_checkpoint(megabytes=24)
+    with (
+        ThreadPoolExecutor(2) as pool,
+        daemon.connect() as loading,
+        daemon.connect() as waiting,
+        daemon.connect() as hasty,
+    ):
+        attached = pool.submit(loading.attach, directory)
+        wait_until(lambda: sum(image.read_bytes for image in hasty.status().images))
+        os.kill(child, signal.SIGSTOP)
+        try:
+            wait_until(lambda: Path(f"/proc/{child}/stat").read_text().rsplit(") ", 1)[1][0] == "T")
+            patient = pool.submit(waiting.status)
+            with pytest.raises(StoreTimeout, match="check the store process"):
+                hasty.prefetch(directory, timeout_s=0.5)
+            time.sleep(1.0)
+            assert not patient.done()
+            assert not attached.done()
+        finally:
+            os.kill(child, signal.SIGCONT)
 
-    assert answers(daemon) == child
+        [image] = patient.result(timeout=20).images
+        assert image.read_bytes > 0
+        assert_same(attached.result(timeout=60), directory)
+        assert hasty.status().queue_depth == 0
+    assert daemon.loads_started() == 1
+    assert daemon.child() == child
+    assert "daemon died" not in daemon.log.read_text()
 
 
 def test_a_daemon_that_cannot_stop_is_killed() -> None:
