@@ -1,6 +1,9 @@
 // Runs a fuzz target without libFuzzer: fuzz_driver CORPUS SECONDS feeds it every file of the folder CORPUS, then
-// mutations of them until the time is over. Every run tries the same inputs, as many as it has time for; the one that
-// the process dies of is printed.
+// mutations of them until the time is over. An input with an outcome that none had before is mutated like the corpus
+// from then on, and written to the folder FUZZ_FINDS of the environment, if there is one.
+//
+// Each run tries other inputs, and prints its seed; FUZZ_SEED in the environment makes it try the same again. The
+// input that the process dies of is printed.
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
@@ -11,13 +14,17 @@
 #include <fstream>
 #include <iterator>
 #include <random>
+#include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "check.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size);
+// What became of the last input, in a few hundred different words at most.
+extern "C" const char* fuzz_outcome();
 // A sanitizer that ends the process runs this and no atexit() handler; without one it isn't there.
 extern "C" __attribute__((weak)) void __sanitizer_set_death_callback(void (*callback)());
 
@@ -64,7 +71,9 @@ void print_current() {
 
 class Mutator {
   public:
-    explicit Mutator(std::vector<Input> corpus) : corpus_(std::move(corpus)) {}
+    Mutator(std::vector<Input> corpus, std::uint64_t seed) : corpus_(std::move(corpus)), random_(seed) {}
+
+    void add(Input input) { corpus_.push_back(std::move(input)); }
 
     Input next() {
         Input input = corpus_[below(corpus_.size())];
@@ -120,9 +129,26 @@ class Mutator {
             input[i] = static_cast<std::uint8_t>(length >> (8 * i));
     }
 
-    const std::vector<Input> corpus_;
-    std::mt19937_64 random_{20240125};
+    std::vector<Input> corpus_;
+    std::mt19937_64 random_;
 };
+
+std::uint64_t choose_seed() {
+    if (const char* const given = std::getenv("FUZZ_SEED"))
+        return std::strtoull(given, nullptr, 10);
+    return static_cast<std::uint64_t>(std::chrono::system_clock::now().time_since_epoch().count());
+}
+
+void keep(const Input& input, std::size_t number, std::uint64_t seed) {
+    const char* const folder = std::getenv("FUZZ_FINDS");
+    if (folder == nullptr)
+        return;
+    std::filesystem::create_directories(folder);
+    const auto name = "find-" + std::to_string(seed) + "-" + std::to_string(number);
+    std::ofstream file(std::filesystem::path(folder) / name, std::ios::binary);
+    file.write(reinterpret_cast<const char*>(input.data()), static_cast<std::streamsize>(input.size()));
+    check_that(file.good(), "a find is written", __FILE__, __LINE__);
+}
 
 std::vector<Input> read_corpus(const char* folder) {
     std::vector<std::filesystem::path> paths;
@@ -137,10 +163,11 @@ std::vector<Input> read_corpus(const char* folder) {
     return corpus;
 }
 
-void run(const Input& input) {
+std::string outcome_of(const Input& input) {
     current = &input;
     LLVMFuzzerTestOneInput(input.data(), input.size());
     current = nullptr;
+    return fuzz_outcome();
 }
 
 }  // namespace
@@ -155,12 +182,22 @@ int main(int count, char** arguments) {
         __sanitizer_set_death_callback(print_current);
     const std::vector<Input> corpus = read_corpus(arguments[1]);
     check_that(!corpus.empty(), "the corpus holds files", __FILE__, __LINE__);
+    const std::uint64_t seed = choose_seed();
+    std::printf("seed %s\n", std::to_string(seed).c_str());
+    std::fflush(stdout);
+    std::set<std::string> outcomes;
     for (const Input& input : corpus)
-        run(input);
-    Mutator mutator(corpus);
+        outcomes.insert(outcome_of(input));
+    Mutator mutator(corpus, seed);
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atol(arguments[2]));
+    std::size_t finds = 0;
     long mutations = 0;
-    for (; std::chrono::steady_clock::now() < end; ++mutations)
-        run(mutator.next());
-    std::printf("%zu files and %ld mutations of them\n", corpus.size(), mutations);
+    for (; std::chrono::steady_clock::now() < end; ++mutations) {
+        Input input = mutator.next();
+        if (!outcomes.insert(outcome_of(input)).second)
+            continue;
+        keep(input, ++finds, seed);
+        mutator.add(std::move(input));
+    }
+    std::printf("%zu files, %ld mutations, %zu finds\n", corpus.size(), mutations, finds);
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 LOADER = Path(__file__).parents[2] / "loader"
+CORPUS = Path(__file__).parent / "corpus"
 TESTS_WITH_THREADS = ("arena", "chunk_hasher", "gpu_copy", "reader", "uring")
 TESTS_WITH_GPU = ("device_memory", "gpu_copy")
 
@@ -18,11 +19,32 @@ pytestmark = [
 ]
 
 
-def test_cpp_tests_and_fuzz_targets_pass_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
-    configure(tmp_path, "-fsanitize=address,undefined -fno-sanitize-recover=all")
-    build(tmp_path)
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All targets, built with the address and the undefined-behaviour sanitizer."""
+    folder = tmp_path_factory.mktemp("sanitized")
+    configure(folder, "-fsanitize=address,undefined -fno-sanitize-recover=all")
+    build(folder)
+    return folder
+
+
+def test_cpp_tests_and_fuzz_targets_pass_under_address_and_undefined_behaviour_sanitizers(sanitized: Path) -> None:
     # Beside the build, which may lie on a disk where direct reads work; /tmp often is a tmpfs.
-    run(["ctest", "--test-dir", str(tmp_path), "--output-on-failure", "--parallel", "2"], TMPDIR=str(tmp_path))
+    run(["ctest", "--test-dir", str(sanitized), "--output-on-failure", "--parallel", "2"], TMPDIR=str(sanitized))
+
+
+def test_a_round_of_fuzzing_can_be_repeated_by_its_seed_and_keeps_its_finds(sanitized: Path, tmp_path: Path) -> None:
+    target = str(sanitized / "tests" / "fuzz_header")
+    finds, again = tmp_path / "finds", tmp_path / "again"
+    seed = run([target, str(CORPUS), "2"], FUZZ_FINDS=str(finds)).splitlines()[0].removeprefix("seed ")
+    run([target, str(CORPUS), "2"], FUZZ_FINDS=str(again), FUZZ_SEED=seed)
+    other = run([target, str(CORPUS), "0"])
+
+    both = {path.name for path in finds.iterdir()} & {path.name for path in again.iterdir()}
+    assert both
+    assert all((finds / name).read_bytes() == (again / name).read_bytes() for name in both)
+    assert not other.startswith(f"seed {seed}\n")
+    assert f"{len(list(finds.iterdir()))} files" in run([target, str(finds), "0"])
 
 
 def test_what_runs_on_several_threads_passes_under_the_thread_sanitizer(tmp_path: Path) -> None:
@@ -60,8 +82,10 @@ def build(folder: Path, modules: tuple[str, ...] = ()) -> None:
     run(["cmake", "--build", str(folder), "--parallel", "2", "--target", *targets])
 
 
-def run(command: list[str], **environment: str) -> None:
+def run(command: list[str], **environment: str) -> str:
+    """What it prints."""
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=900, check=False
     )
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}"
+    return done.stdout
