@@ -80,15 +80,15 @@ class RemoteTier:
         job: _core.ReadJob,
         sink: _core.ChunkSink | None = None,
     ) -> LoadResult:
-        """From local files, whose chunks the sink hears of, from a copy of remote ones, or over the network.
+        """From local files, from a copy of remote ones, or over the network; the sink hears of every chunk.
 
         Raises what those raise.
         """
         if not is_url(checkpoint.path):
             return self._local.load(checkpoint, extents, job, sink)
         if checkpoint.is_remote or self._cache is None:
-            return self._fetch(checkpoint, extents, job)
-        return self._load_copy(checkpoint, self._cache, extents, job)
+            return self._fetch(checkpoint, extents, job, sink)
+        return self._load_copy(checkpoint, self._cache, extents, job, sink)
 
     def close(self) -> None:
         """Gives what is on its way to the SSD cache a moment to arrive there."""
@@ -98,22 +98,31 @@ class RemoteTier:
             self._cache.close()
 
     def _load_copy(
-        self, checkpoint: Checkpoint, cache: SsdCache, extents: Sequence[Extent], job: _core.ReadJob
+        self,
+        checkpoint: Checkpoint,
+        cache: SsdCache,
+        extents: Sequence[Extent],
+        job: _core.ReadJob,
+        sink: _core.ChunkSink | None,
     ) -> LoadResult:
         """A copy that turns out to be bad is removed, and the original is fetched."""
         try:
             with cache.in_use(checkpoint):
-                return self._local.load(checkpoint, extents, job)
+                return self._local.load(checkpoint, extents, job, sink)
         except COPY_ERRORS as error:
             cache.discard(checkpoint, str(error))
+        if sink is not None:
+            sink.restart()
         files = tuple(replace(file, cached_path="") for file in checkpoint.files)
-        return self._fetch(replace(checkpoint, files=files), extents, job)
+        return self._fetch(replace(checkpoint, files=files), extents, job, sink)
 
-    def _fetch(self, checkpoint: Checkpoint, extents: Sequence[Extent], job: _core.ReadJob) -> LoadResult:
+    def _fetch(
+        self, checkpoint: Checkpoint, extents: Sequence[Extent], job: _core.ReadJob, sink: _core.ChunkSink | None
+    ) -> LoadResult:
         pieces = [[(piece.offset, piece.length) for piece in extent.pieces] for extent in extents]
         network = self._network()
         try:
-            return network.loader.load(checkpoint, pieces, self._arena, job, verify=self._verify)
+            return network.loader.load(checkpoint, pieces, self._arena, job, verify=self._verify, sink=sink)
         except CheckpointChanged:
             network.opener.forget(checkpoint)
             raise

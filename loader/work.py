@@ -36,7 +36,7 @@ class Loader(Protocol):
         job: _core.ReadJob,
         sink: _core.ChunkSink | None = None,
     ) -> LoadResult:
-        """Tells the sink of chunks if it can. Raises LoaderError; writes nothing to the extents after it returned."""
+        """Tells the sink of every chunk. Raises LoaderError; writes nothing to the extents after it returned."""
 
 
 class Reports(Protocol):

@@ -19,6 +19,10 @@ class ChunkSink {
     // The bytes stay where they are for as long as the memory that was read into. What it throws ends the read.
     virtual void chunk_ready(std::size_t file_index, std::uint64_t offset, std::uint64_t length,
                              const std::byte* bytes) = 0;
+
+    // What was told does not count: another read into the same memory begins, and tells of every chunk anew. Called
+    // while no chunk_ready() runs; returns when the memory may be written.
+    virtual void restart() = 0;
 };
 
 }  // namespace serverless_triton::loader

@@ -48,16 +48,17 @@ void GpuCopy::copy(std::size_t file_index, std::span<const std::span<const std::
     }
 }
 
-void GpuCopy::finish() {
-    const GpuDevice::Current current(*target_->device());
-    for (const std::unique_ptr<Lane>& lane : lanes_) {
-        try {
-            const std::lock_guard lock(lane->mutex);
-            lane->stream.drain();
-        } catch (...) {
-            keep(std::current_exception());
-        }
+void GpuCopy::restart() {
+    try {
+        drain();
+    } catch (...) {
+        keep(std::current_exception());
     }
+    copied_bytes_ = 0;
+}
+
+void GpuCopy::finish() {
+    drain();
     if (failure_)
         std::rethrow_exception(failure_);
     if (is_cancelled_)
@@ -81,6 +82,18 @@ void GpuCopy::send(cuda::DevicePtr target, std::span<const std::byte> bytes) {
         target += length;
         bytes = bytes.subspan(length);
         copied_bytes_ += length;
+    }
+}
+
+void GpuCopy::drain() {
+    const GpuDevice::Current current(*target_->device());
+    for (const std::unique_ptr<Lane>& lane : lanes_) {
+        try {
+            const std::lock_guard lock(lane->mutex);
+            lane->stream.drain();
+        } catch (...) {
+            keep(std::current_exception());
+        }
     }
 }
 

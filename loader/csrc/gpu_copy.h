@@ -1,8 +1,9 @@
 // Copies an image's files into memory of one GPU, chunk by chunk as they become ready, on several streams.
 //
 // Bytes of registered memory are copied from where they are, any others through small pinned buffers. chunk_ready() and
-// copy() may be called by any number of threads at once, cancel() and copied_bytes() by anyone at any time; finish() by
-// one thread, once, after the others are done. Several copies, to one GPU or several, do not disturb each other.
+// copy() may be called by any number of threads at once, cancel() and copied_bytes() by anyone at any time; restart()
+// by one thread while those do not run; finish() by one thread, once, after the others are done. Several copies, to one
+// GPU or several, do not disturb each other.
 #pragma once
 
 #include <atomic>
@@ -42,6 +43,8 @@ class GpuCopy final : public ChunkSink {
     // this is gone.
     void chunk_ready(std::size_t file_index, std::uint64_t offset, std::uint64_t length,
                      const std::byte* bytes) override;
+    // What was sent has arrived when this returns, and copied_bytes() begins anew. Never throws, like chunk_ready().
+    void restart() override;
     // Sends a whole file that lies in memory, `pieces` in file order. Ends early after a failure, cancel() or
     // job.cancel().
     void copy(std::size_t file_index, std::span<const std::span<const std::byte>> pieces, ReadJob& job);
@@ -51,7 +54,7 @@ class GpuCopy final : public ChunkSink {
     // Waits until everything has arrived. Throws the first failure, or ReadCancelled.
     void finish();
 
-    // How many bytes were sent on their way.
+    // How many bytes were sent on their way, since restart() if there was one.
     [[nodiscard]] std::uint64_t copied_bytes() const { return copied_bytes_; }
 
   private:
@@ -63,6 +66,8 @@ class GpuCopy final : public ChunkSink {
     };
 
     void send(cuda::DevicePtr target, std::span<const std::byte> bytes);
+    // Waits until everything has arrived; a failure is kept.
+    void drain();
     [[nodiscard]] cuda::DevicePtr checked_target(std::size_t file_index, std::uint64_t offset,
                                                  std::uint64_t length) const;
     void keep(std::exception_ptr failure);

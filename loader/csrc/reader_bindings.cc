@@ -160,6 +160,18 @@ ReadReport gather_into(Reader& reader, const Files& files, Mapping& memory,
     return reader.gather(gatherings, job);
 }
 
+void tell_chunk(ChunkSink& sink, std::size_t file_index, std::uint64_t offset, const py::buffer& memory,
+                std::uint64_t begin, std::uint64_t length) {
+    const py::buffer_info info = memory.request();
+    if (info.itemsize != 1 || info.ndim != 1)
+        throw py::type_error("expected a one-dimensional buffer of bytes");
+    const std::span bytes(static_cast<const std::byte*>(info.ptr), static_cast<std::size_t>(info.size));
+    if (begin > bytes.size() || length > bytes.size() - begin)
+        throw py::value_error("a chunk lies past the end of the memory");
+    const py::gil_scoped_release release;
+    sink.chunk_ready(file_index, offset, length, bytes.data() + begin);
+}
+
 void bind_jobs(py::module_& m) {
     py::class_<ReadJob>(m, "ReadJob")
         .def(py::init<>())
@@ -172,8 +184,11 @@ void bind_jobs(py::module_& m) {
         .def_property_readonly("is_cancelled", &ReadJob::is_cancelled)
         .def_property_readonly("is_paused", &ReadJob::is_paused)
         .def_property_readonly("bytes_done", &ReadJob::bytes_done);
-    // Made by those who have somewhere to send chunks on to; Python only hands it over.
-    py::class_<ChunkSink>(m, "ChunkSink");
+    // Made by those who have somewhere to send chunks on to.
+    py::class_<ChunkSink>(m, "ChunkSink")
+        .def("chunk_ready", &tell_chunk, py::arg("file_index"), py::arg("offset"), py::arg("memory"), py::arg("begin"),
+             py::arg("length"))
+        .def("restart", &ChunkSink::restart, ReleaseGil());
     py::class_<ReadReport>(m, "ReadReport")
         .def_readonly("disk_bytes", &ReadReport::disk_bytes)
         .def_readonly("page_cache_bytes", &ReadReport::page_cache_bytes)

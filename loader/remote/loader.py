@@ -44,9 +44,16 @@ class RemoteLoader:
         self._writers_lock = threading.Lock()
 
     def load(
-        self, checkpoint: Checkpoint, pieces: Pieces, arena: ArenaMemory, job: _core.ReadJob, *, verify: bool
+        self,
+        checkpoint: Checkpoint,
+        pieces: Pieces,
+        arena: ArenaMemory,
+        job: _core.ReadJob,
+        *,
+        verify: bool,
+        sink: _core.ChunkSink | None = None,
     ) -> LoadResult:
-        """Fills the pieces with exactly the version that `checkpoint` names.
+        """Fills the pieces with exactly the version that `checkpoint` names; `sink` hears of every chunk.
 
         Raises CheckpointError (CheckpointChanged for another version, CheckpointCorrupted and ChunkHashesInvalid only
         if told to verify), RemoteUnavailable, StoreCancelled after job.cancel().
@@ -69,6 +76,7 @@ class RemoteLoader:
                 chunks=chunks_of(checkpoint.files, pieces),
                 source=source,
                 writer=writer,
+                sink=sink,
                 arena=arena,
                 job=job,
                 patience=patience,

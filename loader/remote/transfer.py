@@ -31,7 +31,7 @@ class TransferReport:
 
 
 class Transfer:
-    """Brings the `chunks`, one list a file, into the arena."""
+    """Brings the `chunks`, one list a file, into the arena; `sink` hears of each once its hash was right."""
 
     def __init__(
         self,
@@ -44,11 +44,13 @@ class Transfer:
         job: _core.ReadJob,
         patience: Patience,
         concurrency: int,
+        sink: _core.ChunkSink | None = None,
     ) -> None:
         self._files = files
         self._chunks = chunks
         self._source = source
         self._writer = writer
+        self._sink = sink
         self._arena = arena
         self._job = job
         self._patience = patience
@@ -106,7 +108,12 @@ class Transfer:
                 self._report.fetched_bytes += chunk.bytes
                 if self._writer:
                     self._writer.offer(chunk, digest)
+            if self._sink:
+                await asyncio.to_thread(self._tell, self._sink, chunk)
             self._job.add_done(chunk.bytes)
+
+    def _tell(self, sink: _core.ChunkSink, chunk: Chunk) -> None:
+        sink.chunk_ready(chunk.id.file, chunk.begin, self._arena, chunk.offset, chunk.bytes)
 
     async def _wait_while_paused(self) -> None:
         while self._job.is_paused:

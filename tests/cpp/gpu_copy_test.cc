@@ -127,6 +127,23 @@ void chunks_outside_fail_the_copy_and_write_nothing() {
     CHECK_THROWS(std::out_of_range, other.finish());
 }
 
+// Were the first read's copies not waited for, they would come after the second's, or take bytes of both.
+void a_restart_has_the_second_read_replace_the_first() {
+    Image image(1'500'000);
+    const auto registered = std::make_shared<st::RegisteredMemory>(image.bytes(), kStep);
+    st::GpuCopy copy(image.target, {0}, registered, kSmall);
+    hand_over(image, copy, 4);
+    copy.restart();
+    CHECK(copy.copied_bytes() == 0);
+    CHECK(image.copied() == image.content);
+    std::ranges::reverse(image.content);
+    std::memcpy(image.memory.span().data(), image.content.data(), image.content.size());
+    hand_over(image, copy, 4);
+    copy.finish();
+    CHECK(image.copied() == image.content);
+    CHECK(copy.copied_bytes() == image.content.size());
+}
+
 void a_cancelled_copy_begins_nothing_more_and_says_so() {
     const Image image(500'000);
     st::GpuCopy copy(image.target, {0}, nullptr, kSmall);
@@ -209,6 +226,7 @@ int main() {
     for (const Environment& environment : {nothing, late}) {
         run_case("registered", environment, chunks_of_registered_memory_arrive);
         run_case("staged", environment, chunks_of_any_other_memory_arrive_by_way_of_buffers);
+        run_case("restarted", environment, a_restart_has_the_second_read_replace_the_first);
         run_case("cancelled", environment, a_cancelled_copy_begins_nothing_more_and_says_so);
         run_case("dropped", environment, a_copy_that_is_dropped_waits_for_what_is_under_way);
     }

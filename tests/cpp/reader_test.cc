@@ -105,6 +105,8 @@ class Recorder : public ChunkSink {
             at_call_(calls);
     }
 
+    void restart() override { chunks_.clear(); }
+
     [[nodiscard]] std::size_t calls() const { return calls_; }
     [[nodiscard]] std::string content_of(std::size_t file_index) const {
         std::string content;

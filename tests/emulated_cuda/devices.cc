@@ -81,6 +81,8 @@ EXPORTED Result cuInit(unsigned) {
     it.memory_bytes = number_in_environment("EMULATED_CUDA_MEMORY_BYTES", 1ULL << 30);
     it.first_device = static_cast<int>(number_in_environment("EMULATED_CUDA_FIRST_DEVICE", 0));
     it.copy_delay = std::chrono::microseconds(number_in_environment("EMULATED_CUDA_COPY_DELAY_US", 0));
+    if (const char* const log = std::getenv("EMULATED_CUDA_COPY_LOG"))
+        it.copy_log.open(log, std::ios::app);
     it.has_read_only = number_in_environment("EMULATED_CUDA_READ_ONLY", 1) != 0;
     it.is_initialized = true;
     return kSuccess;

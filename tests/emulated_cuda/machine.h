@@ -10,6 +10,7 @@
 //   EMULATED_CUDA_FIRST_DEVICE=N       which of the machine's devices this process calls 0 [0]
 //   EMULATED_CUDA_MEMORY_BYTES=N       of each, counted over this process [1 GiB]
 //   EMULATED_CUDA_COPY_DELAY_US=N      how late each asynchronous copy is done [0]
+//   EMULATED_CUDA_COPY_LOG=FILE        where each asynchronous copy that is done adds a line with its bytes [none]
 //   EMULATED_CUDA_READ_ONLY=0          mappings can't be made read-only (CUDA_ERROR_NOT_SUPPORTED) [1]
 //   EMULATED_CUDA_FAIL=CALL:ERROR:N    the Nth call of that name fails with that number; N = 0: all of them do.
 //                                      CALL "copy" is the copying itself. Several, separated by commas [none]
@@ -21,6 +22,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -86,6 +88,7 @@ struct Machine {
     std::uint64_t memory_bytes = 0;
     int first_device = 0;
     std::chrono::microseconds copy_delay{0};
+    std::ofstream copy_log;
     bool has_read_only = true;
     std::vector<Failure> failures;
     std::map<std::uint64_t, std::shared_ptr<Allocation>> handles;

@@ -78,10 +78,12 @@ void copy_late(Address target, const void* source, std::uint64_t bytes) {
     Result result = injected("copy").value_or(kSuccess);
     if (result == kSuccess)
         result = check_copy(target, source, bytes);
-    if (result == kSuccess)
+    if (result == kSuccess) {
         std::memcpy(reinterpret_cast<void*>(target), source, bytes);
-    else if (machine().sticky == kSuccess)
+        machine().copy_log << bytes << std::endl;
+    } else if (machine().sticky == kSuccess) {
         machine().sticky = result;
+    }
 }
 
 Result sticky() {
