@@ -64,13 +64,23 @@ class Effects(Protocol):
         """What is kept on GPUs."""
 
 
+# What so little of a load came from elsewhere hardly changes its speed.
+MIN_TIER_SHARE = 0.95
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadResult:
-    """Where a finished load took its bytes from, and whether all of them were compared with their hashes."""
+    """Where a finished load took most of its bytes from, which share of them, and whether all passed their hashes."""
 
     tier: Tier
     direct_io: bool
     verified: bool
+    tier_share: float = 1.0
+
+    @property
+    def is_of_one_tier(self) -> bool:
+        """Whether its duration says how fast the tier is."""
+        return self.tier_share >= MIN_TIER_SHARE
 
 
 @dataclass(slots=True)

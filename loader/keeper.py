@@ -233,7 +233,8 @@ class Keeper:
         self._cache.ready(image, verified=result.verified)
         paused_s = load.paused_s + (now_s - load.paused_at_s if load.paused_at_s is not None else 0.0)
         duration_s = now_s - load.started_at_s - paused_s
-        self._meter.record(image.checkpoint.device, result.tier, image.checkpoint.total_bytes, duration_s)
+        if result.is_of_one_tier:
+            self._meter.record(image.checkpoint.device, result.tier, image.checkpoint.total_bytes, duration_s)
         self._totals.loaded(result.tier, image.checkpoint.total_bytes, duration_s)
         for waiter in load.waiters:
             began_s = max(waiter.asked_at_s, load.started_at_s)

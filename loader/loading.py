@@ -67,5 +67,6 @@ def _changed(path: str) -> CheckpointChanged:
 
 def _result(report: _core.ReadReport, *, verified: bool) -> LoadResult:
     tier: Tier = "page_cache" if report.page_cache_bytes > report.disk_bytes else "ssd"
+    share = max(report.page_cache_bytes, report.disk_bytes) / max(1, report.page_cache_bytes + report.disk_bytes)
     direct_io = 0 < report.disk_bytes == report.direct_bytes
-    return LoadResult(tier=tier, direct_io=direct_io, verified=verified)
+    return LoadResult(tier=tier, direct_io=direct_io, verified=verified, tier_share=share)

@@ -150,4 +150,5 @@ def _by_chunk(digests: Sequence[Sequence[str] | None]) -> dict[ChunkId, str]:
 
 def _result(report: TransferReport, *, verified: bool) -> LoadResult:
     tier: Tier = "remote" if report.fetched_bytes >= report.restored_bytes else "ssd"
-    return LoadResult(tier=tier, direct_io=False, verified=verified)
+    share = max(report.fetched_bytes, report.restored_bytes) / max(1, report.fetched_bytes + report.restored_bytes)
+    return LoadResult(tier=tier, direct_io=False, verified=verified, tier_share=share)

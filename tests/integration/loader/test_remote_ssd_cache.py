@@ -101,6 +101,7 @@ def test_a_load_that_broke_goes_on_where_it_was_even_in_the_next_store(server: F
     assert contents == [server.files[PATH]]
     assert server.ranges(PATH) == [(0, 8), (2 * CHUNK_BYTES, len(server.files[PATH]))]
     assert result.tier == "ssd"
+    assert result.tier_share == pytest.approx(2 * CHUNK_BYTES / len(contents[0]))
 
 
 def test_what_was_left_and_is_not_as_it_was_written_is_fetched_again(server: FileServer, make_tier, tmp_path: Path):
