@@ -86,8 +86,8 @@ class AgentService(agent_pb2_grpc.NodeAgentServicer):
             workers_ready=agent.pool.has_forked,
             replicas=[*map(_replica, agent.replicas.values()), *map(_parked, agent.parked)],
         )
+        state.dram_bytes = self._tiers.dram_bytes  # while the store is away a model is not too large for the node
         if store is not None:
-            state.dram_bytes = store.dram_bytes
             state.dram_leased_bytes = store.leased_bytes
             state.ssd_bytes_per_second = store.bandwidth_bytes_per_second.get("ssd", 0.0)
             state.images.extend(

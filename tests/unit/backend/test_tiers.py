@@ -1,21 +1,25 @@
-"""When the store is asked again."""
+"""When the store is asked again, and what is known of one that does not answer."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from serverless_triton.backend.agent import NodeAgent
 from serverless_triton.backend.devices import CPU, Devices
-from serverless_triton.backend.tiers import TierWatcher
+from serverless_triton.backend.tiers import MAX_FAILURES, TierWatcher
+from serverless_triton.loader.errors import StoreUnavailable
 
 WAIT_S = 10.0
 
 
 class HandStore:
-    """Answers each question when the test says so."""
+    """Answers each question when the test says so; an error is raised."""
 
     def __init__(self, watcher: TierWatcher) -> None:
         self.loop = asyncio.get_running_loop()
@@ -27,15 +31,17 @@ class HandStore:
         status, answered = self.status, threading.Event()
         self.loop.call_soon_threadsafe(self.asked.put_nowait, answered)
         answered.wait(WAIT_S)
+        if isinstance(status, Exception):
+            raise status
         return status
 
     async def question(self) -> threading.Event:
         return await asyncio.wait_for(self.asked.get(), WAIT_S)
 
 
-async def watched() -> tuple[NodeAgent, TierWatcher, HandStore, asyncio.Task[None]]:
+async def watched(**options: float) -> tuple[NodeAgent, TierWatcher, HandStore, asyncio.Task[None]]:
     agent = NodeAgent(None, Devices({CPU: 1}))  # type: ignore[arg-type]
-    watcher = TierWatcher(agent, Path("store"))
+    watcher = TierWatcher(agent, Path("store"), **options)
     store = HandStore(watcher)
     return agent, watcher, store, asyncio.ensure_future(watcher.run())
 
@@ -66,4 +72,63 @@ async def test_its_own_news_does_not_have_it_asked_again():
     assert store.asked.empty()
     agent.touch()
     (await store.question()).set()
+    task.cancel()
+
+
+async def test_what_others_move_is_seen_after_a_while():
+    agent, watcher, store, task = await watched(period_s=0.01)
+    (await store.question()).set()
+    store.status = "moved by hand"
+    for _ in range(2):
+        (await store.question()).set()
+    while watcher.status != "moved by hand":
+        await until_told(agent, agent.version)
+    task.cancel()
+
+
+async def test_a_store_that_does_not_answer_holds_nothing_and_that_is_said_once(caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    _, watcher, store, task = await watched(period_s=0.0, retry_s=0.0)
+    (await store.question()).set()
+    store.status = StoreUnavailable("it is gone")
+    known = []
+    for _ in range(2 * MAX_FAILURES):
+        (await store.question()).set()
+        known.append(watcher.status)
+    assert known[0] == "first"
+    assert known[-1] is None
+
+    store.status = "back"
+    while watcher.status != "back":
+        (await store.question()).set()
+        await asyncio.sleep(0)
+    assert [record.levelname for record in caplog.records if "store_" in record.message] == ["WARNING", "INFO"]
+    assert "it is gone" in caplog.text
+    task.cancel()
+
+
+async def test_a_store_that_is_away_has_the_room_that_it_had():
+    _, watcher, store, task = await watched(period_s=0.0, retry_s=0.0)
+    assert watcher.dram_bytes == 0
+    store.status = SimpleNamespace(dram_bytes=7)
+    while not watcher.dram_bytes:
+        (await store.question()).set()
+    store.status = StoreUnavailable("it is gone")
+    while watcher.status is not None:
+        (await store.question()).set()
+    assert watcher.dram_bytes == 7
+    task.cancel()
+
+
+async def test_a_store_that_is_restarted_in_time_keeps_what_is_known_of_it(caplog: pytest.LogCaptureFixture):
+    _, watcher, store, task = await watched(period_s=0.0, retry_s=0.0)
+    (await store.question()).set()
+    store.status = StoreUnavailable("it is being restarted")
+    for _ in range(MAX_FAILURES - 1):
+        (await store.question()).set()
+    store.status = "first"
+    for _ in range(2):
+        (await store.question()).set()
+        assert watcher.status == "first"
+    assert not caplog.records
     task.cancel()
