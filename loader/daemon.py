@@ -142,6 +142,7 @@ def _remote_tier(config: StoreConfig, arena: _core.Arena, startup: Startup) -> R
     reader = _core.Reader(threads=config.threads, bytes_per_second=config.ssd_bytes_per_second)
     return RemoteTier(
         local=ImageLoader(arena=arena, reader=reader, verify=config.verify),
+        copies=ImageLoader(arena=arena, reader=reader, verify=True),
         arena=arena,
         verify=config.verify,
         cache=cache,

@@ -52,12 +52,24 @@ class _Network:
 
 
 class RemoteTier:
-    """Opener and Loader of a store. `local` loads from files; `cache` is None where no copies are kept."""
+    """Opener and Loader of a store.
+
+    `local` loads from files, `copies` from what the `cache` has, which it always verifies: the network and the disk
+    had a hand in it, and its hashes are our own. `cache` is None where no copies are kept.
+    """
 
     def __init__(
-        self, *, local: Loader, arena: _core.Arena, verify: bool, cache: SsdCache | None, bytes_per_second: int
+        self,
+        *,
+        local: Loader,
+        copies: Loader,
+        arena: _core.Arena,
+        verify: bool,
+        cache: SsdCache | None,
+        bytes_per_second: int,
     ) -> None:
         self._local = local
+        self._copies = copies
         self._arena = arena
         self._verify = verify
         self._cache = cache
@@ -108,7 +120,10 @@ class RemoteTier:
         """A copy that turns out to be bad is removed, and the original is fetched."""
         try:
             with cache.in_use(checkpoint):
-                return self._local.load(checkpoint, extents, job, sink)
+                result = self._copies.load(checkpoint, extents, job, sink)
+            if result.verified:
+                return result
+            cache.discard(checkpoint, "its hashes are gone")
         except COPY_ERRORS as error:
             cache.discard(checkpoint, str(error))
         if sink is not None:

@@ -6,6 +6,7 @@ Blocking; several loads may run at once, each on a thread of its own.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from .ssd_cache import SsdCache
 from .throttle import Throttle
 from .transfer import Transfer, TransferReport
 from .write_behind import WriteBehind
+
+log = logging.getLogger("serverless_triton.store")
 
 # So slow may one chunk come, of the time that a request has, before fewer are asked for at once.
 SHARE_OF_REQUEST_TIME = 0.25
@@ -131,7 +134,15 @@ class RemoteLoader:
         sidecar = self._objects.object_at(f"{file.real_path}{SUFFIX}")
         try:
             content = await asked_patiently(lambda: sidecar.read_whole(MAX_SIDECAR_BYTES), sidecar.url, patience)
-        except (CheckpointNotFound, RemoteDenied):  # a bucket that may not be listed denies what is not there
+        except CheckpointNotFound:
+            return None
+        except RemoteDenied:  # a bucket that may not be listed denies what is not there, so this is no failure
+            log.warning(
+                "loading unverified url=%s: its hashes %s may not be read, or do not exist; allow the store to read "
+                "them, or to list the bucket",
+                file.real_path,
+                sidecar.url,
+            )
             return None
         return parse_hashes_of(file, content, sidecar.url).digests
 

@@ -57,6 +57,17 @@ def test_hashes_are_left_alone_where_the_store_does_not_verify(server: FileServe
     assert not Tier().load(server.url(PATH), verify=False)[1].verified
 
 
+@pytest.mark.parametrize("code", [401, 403])
+def test_hashes_that_may_not_be_read_leave_the_load_unverified_with_a_warning(
+    server: FileServer, caplog: pytest.LogCaptureFixture, code: int
+):
+    server.files[f"{PATH}.chunks.json"] = hashes_of(server.files[PATH])
+    server.fail(f"{PATH}.chunks.json", faults.status(code), times=1000)
+    contents, result = Tier().load(server.url(PATH))
+    assert (contents, result.verified) == ([server.files[PATH]], False)
+    assert f"unverified url={server.url(PATH)}" in caplog.text
+
+
 def test_hashes_of_another_version_are_refused(server: FileServer):
     server.files[f"{PATH}.chunks.json"] = hashes_of(server.files[PATH][:-1])
     with pytest.raises(ChunkHashesInvalid, match=r"model\.safetensors\.chunks\.json"):

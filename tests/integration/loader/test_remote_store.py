@@ -1,6 +1,7 @@
 """URLs through a real store: attach, load, pin, estimate and evict, with and without copies on the SSD."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -81,9 +82,12 @@ def test_the_second_start_is_from_the_copy_on_the_ssd_and_verified(server: FileS
         assert attachment.receipt.verified
 
 
-def test_a_broken_copy_is_removed_and_the_original_fetched(server: FileServer, start_caching: Callable, tmp_path: Path):
-    url = server.url(PATH)
-    with start_caching().connect() as store:
+@pytest.mark.parametrize("options", [(), ("--no-verify",)])
+def test_a_broken_copy_is_removed_and_the_original_fetched(
+    server: FileServer, start_caching: Callable, tmp_path: Path, options: tuple[str, ...]
+):
+    url, daemon = server.url(PATH), start_caching(*options)
+    with daemon.connect() as store:
         store.load(url)
         wait_for_copy(store)
         store.evict(url)
@@ -94,7 +98,7 @@ def test_a_broken_copy_is_removed_and_the_original_fetched(server: FileServer, s
         attachment = store.attach(url)
         assert attachment.receipt.tier == "remote"
         assert_same(attachment.tensors, server.files[PATH])
-        assert "does not match its hash" in store.status().ssd_cache.problem
+        assert re.search("removed the copy of .* does not match its hash", daemon.log.read_text())
 
 
 def test_a_load_that_was_killed_with_its_daemon_goes_on_in_the_next(server: FileServer, start_caching: Callable):

@@ -65,8 +65,8 @@ def cache(tmp_path: Path) -> Iterator[SsdCache]:
 
 
 def load_copy(cache: SsdCache, outcome: LoadResult | Exception, events: Events) -> LoadResult:
-    arena = _core.Arena(2 << 20, "4k")
-    tier = RemoteTier(local=Copies(outcome), arena=arena, verify=True, cache=cache, bytes_per_second=0)
+    arena, copies = _core.Arena(2 << 20, "4k"), Copies(outcome)
+    tier = RemoteTier(local=copies, copies=copies, arena=arena, verify=True, cache=cache, bytes_per_second=0)
     tier._connected = Network(events)  # type: ignore[assignment]
     remote = checkpoint()
     copied = replace(remote, files=tuple(replace(file, cached_path="/copy") for file in remote.files))
@@ -83,3 +83,9 @@ def test_what_was_told_of_a_bad_copy_does_not_count_for_the_original(cache: SsdC
     assert load_copy(cache, CheckpointChanged("somebody was there"), events) == FROM_NETWORK
     assert events == ["chunk", "restart", "fetch"]
     assert "somebody was there" in cache.status.problem
+
+
+def test_a_copy_without_hashes_is_as_bad_as_one_that_differs(cache: SsdCache, events: Events) -> None:
+    assert load_copy(cache, replace(FROM_COPY, verified=False), events) == FROM_NETWORK
+    assert events == ["chunk", "restart", "fetch"]
+    assert "hashes are gone" in cache.status.problem
