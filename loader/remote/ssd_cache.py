@@ -3,18 +3,19 @@
     DIR/lock             held by the one store that uses the directory
     DIR/partial/KEY/     entries being filled (partial_entry.py); kept over restarts, never served
     DIR/entries/KEY/     complete ones: manifest.json, the files, their hashes beside them
-    DIR/removed/         what is being deleted
+    DIR/removed/         what is being deleted (removals.py)
 
 An entry comes into entries/ and leaves it by a rename, so at every moment it is there whole or not at all. Entries
-that a load is using or filling are never removed. Any thread may call any method.
+that a load is using or filling are never removed. What could not be removed counts against the
+quota. Any thread may call any method.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from ..lock_file import open_lock_file
 from ..store_status import SsdCacheStatus
 from .manifest import Manifest, parse_manifest
 from .partial_entry import MANIFEST_NAME, PartialEntry, sync_directory
+from .removals import Removals
 
 log = logging.getLogger("serverless_triton.store")
 
@@ -50,7 +52,7 @@ class SsdCache:
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._uses = count(1)
-        self._removals = count(1)
+        self._removals = Removals(self._directory / "removed")
         self._problem = ""
         try:
             self._open()
@@ -62,7 +64,10 @@ class SsdCache:
         with self._lock:
             complete = sum(entry.is_complete for entry in self._entries.values())
             return SsdCacheStatus(
-                capacity_bytes=self._capacity_bytes, used_bytes=self._used(), entries=complete, problem=self._problem
+                capacity_bytes=self._capacity_bytes,
+                used_bytes=self._used(),
+                entries=complete,
+                problem="; ".join(filter(None, (self._problem, self._removals.problem))),
             )
 
     def locate(self, checkpoint: Checkpoint) -> Checkpoint:
@@ -106,10 +111,13 @@ class SsdCache:
         complete() or abandon() must follow.
         """
         manifest = Manifest.of(checkpoint)
+        if self._removals.left_bytes:
+            self._removals.clear()
         with self._lock:
             entry = self._entries.get(manifest.key)
             if entry and (entry.is_complete or entry.users):
                 return None
+            self._removals.retry()
             victims = self._victims_for(manifest, entry)
             if victims is None:
                 return None
@@ -118,9 +126,11 @@ class SsdCache:
             entry = self._entries.setdefault(manifest.key, _new(manifest))
             entry.users += 1
             self._touch(manifest.key, entry)
-        self._clear_removed()
+            place = self._directory / "partial" / manifest.key
+            self._removals.forget(place)  # what could not be removed goes on to be used
+        self._removals.clear()
         try:
-            return PartialEntry(self._directory / "partial" / manifest.key, manifest)
+            return PartialEntry(place, manifest)
         except OSError as error:
             self._give_up(manifest.key, f"cannot cache {manifest.url}: {error}")
             return None
@@ -153,7 +163,7 @@ class SsdCache:
             if entry and entry.is_complete:
                 self._drop(key)
             self._report(f"removed the copy of {checkpoint.path}: {problem}")
-        self._clear_removed()
+        self._removals.clear()
 
     def close(self) -> None:
         """Another store may use the directory. Nothing may use this object any more."""
@@ -169,7 +179,7 @@ class SsdCache:
         except BlockingIOError as error:
             self.close()
             raise StoreError(f"another store uses the SSD cache {self._directory}; give each its own") from error
-        self._clear_removed()
+        self._removals.clear()
         found = [(path, kind == "entries") for kind in ("entries", "partial") for path in self._paths(kind)]
         for path, is_complete in sorted(found, key=_last_used_ns):
             self._adopt(path, is_complete=is_complete)
@@ -177,12 +187,14 @@ class SsdCache:
     def _publish(self, key: str) -> None:
         """Without the lock, which nobody should wait for while the disk is: an entry in use stays where it is."""
         target = self._directory / "entries" / key
+        if not self._removals.take(target):
+            raise FileExistsError(errno.EEXIST, f"{target} is in the way and cannot be removed")
         (self._directory / "partial" / key).replace(target)
         try:
             sync_directory(self._directory / "entries")
             sync_directory(self._directory / "partial")
         except OSError:
-            self._move_away(target)
+            self._removals.take(target)
             raise
 
     def _paths(self, kind: str) -> Iterator[Path]:
@@ -192,8 +204,8 @@ class SsdCache:
         manifest = _manifest_in(path)
         if manifest is None or manifest.key != path.name or (is_complete and not _is_whole(path, manifest)):
             log.warning("removing what is no cache entry path=%s", path)
-            self._move_away(path)
-            self._clear_removed()
+            self._removals.take(path)
+            self._removals.clear()
             return
         entry = _Entry(manifest=manifest, is_complete=is_complete, last_used=next(self._uses))
         self._entries[manifest.key] = entry
@@ -217,7 +229,7 @@ class SsdCache:
         return victims
 
     def _used(self) -> int:
-        return sum(entry.manifest.total_bytes for entry in self._entries.values())
+        return sum(entry.manifest.total_bytes for entry in self._entries.values()) + self._removals.left_bytes
 
     def _touch(self, key: str, entry: _Entry) -> None:
         entry.last_used = next(self._uses)
@@ -231,7 +243,7 @@ class SsdCache:
         with self._lock:
             self._drop(key)
             self._report(problem)
-        self._clear_removed()
+        self._removals.clear()
 
     def _report(self, problem: str) -> None:
         self._problem = problem
@@ -240,20 +252,7 @@ class SsdCache:
     def _drop(self, key: str) -> None:
         entry = self._entries.pop(key)
         log.info("removing from the ssd cache url=%s bytes=%d", entry.manifest.url, entry.manifest.total_bytes)
-        self._move_away(self._directory / ("entries" if entry.is_complete else "partial") / key)
-
-    def _move_away(self, path: Path) -> None:
-        target = self._directory / "removed" / f"{path.name}.{os.getpid()}.{next(self._removals)}"
-        try:
-            path.rename(target)
-        except FileNotFoundError:
-            return  # somebody cleared the directory by hand
-        except OSError as error:
-            log.warning("cannot remove a cache entry path=%s error=%s", path, error)
-
-    def _clear_removed(self) -> None:
-        for path in self._paths("removed"):
-            shutil.rmtree(path, ignore_errors=True)
+        self._removals.take(self._directory / ("entries" if entry.is_complete else "partial") / key)
 
 
 def _new(manifest: Manifest) -> _Entry:
