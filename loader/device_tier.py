@@ -98,10 +98,10 @@ class DeviceTier:
         else:
             self._host.post(partial(self._heard, message))
 
-    def close(self) -> None:
-        """Answers all who wait, cancels what runs and waits for it."""
+    def close(self, deadline_s: float) -> None:
+        """Answers all who wait, cancels what runs and waits for it, until `deadline_s` of time.monotonic() at most."""
         self.requests.shut_down()
-        self._work.close()
+        self._work.close(deadline_s)
 
     # Effects of the device keeper
 

@@ -11,7 +11,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Protocol
@@ -23,6 +22,7 @@ from .device_images import DeviceImage
 from .devices import device_of
 from .errors import DeviceError, LoaderError
 from .layout import Extent
+from .thread_pool import ThreadPool
 
 log = logging.getLogger("serverless_triton.store")
 
@@ -47,7 +47,7 @@ class DeviceWork:
         self._reports = reports
         self._post = post
         self._registered = _core.RegisteredMemory(arena)
-        self._pools: dict[str, ThreadPoolExecutor] = {}
+        self._pools: dict[str, ThreadPool] = {}
         # Each keeps its context, which takes long to make. A device's own thread alone puts it there.
         self._gpus: dict[str, _core.GpuDevice] = {}
         self._job = _core.ReadJob()
@@ -82,11 +82,12 @@ class DeviceWork:
             os.close(self._descriptors.pop(image.id))
         self._submit(image, self._free)
 
-    def close(self) -> None:
-        """Cancels what runs and waits for it."""
+    def close(self, deadline_s: float) -> None:
+        """Cancels what runs and waits for it, until `deadline_s` of time.monotonic() at most."""
         self._job.cancel()
-        for pool in self._pools.values():
-            pool.shutdown(wait=True, cancel_futures=True)
+        running = sum([pool.close(deadline_s) for pool in self._pools.values()])
+        if running:
+            log.warning("not waiting any longer for a driver that blocks: %d copies still run", running)
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
@@ -109,7 +110,7 @@ class DeviceWork:
         # As many pools as there are GPUs: the device keeper lets no other name in.
         pool = self._pools.get(image.device)
         if pool is None:
-            pool = self._pools[image.device] = ThreadPoolExecutor(1, f"store-{image.device}")
+            pool = self._pools[image.device] = ThreadPool(1, f"store-{image.device}")
         pool.submit(self._guarded, image, work)
 
     def _guarded(self, image: DeviceImage, work: Callable[[DeviceImage], None]) -> None:

@@ -42,7 +42,8 @@ COPY_ERRORS = (
     CheckpointUnreadable,
     ChunkHashesInvalid,
 )
-CLOSE_TIMEOUT_S = 5.0
+# For all writers together. With server.CLOSE_TIMEOUT_S before it, less than holder.GRACE_S.
+CLOSE_TIMEOUT_S = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,6 +48,8 @@ log = logging.getLogger("serverless_triton.store")
 
 SNAPSHOT_TIMEOUT_S = 5.0
 PROGRESS_S = 0.1
+# For all that runs when the store stops. With what the SSD cache may take after it, less than holder.GRACE_S.
+CLOSE_TIMEOUT_S = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,8 +286,9 @@ class StoreServer:
         self._resolver.close()
         self._lookups.close()
         self._prefaulter.stop()
-        self._work.close()
-        self._devices.close()
+        deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
+        self._work.close(deadline_s)
+        self._devices.close(deadline_s)
         self._connections.close()
         self._selector.close()
         self._wake_receiver.close()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Protocol
@@ -16,9 +15,10 @@ from . import _core
 from .cache import Image
 from .checkpoint import Checkpoint
 from .effects import LoadResult
-from .errors import LoaderError, StoreError
+from .errors import LoaderError, StoreCancelled, StoreError
 from .holes import Move
 from .layout import Extent
+from .thread_pool import ThreadPool
 
 log = logging.getLogger("serverless_triton.store")
 
@@ -73,8 +73,9 @@ class Work:
         self._reports = reports
         self._post = post
         self._jobs: dict[int, _core.ReadJob] = {}
-        self._loads = ThreadPoolExecutor(MAX_LOADS, "store-load")
-        self._moves = ThreadPoolExecutor(1, "store-move")
+        self._loads = ThreadPool(MAX_LOADS, "store-load")
+        self._moves = ThreadPool(1, "store-move")
+        self._moving = _core.ReadJob()
 
     @property
     def is_loading(self) -> bool:
@@ -104,12 +105,13 @@ class Work:
         log.info("compacting moves=%d bytes=%d", len(moves), sum(move.length for move in moves))
         self._moves.submit(self._move, moves)
 
-    def close(self) -> None:
-        """Cancels what runs and waits for it, for a while."""
-        for job in self._jobs.values():
+    def close(self, deadline_s: float) -> None:
+        """Cancels what runs and waits for it, until `deadline_s` of time.monotonic() at most."""
+        for job in (*self._jobs.values(), self._moving):
             job.cancel()
-        self._loads.shutdown(wait=True, cancel_futures=True)
-        self._moves.shutdown(wait=True)
+        running = self._loads.close(deadline_s) + self._moves.close(deadline_s)
+        if running:
+            log.warning("not waiting any longer for what blocks: %d loads or moves still run", running)
 
     def _load(self, image: Image, extents: Sequence[Extent], job: _core.ReadJob) -> None:
         path = image.checkpoint.path
@@ -135,7 +137,9 @@ class Work:
     def _move(self, moves: Sequence[Move]) -> None:
         try:
             for move in moves:
-                self._arena.move(move.source, move.target, move.length, _core.ReadJob())
+                self._arena.move(move.source, move.target, move.length, self._moving)
+        except StoreCancelled:
+            return  # close() was called: nobody listens any more
         except Exception as error:
             log.exception("compaction crashed")
             self._post(partial(self._reports.on_broken, error))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -89,11 +90,12 @@ class RemoteLoader:
         return _result(report, verified=None not in expected)
 
     def settle(self, timeout_s: float) -> None:
-        """Waits until what the loads until now left to write is in the SSD cache."""
+        """Waits until what the loads until now left to write is in the SSD cache, or until that time has passed."""
+        deadline_s = time.monotonic() + timeout_s
         with self._writers_lock:
             writers = list(self._writers)
         for writer in writers:
-            writer.join(timeout_s)
+            writer.join(max(0.0, deadline_s - time.monotonic()))
 
     @contextmanager
     def _writer(self, checkpoint: Checkpoint, arena: ArenaMemory) -> Iterator[WriteBehind | None]:

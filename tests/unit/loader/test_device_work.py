@@ -94,7 +94,7 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Core:
     core = Core()
     monkeypatch.setattr(device_work, "_core", core)
     monkeypatch.setattr(device_work, "device_of", core.open)
-    monkeypatch.setattr(device_work, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(device_work, "ThreadPool", Pool)
     return core
 
 
