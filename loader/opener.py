@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from .checkpoint import Checkpoint, as_checkpoint_error, canonical_path, is_url
+from .checkpoint import Checkpoint, as_checkpoint_error, canonical_path, is_url, remote_device
 from .errors import LoaderError, StoreError
+from .host_pool import HostPool, Ticket
 from .remote.urls import parse_url, without_secrets
 
 log = logging.getLogger("serverless_triton.store")
-
-MAX_OPENING = 8
 
 # What is done once a checkpoint is found, and what where it is not.
 OnOpened = Callable[[Checkpoint], None]
@@ -31,6 +29,12 @@ class Opener(Protocol):
         """Raises LoaderError."""
 
 
+class _Waiting(NamedTuple):
+    on_opened: OnOpened
+    on_failed: OnFailed
+    ticket: Ticket
+
+
 class Resolver:
     """Opens URLs for requests, known by client and request id. All but the opening happens on the loop.
 
@@ -40,27 +44,30 @@ class Resolver:
     def __init__(self, opener: Opener, post: Callable[[Callable[[], None]], None]) -> None:
         self._opener = opener
         self._post = post
-        self._pool = ThreadPoolExecutor(MAX_OPENING, "store-open")
-        self._waiting: dict[tuple[int, int], tuple[OnOpened, OnFailed]] = {}
+        self._pool = HostPool()
+        self._waiting: dict[tuple[int, int], _Waiting] = {}
 
     def open(self, client: int, request_id: int, path: str, on_opened: OnOpened, on_failed: OnFailed) -> None:
-        """One of the two is called later, unless the request is cancelled."""
+        """One of the two is called later, unless the request is cancelled. Raises RemoteUnavailable if many wait."""
         key = client, request_id
-        self._waiting[key] = on_opened, on_failed
-        self._pool.submit(self._open, key, path)
+        ticket = self._pool.submit(remote_device(path), partial(self._open, key, path))
+        self._waiting[key] = _Waiting(on_opened, on_failed, ticket)
 
     def cancel(self, client: int, request_id: int) -> bool:
         """Neither function will be called; False where that request does not wait here."""
-        return self._waiting.pop((client, request_id), None) is not None
+        waiting = self._waiting.pop((client, request_id), None)
+        if waiting is not None:
+            self._pool.drop(waiting.ticket)
+        return waiting is not None
 
     def cancel_all(self, client: int) -> None:
-        for key in [key for key in self._waiting if key[0] == client]:
-            del self._waiting[key]
+        for _, request_id in [key for key in self._waiting if key[0] == client]:
+            self.cancel(client, request_id)
 
     def close(self) -> None:
         """Does not wait for what is being opened."""
         self._waiting.clear()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     def _open(self, key: tuple[int, int], path: str) -> None:
         try:
@@ -77,11 +84,11 @@ class Resolver:
 
     def _succeed(self, key: tuple[int, int], checkpoint: Checkpoint) -> None:
         if key in self._waiting:
-            self._waiting.pop(key)[0](checkpoint)
+            self._waiting.pop(key).on_opened(checkpoint)
 
     def _fail(self, key: tuple[int, int], error: LoaderError) -> None:
         if key in self._waiting:
-            self._waiting.pop(key)[1](error)
+            self._waiting.pop(key).on_failed(error)
 
 
 def known_as(path: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from serverless_triton.loader.checkpoint import Checkpoint
 from serverless_triton.loader.errors import CheckpointNotFound, CheckpointUnreadable, LoaderError
+from serverless_triton.loader.host_pool import MAX_THREADS_OF_A_HOST
 from serverless_triton.loader.opener import Resolver, known_as
 from tests.unit.loader.keeper_driver import checkpoint
 
@@ -99,6 +100,19 @@ def test_who_gave_up_hears_nothing_more(desk: Desk) -> None:
         desk.answer()
 
     assert desk.opened == ["s3://b/1.2"]
+
+
+def test_who_gave_up_keeps_no_place_in_the_queue(desk: Desk) -> None:
+    for request_id in range(MAX_THREADS_OF_A_HOST + 2):
+        desk.open(1, request_id)
+    assert desk.resolver.cancel(1, MAX_THREADS_OF_A_HOST)
+    for _ in range(MAX_THREADS_OF_A_HOST + 1):
+        desk.answer()
+
+    assert sorted(desk.opened) == sorted(
+        f"s3://b/1.{n}" for n in (*range(MAX_THREADS_OF_A_HOST), MAX_THREADS_OF_A_HOST + 1)
+    )
+    assert desk.posted.empty()
 
 
 def test_closing_does_not_wait_for_a_server(desk: Desk) -> None:
