@@ -1,8 +1,11 @@
-"""s3:// against moto, a server with S3's interface."""
+"""s3:// against moto, a server with S3's interface, and against one that is slow or broken: a proxy before it."""
 
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
@@ -10,6 +13,15 @@ import pytest
 from serverless_triton.loader.chunk_hashes import CHUNK_BYTES
 from serverless_triton.loader.errors import CheckpointChanged, CheckpointNotFound, RemoteUnavailable
 from tests.integration.loader.remote_samples import Tier, checkpoint_bytes, hashes_of, quick, shard_index
+from tests.integration.loader.tcp_proxy import (
+    Behaviour,
+    Proxy,
+    answering,
+    cut_after,
+    passing,
+    proxy_before,
+    silent_after,
+)
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "a-secret-key", "AWS_REGION": "us-east-1"}
 SERVE = (
@@ -77,3 +89,67 @@ def test_an_endpoint_that_is_away_is_unavailable_and_no_key_is_told(bucket, monk
     with pytest.raises(RemoteUnavailable) as failure:
         Tier(settings=quick(open_patience_s=0.5)).opener.open("s3://models/model.safetensors")
     assert "a-secret-key" not in str(failure.value)
+
+
+# A slow or broken server
+
+URL = "s3://models/model.safetensors"
+SLOW_DOWN = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+@pytest.fixture
+def content(bucket) -> bytes:
+    content = checkpoint_bytes(CHUNK_BYTES + 500_000)
+    bucket.put_object(Key="model.safetensors", Body=content)
+    bucket.put_object(Key="model.safetensors.chunks.json", Body=hashes_of(content))
+    return content
+
+
+@pytest.fixture
+def proxy(content: bytes, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """The endpoint as the loader sees it; the bucket was filled without it."""
+    place = urlsplit(endpoint)
+    assert place.hostname is not None
+    assert place.port is not None
+    with proxy_before(place.hostname, place.port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
+def test_a_slow_bucket_is_waited_for_even_where_no_request_is_in_time(proxy: Proxy, content: bytes):
+    proxy.otherwise = passing(bytes_per_second=4_000_000)
+    contents, result = Tier(settings=quick(request_timeout_s=0.7, concurrency=1)).load(URL)
+    assert (contents, result.verified) == ([content], True)
+    assert proxy.connections > 3, "requests were ended and taken up again"
+
+
+@pytest.mark.parametrize("broken", [cut_after(0), cut_after(300_000), answering(SLOW_DOWN)])
+def test_a_bucket_that_breaks_off_or_has_too_much_to_do_is_asked_again(proxy: Proxy, content: bytes, broken: Behaviour):
+    tier = Tier(settings=quick(concurrency=2))
+    checkpoint = tier.opener.open(URL)
+    proxy.plan = deque([broken] * 4)
+    contents, result = tier.load_checkpoint(checkpoint)
+    assert (contents, result.verified) == ([content], True)
+    assert not proxy.plan
+
+
+def test_a_bucket_that_falls_silent_is_asked_again(proxy: Proxy, content: bytes):
+    is_over = threading.Event()
+    tier = Tier(settings=quick(stall_timeout_s=0.5))
+    checkpoint = tier.opener.open(URL)
+    proxy.plan = deque([silent_after(0, is_over), silent_after(200_000, is_over)])
+    contents, _ = tier.load_checkpoint(checkpoint)
+    is_over.set()
+    assert contents == [content]
+    assert not proxy.plan
+
+
+@pytest.mark.parametrize("broken", [cut_after(0), cut_after(100), answering(SLOW_DOWN)])
+def test_a_bucket_that_stays_broken_is_unavailable_and_no_key_is_told(proxy: Proxy, content: bytes, broken: Behaviour):
+    checkpoint = Tier().opener.open(URL)
+    proxy.otherwise = broken
+    tier = Tier(settings=quick(open_patience_s=0.5, patience_s=0.5))
+    for ask in (lambda: tier.opener.open(URL), lambda: tier.load_checkpoint(checkpoint)):
+        with pytest.raises(RemoteUnavailable, match=r"s3://models/model\.safetensors") as failure:
+            ask()
+        assert "a-secret-key" not in str(failure.value)
