@@ -303,6 +303,7 @@ class ModelSpec:
     `checkpoint` is a path or a URL. `files` is the directory with configuration and tokenizer, "" where that is the
     checkpoint itself. `mode` is "exact" where a resumed stream must be bit-identical, "fast" where it need not be, and
     "auto" for exact where that has been proven. `step_tokens` bounds the tokens of one step of the engine.
+    `engine_options` is a JSON object of what only this kind of engine knows, "" for none; it is the engine's to check.
     """
 
     checkpoint: str
@@ -316,6 +317,12 @@ class ModelSpec:
     files: str = ""
     mode: str = "auto"
     step_tokens: int = 512
+    engine_options: str = ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """`engine_options` as an object."""
+        return parse_json_object(self.engine_options or "{}", "parameters.engine_options")
 
     @property
     def directory(self) -> str:
@@ -336,16 +343,18 @@ class ModelSpec:
         for name in ("checkpoint", "checkpoint_bytes", "kv_cache_bytes"):
             if not parameters.get(name):
                 raise ValueError(f"parameters.{name} is missing; `serverless-triton add` writes it")
-        texts: dict[str, Any] = {
-            n: parameters[n] for n in ("checkpoint", "engine", "dtype", "files", "mode") if n in parameters
-        }
+        texts: dict[str, Any] = {n: parameters[n] for n in _TEXTS if n in parameters}
         if texts.get("dtype", "auto") not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"parameters.dtype is {texts['dtype']!r}; use auto, float32, bfloat16 or float16")
         if texts.get("mode", "auto") not in MODES:
             raise ValueError(f"parameters.mode is {texts['mode']!r}; use auto, exact or fast")
         counts = ("checkpoint_bytes", "kv_cache_bytes", "max_sequence_tokens", "max_streams", "threads", "step_tokens")
         numbers: dict[str, Any] = {n: _count(n, parameters[n]) for n in counts if n in parameters}
+        parse_json_object(texts.get("engine_options") or "{}", "parameters.engine_options")
         return cls(**texts, **numbers)
+
+
+_TEXTS = ("checkpoint", "engine", "dtype", "files", "mode", "engine_options")
 
 
 def _count(name: str, text: str) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from serverless_triton.backend.errors import InvalidModelConfig, InvalidModelName, ModelExists, UnsupportedSource
-from serverless_triton.backend.messages import MODES, ModelSpec
+from serverless_triton.backend.messages import MODES, ModelSpec, parse_json_object
 from serverless_triton.backend.model_config import parse_parameters, render_config
 from serverless_triton.loader import Checkpoint, fetch_model_files
 from serverless_triton.loader.checkpoint import is_url
@@ -50,6 +50,7 @@ class EngineLimits:
     threads: int = 1
     mode: str = "auto"
     step_tokens: int = 512
+    engine_options: str = ""  # a JSON object
 
     def __post_init__(self) -> None:
         for name in ("max_sequence_tokens", "max_streams", "threads", "step_tokens"):
@@ -58,6 +59,10 @@ class EngineLimits:
         for name, known in (("engine", ENGINES), ("dtype", ("auto", *_DTYPE_BYTES)), ("mode", MODES)):
             if getattr(self, name) not in known:
                 raise InvalidModelConfig(f"{name} is {getattr(self, name)!r}; use one of {', '.join(known)}")
+        try:
+            parse_json_object(self.engine_options or "{}", "engine_options")
+        except ValueError as error:
+            raise InvalidModelConfig(str(error)) from error
 
 
 def check_name(name: str) -> str:
@@ -96,6 +101,7 @@ def describe_checkpoint(source: str | Path, limits: EngineLimits, fetched: Path 
         threads=limits.threads,
         mode=limits.mode,
         step_tokens=limits.step_tokens,
+        engine_options=limits.engine_options,
     )
 
 

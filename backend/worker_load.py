@@ -77,6 +77,7 @@ def load_engine(
                 step_tokens=spec.step_tokens,
                 threads=spec.threads,
                 shares=tuple(Share.of_wire(share) for share in shares),
+                options=spec.options,
             ),
         )
     receipt = attachment.receipt

@@ -22,6 +22,7 @@ from serverless_triton.backend.model_repository import ENGINES, EngineLimits, ad
 @click.option("--mode", type=click.Choice(MODES), default="auto", show_default=True)
 @click.option("--step-tokens", type=click.IntRange(min=1), default=512, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of its engine.")
+@click.option("--engine-options", default="", metavar="JSON", help="What only this engine knows, as a JSON object.")
 @click.option("--replace", is_flag=True, help="Overwrite the configuration of a model that is already there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a model.")
 def command(
@@ -35,6 +36,7 @@ def command(
     mode: str,
     step_tokens: int,
     threads: int,
+    engine_options: str,
     replace: bool,
     as_json: bool,
 ) -> None:
@@ -51,6 +53,7 @@ def command(
         mode=mode,
         step_tokens=step_tokens,
         threads=threads,
+        engine_options=engine_options,
     )
     for name in names:
         folder = add_model(repository, name, source, limits=limits, replace=replace)

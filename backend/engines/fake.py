@@ -1,7 +1,8 @@
-"""An engine that computes nothing: its tokens are a hash of prompt and position. For tests of what surrounds an engine.
+"""An engine that computes nothing: its tokens are a hash of prompt and position.
 
-It keeps the whole contract (slots, chunks, preemption, resume, reservations, cancel, stop strings, limits), so what
-works with it works with a real one.
+For tests of what surrounds an engine, demos without weights and experiments with many servers. It keeps the whole
+contract (slots, chunks, preemption, resume, reservations, cancel, stop strings, limits), so what works with it works
+with a real one. How long it loads, how fast it is and what goes wrong are `fake_options.py`'s.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from serverless_triton.backend.engines.fake_options import FakeOptions
 from serverless_triton.backend.engines.generation import Generation
 from serverless_triton.backend.engines.intake import Intake
 from serverless_triton.backend.engines.kv_budget import KVBudget
@@ -77,39 +79,21 @@ class FakeEngine(ScheduledEngine):
 
 
 class FakeEngineBuilder:
-    """Implements protocol.EngineBuilder; looks at neither checkpoint nor tensors. Loading takes `load_s` seconds."""
-
-    def __init__(self, pause: Callable[[], None] = lambda: None, load_s: float = 0.0) -> None:
-        self._pause = pause
-        self._load_s = load_s
+    """Implements protocol.EngineBuilder; looks at neither checkpoint nor tensors, but at the `FakeOptions`."""
 
     def learn(self, checkpoint: str, dtype: str) -> None:
         pass
 
     def build(self, checkpoint: str, tensors: Mapping[str, torch.Tensor], *, settings: EngineSettings) -> FakeEngine:
-        time.sleep(self._load_s)
+        """Raises ModelNotSupported for unknown options, FakeFault where it is told to."""
+        options = FakeOptions.parse(settings.options)
+        options.load()
         return FakeEngine(
             max_sequence_tokens=settings.max_sequence_tokens,
             max_streams=settings.max_streams,
-            pause=self._pause,
+            pause=options.pause(),
             step_tokens=settings.step_tokens,
         )
-
-
-def paced(tokens_per_s: float, sleep: Callable[[float], None] = time.sleep) -> Callable[[], None]:
-    """A pause that lets every stream have this many tokens a second."""
-    return lambda: sleep(1.0 / tokens_per_s)
-
-
-def failing(after_steps: int, error: Exception) -> Callable[[], None]:
-    """A pause that raises once so many steps have gone well, as a kernel or a device would."""
-    left = iter(range(after_steps))
-
-    def pause() -> None:
-        if next(left, None) is None:
-            raise error
-
-    return pause
 
 
 def _next_token(generation: Generation) -> EngineEvent:

@@ -212,7 +212,7 @@ class EngineSettings:
 
     `mode`: "exact" and "fast" as their names say, "auto" exact where that is proven and fast elsewhere. A step computes
     at most `step_tokens`, or one of every stream where that is more. `shares` says which parts of the model go to which
-    device; none: all stay where their tensors are.
+    device; none: all stay where their tensors are. `options` are those of one kind of engine.
     """
 
     dtype: str = "auto"
@@ -223,6 +223,7 @@ class EngineSettings:
     step_tokens: int = 512
     threads: int = 1
     shares: tuple[Share, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class EngineBuilder(Protocol):

@@ -87,6 +87,7 @@ class TorchEngineBuilder:
     def build(self, checkpoint: str, tensors: Mapping[str, torch.Tensor], *, settings: EngineSettings) -> TorchEngine:
         _check_dtype(settings.dtype)
         _check_mode(settings.mode)
+        _check_no_options(settings.options)
         tokenizer = self._tokenizers.get(Path(checkpoint))
         skeleton = self._skeletons.take(Path(checkpoint))
         _check_length(skeleton.config, settings.max_sequence_tokens)
@@ -153,6 +154,11 @@ def _rehearse(skeleton: Skeleton, dtype: torch.dtype) -> None:
 def _check_mode(mode: str) -> None:
     if mode not in MODES:
         raise ModelNotSupported(f"mode {mode!r} is unknown to the torch engine; use {', '.join(MODES)}")
+
+
+def _check_no_options(options: Mapping[str, object]) -> None:
+    if options:
+        raise ModelNotSupported(f"engine_options.{min(options)} is unknown; the torch engine has no options")
 
 
 def _check_dtype(dtype: str) -> None:

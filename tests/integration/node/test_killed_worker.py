@@ -32,6 +32,14 @@ def test_the_scheduler_hears_that_only_its_stub_is_left_and_its_memory_free(node
     node.watcher.until(lambda state: state.device_granted_bytes == 0)
 
 
+def test_an_engine_that_is_told_to_die_does_so_in_the_middle_of_a_stream(node: Node, parameters: dict[str, str]):
+    options = '{"fault": "dies", "fault_after_steps": 20}'
+    stub = node.stub("doomed", {**parameters, "engine_options": options})
+    stream = stub.ask(ENDLESS)
+    stub.until_ended()
+    assert stub.position(stream) <= 20
+
+
 def test_its_neighbours_notice_nothing(node: Node, parameters: dict[str, str]):
     neighbour, victim = node.stub("neighbour", parameters), node.stub("victim", parameters)
     stream = neighbour.ask(ENDLESS)

@@ -132,7 +132,13 @@ def test_parameters_make_a_specification_and_the_replicas_name_is_no_part_of_it(
         "files": "",
         "mode": "auto",
         "step_tokens": 512,
+        "engine_options": "",
     }
+    assert spec.options == {}
+
+
+def test_an_engines_own_options_are_a_json_object():
+    assert ModelSpec.parse({**PARAMETERS, "engine_options": '{"load_s": 0.5}'}).options == {"load_s": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -146,6 +152,8 @@ def test_parameters_make_a_specification_and_the_replicas_name_is_no_part_of_it(
         ({"dtype": "int4"}, "use auto, float32"),
         ({"mode": "exactly"}, "parameters.mode is 'exactly'; use auto, exact or fast"),
         ({"step_tokens": "0"}, "parameters.step_tokens is '0'"),
+        ({"engine_options": "{load_s"}, "parameters.engine_options is not JSON"),
+        ({"engine_options": "[]"}, "parameters.engine_options must be a JSON object, not list"),
     ],
 )
 def test_parameters_that_make_no_sense_are_named_with_what_would(change: dict[str, str], words: str):

@@ -80,6 +80,12 @@ def test_its_parameters_are_a_specification_that_the_backend_reads_back(checkpoi
     )
 
 
+def test_an_engines_own_options_come_along(checkpoint: Path, repository: Path):
+    add_model(repository, "fake", checkpoint, limits=EngineLimits(engine="fake", engine_options='{"load_s": 2}'))
+    (parameters,) = read_parameters(repository)
+    assert ModelSpec.parse(parameters).options == {"load_s": 2}
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a..b", ".hidden", "-dash", "a b", "ä", "a\n", "x" * 129])
 def test_a_name_that_could_leave_the_repository_is_refused(name: str, checkpoint: Path, repository: Path):
     with pytest.raises(InvalidModelName):
@@ -195,6 +201,8 @@ def test_limits_that_make_no_sense_are_refused():
         EngineLimits(max_streams=0)
     with pytest.raises(ModelRefused, match="float32"):
         EngineLimits(dtype="int8")
+    with pytest.raises(InvalidModelConfig, match="engine_options must be a JSON object"):
+        EngineLimits(engine_options="[]")
 
 
 def test_the_example_in_the_repository_is_what_add_writes(checkpoint: Path, repository: Path):

@@ -95,6 +95,11 @@ def test_an_unknown_dtype_is_refused(llama: Any) -> None:
         TorchEngineBuilder().learn(str(llama.path), "int8")
 
 
+def test_options_of_another_engine_are_refused(llama: Any) -> None:
+    with pytest.raises(ModelNotSupported, match="load_s is unknown; the torch engine has no options"):
+        llama.build(options={"load_s": 1})
+
+
 def test_what_is_learned_follows_the_contents_of_the_files(tmp_path: Path) -> None:
     made: list[Path] = []
     learned = Learned(("a", "b"), lambda path: made.append(path) or len(made), limit=2)

@@ -11,8 +11,8 @@ from serverless_triton.backend.engines.fake import FakeEngine, FakeEngineBuilder
 from serverless_triton.backend.engines.protocol import EngineSettings, GenerationRequest, InvalidRequest
 
 
-def build(pause: Callable[[], None] = lambda: None, max_streams: int = 2) -> FakeEngine:
-    builder = FakeEngineBuilder(pause)
+def build(max_streams: int = 2) -> FakeEngine:
+    builder = FakeEngineBuilder()
     builder.learn("nowhere", "auto")
     return builder.build("nowhere", {}, settings=EngineSettings(max_sequence_tokens=64, max_streams=max_streams))
 
@@ -56,7 +56,7 @@ def test_slots_bound_what_runs_and_cancel_frees_them() -> None:
 
 def test_each_step_pauses_once() -> None:
     pauses = []
-    engine = build(lambda: pauses.append(1))
+    engine = FakeEngine(max_sequence_tokens=64, max_streams=2, pause=lambda: pauses.append(1))
     engine.submit(ask(1, max_tokens=3))
     while engine.has_work:
         engine.step()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serverless_triton.backend.engines.fake import FakeEngine, failing, fake_token, paced
+from serverless_triton.backend.engines.fake import FakeEngine, fake_token
 from serverless_triton.backend.engines.protocol import (
     CatchUpRequest,
     CaughtUpEvent,
@@ -313,20 +313,3 @@ def test_cancelled_memory_is_free_at_the_next_step() -> None:
     engine.step()
     engine.cancel(1)
     assert [(e.request, e.finish_reason) for e in engine.step()] == [(1, "cancelled"), (2, None)]
-
-
-def test_a_fake_engine_fails_when_it_is_told_to() -> None:
-    engine = build(pause=failing(2, RuntimeError("kernel")))
-    engine.submit(ask(1))
-    engine.step()
-    engine.step()
-    with pytest.raises(RuntimeError, match="kernel"):
-        engine.step()
-
-
-def test_a_paced_fake_engine_waits_between_steps() -> None:
-    slept: list[float] = []
-    engine = build(pause=paced(50.0, slept.append))
-    engine.submit(ask(1, max_tokens=3))
-    run(engine)
-    assert slept == [0.02] * 3
