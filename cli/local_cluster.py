@@ -149,8 +149,15 @@ class LocalCluster:
 
     def triton_address(self, number: int = 0) -> str:
         """A Triton server's own gRPC address, behind the gateway."""
+        return self._address("triton", number)
+
+    def agent_address(self, number: int = 0) -> str:
+        """Of a server's node agent."""
+        return self._address("agent", number)
+
+    def _address(self, part: str, number: int) -> str:
         scheduler = yaml.safe_load((self.run_directory() / "scheduler.yaml").read_text())
-        return str(scheduler["servers"][number]["triton"])
+        return str(scheduler["servers"][number][part])
 
     def shm_prefix(self) -> str:
         return self._sentinel_arguments()[1]

@@ -11,12 +11,14 @@ from perf.harness import Benchmark
 from perf.loader.benchmark import LoaderBenchmark
 from perf.perf_analyzer import PerfAnalyzerBenchmark
 from perf.start import StartBenchmark
+from perf.worker_death import WorkerDeathBenchmark
 
 BENCHMARKS: tuple[tuple[Benchmark, str], ...] = (
     (StartBenchmark(), "perf.start"),
     (PerfAnalyzerBenchmark(), "perf.perf_analyzer"),
     (LoaderBenchmark(), "perf.loader"),
     (EngineBenchmark(), "perf.engine"),
+    (WorkerDeathBenchmark(), "perf.worker_death"),
 )
 
 

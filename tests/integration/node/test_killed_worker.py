@@ -1,4 +1,7 @@
-"""A worker that is killed in the middle of a stream, among real processes: who hears of it, and who does not."""
+"""A worker that is killed in the middle of a stream, among real processes: who hears of it, and who does not.
+
+How soon is `perf.worker_death`'s.
+"""
 
 from __future__ import annotations
 
