@@ -14,13 +14,14 @@ PACKAGES := $(VENV)/.packages
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 
-.PHONY: help setup demo up test test-slow test-cycles check format perf-quick perf peers proto clean
+.PHONY: help setup demo up test test-slow test-cycles test-exact check format perf-quick perf peers proto clean
 
 help:
 	@echo "make demo        cold, warm and swapped models through real Triton servers; a killed server; receipts"
 	@echo "make up          two servers and the gateway on ports 8000, 8001, 8002, until Ctrl-C"
 	@echo "make test        all tests but the slow ones          make test-slow   those"
 	@echo "make test-cycles a thousand turns of load, park, wake, unload: nothing leaks"
+	@echo "make test-exact  streams interrupted and resumed elsewhere, to the bit: every architecture, about an hour"
 	@echo "make check       ruff, mypy --strict, clang-format, import directions, generated files"
 	@echo "make perf-quick  a few minutes of benchmarks          make perf        all of them"
 	@echo "make peers       what perf.loader compares ours with: runai-model-streamer, fastsafetensors, tensorizer"
@@ -48,13 +49,17 @@ up: $(READY)
 	@$(VENV)/bin/serverless-triton up --servers 2
 
 test: $(READY)
-	@$(PYTHON_IN_VENV) -m pytest tests -m "not slow and not gpu and not faults_long" $(PYTEST_FLAGS)
+	@$(PYTHON_IN_VENV) -m pytest tests -m "not slow and not gpu and not faults_long and not exact" $(PYTEST_FLAGS)
 
 test-slow: $(READY)
 	@$(PYTHON_IN_VENV) -m pytest tests -m "slow and not gpu" $(PYTEST_FLAGS)
 
 test-cycles: $(READY)
 	@CYCLES=1000 $(PYTHON_IN_VENV) -m pytest tests/e2e/test_cycles.py $(PYTEST_FLAGS)
+
+# What an architecture must pass on a processor before `mode` "auto" promises exactness for it.
+test-exact: $(READY)
+	@$(PYTHON_IN_VENV) -m pytest tests/exact $(PYTEST_FLAGS)
 
 check: $(READY)
 	@PATH=$(abspath $(VENV)/bin):$$PATH scripts/check.sh $(CPP_SOURCES)

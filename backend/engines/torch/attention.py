@@ -12,7 +12,7 @@ import torch.nn.functional as functional
 from transformers import AttentionInterface
 
 from serverless_triton.backend.engines.protocol import ModelNotSupported
-from serverless_triton.backend.engines.torch.batch import Batch, Chunk, Run
+from serverless_triton.backend.engines.torch.batch import Batch, Chunk, Piece, Run
 
 IMPLEMENTATION = "serverless_triton"
 # What models hand to every attention function and what does not change its result here. Anything else (soft caps,
@@ -57,6 +57,9 @@ def attend(
     attended = query.new_zeros(tokens, heads, head_dim)
     for run in here.runs:
         attended[run.first : run.last] = _attend_run(query[:, run.first : run.last], keys, values, run, scaling)
+    for piece in here.pieces:
+        rows = slice(piece.span.first, piece.span.last)
+        attended[rows] = _attend_piece(query[:, rows], keys, values, piece, scaling)
     for chunk in here.chunks:
         rows = slice(chunk.span.first, chunk.span.last)
         attended[rows] = _attend_chunk(query[:, rows], keys, values, chunk, scaling)
@@ -80,16 +83,38 @@ def _attend_run(
     """
     heads, rows, head_dim = query.shape
     kv_heads = keys.shape[1]
-    packed = query.reshape(kv_heads, heads // kv_heads, rows, head_dim).permute(2, 0, 1, 3)
-    slots = slice(run.slot, run.slot + run.slots)
+    group = heads // kv_heads
+    packed = query.reshape(kv_heads, group, rows, head_dim).permute(2, 0, 1, 3)
+    if group < run.tile:
+        packed = functional.pad(packed, (0, 0, 0, run.tile - group))
     attended = functional.scaled_dot_product_attention(
         packed,
-        keys[slots, :, : run.length].expand(rows, -1, -1, -1),
-        values[slots, :, : run.length].expand(rows, -1, -1, -1),
+        keys[run.slots, :, : run.length],
+        values[run.slots, :, : run.length],
         attn_mask=run.mask,
         scale=scaling,
     )
-    return attended.reshape(rows, heads, head_dim)
+    return attended[:, :, :group].reshape(rows, heads, head_dim)
+
+
+def _attend_piece(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, piece: Piece, scaling: float | None
+) -> torch.Tensor:
+    """Query [heads, rows, head_dim], rows of one sequence → [rows, heads, head_dim]. A tile is a batch item."""
+    heads, rows, head_dim = query.shape
+    kv_heads, group = keys.shape[1], heads // keys.shape[1]
+    tiles, _, tile, _ = piece.mask.shape
+    packed = query.reshape(kv_heads, group, rows, head_dim).transpose(1, 2).reshape(kv_heads, rows * group, head_dim)
+    packed = functional.pad(packed, (0, 0, 0, tiles * tile - rows * group))
+    attended = functional.scaled_dot_product_attention(
+        packed.view(kv_heads, tiles, tile, head_dim).transpose(0, 1),
+        keys[piece.span.slot, :, : piece.length].expand(tiles, -1, -1, -1),
+        values[piece.span.slot, :, : piece.length].expand(tiles, -1, -1, -1),
+        attn_mask=piece.mask,
+        scale=scaling,
+    )
+    attended = attended.transpose(0, 1).reshape(kv_heads, tiles * tile, head_dim)[:, : rows * group]
+    return attended.view(kv_heads, rows, group, head_dim).transpose(0, 1).reshape(rows, heads, head_dim)
 
 
 def _attend_chunk(

@@ -1,18 +1,22 @@
 """A step as the model's layers see it: which rows belong to which slot and positions, and which are attended together.
 
 Rows of one token each whose slots are neighbours are one call over a view of the KV memory, the shorter ones masked; a
-chunk of a prompt is a call of its own. In exact mode a chunk's tokens, too, are attended as if each were decoded.
+chunk of a prompt is a call of its own. In exact mode all queries come in tiles of one shape, decoded or not. How
+far one attends, masked from its position on, follows from that position alone: a product over more keys is summed in
+another order, even where all that they add is zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as functional
 
-from serverless_triton.backend.engines.kv_budget import KV_BLOCK_TOKENS
+from serverless_triton.backend.engines.torch.kv_memory import KV_ALIGNMENT_TOKENS
 
+QUERY_TILE = 16
 _MOST_PADDING_TOKENS = 512  # what a call of its own costs, in KV tokens read for nothing
 
 
@@ -34,16 +38,32 @@ class Span:
 class Run:
     """Rows that each attend, as one token, to the first `length` positions of their slot.
 
-    `slots` of them from `slot` on, one a row, or a single one that all rows share. `mask` [rows, 1, 1, length] is added
+    A slot a row, from `slot` on. The queries that share keys are padded to `tile`. `mask` [rows, 1, 1, length] is added
     to the scores; None where every row attends to all.
     """
 
     first: int
     last: int
     slot: int
-    slots: int
     length: int
+    tile: int
     mask: torch.Tensor | None
+
+    @property
+    def slots(self) -> slice:
+        return slice(self.slot, self.slot + self.last - self.first)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Rows of one sequence whose queries attend in tiles to its first `length` positions.
+
+    `mask` [tiles, 1, tile, length]: the queries that share keys, row by row, padded to whole tiles.
+    """
+
+    span: Span
+    length: int
+    mask: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +84,7 @@ class Batch:
     layers: Sequence[tuple[torch.Tensor, torch.Tensor]]  # keys and values, each [slots, kv_heads, tokens, head_dim]
     spans: Sequence[Span]
     runs: Sequence[Run]
+    pieces: Sequence[Piece]
     chunks: Sequence[Chunk]
     singles: int
     slot_index: torch.Tensor
@@ -81,6 +102,7 @@ class Batch:
             self._elsewhere[device] = replace(
                 self,
                 runs=[replace(run, mask=_moved(run.mask, device)) for run in self.runs],
+                pieces=[replace(piece, mask=piece.mask.to(device)) for piece in self.pieces],
                 chunks=[replace(chunk, mask=_moved(chunk.mask, device)) for chunk in self.chunks],
                 slot_index=self.slot_index.to(device),
                 position_index=self.position_index.to(device),
@@ -94,19 +116,20 @@ class Batch:
         spans: Sequence[Span],
         *,
         exact: bool,
+        group: int = 1,
         most_layers: int | None = None,
     ) -> Batch:
+        """`group`: how many query heads share a head of keys."""
         keys = layers[0][0]
         singles = [span for span in spans if span.last - span.first == 1]
         assert list(spans[: len(singles)]) == singles, "spans of one token come first"
         long = spans[len(singles) :]
-        runs = [_run(group, exact, keys) for group in neighbours(singles)]
-        if exact:
-            runs += [_piece(part, keys) for span in long for part in pieces(span)]
+        tile = max(QUERY_TILE, _aligned(group, QUERY_TILE)) if exact else group
         return cls(
             layers=layers,
             spans=spans,
-            runs=runs,
+            runs=[_run(near, exact, tile, keys) for near in (alike(singles) if exact else neighbours(singles))],
+            pieces=[_piece(part, group, tile, keys) for span in long for part in pieces(span)] if exact else [],
             chunks=[] if exact else [_chunk(span, keys) for span in long],
             singles=len(singles),
             slot_index=torch.tensor([span.slot for span in singles], device=keys.device),
@@ -115,23 +138,31 @@ class Batch:
         )
 
 
-def neighbours(singles: Sequence[Span]) -> Iterator[list[Span]]:
+def neighbours(singles: Sequence[Span]) -> list[list[Span]]:
     """Spans of one token, by slot, in groups of consecutive slots whose lengths do not differ too much."""
-    group: list[Span] = []
+    return _groups(singles, lambda group, span: _padding([*group, span]) <= _MOST_PADDING_TOKENS)
+
+
+def alike(singles: Sequence[Span]) -> list[list[Span]]:
+    """Spans of one token, by slot, in groups of consecutive slots whose aligned lengths are the same."""
+    return _groups(singles, lambda group, span: _aligned(span.end) == _aligned(group[0].end))
+
+
+def _groups(singles: Sequence[Span], fits: Callable[[Sequence[Span], Span], bool]) -> list[list[Span]]:
+    groups: list[list[Span]] = []
     for span in singles:
-        if group and (span.slot != group[-1].slot + 1 or _padding([*group, span]) > _MOST_PADDING_TOKENS):
-            yield group
-            group = []
-        group.append(span)
-    if group:
-        yield group
+        if groups and span.slot == groups[-1][-1].slot + 1 and fits(groups[-1], span):
+            groups[-1].append(span)
+        else:
+            groups.append([span])
+    return groups
 
 
 def pieces(span: Span) -> Iterator[Span]:
-    """A span cut where the KV blocks end: no token attends to a block that begins after it."""
+    """A span cut so that the aligned lengths of a piece's tokens are the same."""
     start = span.start
     while start < span.end:
-        end = min(span.end, (start // KV_BLOCK_TOKENS + 1) * KV_BLOCK_TOKENS)
+        end = min(span.end, _aligned(start + 1))
         first = span.first + start - span.start
         yield Span(first=first, last=first + end - start, slot=span.slot, start=start)
         start = end
@@ -142,20 +173,21 @@ def _padding(group: Sequence[Span]) -> int:
     return len(lengths) * max(lengths) - sum(lengths)
 
 
-def _run(group: Sequence[Span], exact: bool, keys: torch.Tensor) -> Run:
-    ends = [span.end for span in group]
+def _run(near: Sequence[Span], exact: bool, tile: int, keys: torch.Tensor) -> Run:
+    ends = [span.end for span in near]
     length = _aligned(max(ends)) if exact else max(ends)
     mask = None
     if exact or min(ends) < length:
         mask = _mask(torch.tensor(ends, device=keys.device), length, keys)[:, None, None]
-    first, slot = group[0].first, group[0].slot
-    return Run(first=first, last=first + len(group), slot=slot, slots=len(group), length=length, mask=mask)
+    first = near[0].first
+    return Run(first=first, last=first + len(near), slot=near[0].slot, length=length, tile=tile, mask=mask)
 
 
-def _piece(span: Span, keys: torch.Tensor) -> Run:
+def _piece(span: Span, group: int, tile: int, keys: torch.Tensor) -> Piece:
     length = _aligned(span.end)
-    mask = _mask(torch.arange(span.start + 1, span.end + 1, device=keys.device), length, keys)[:, None, None]
-    return Run(first=span.first, last=span.last, slot=span.slot, slots=1, length=length, mask=mask)
+    ends = torch.arange(span.start + 1, span.end + 1, device=keys.device).repeat_interleave(group)
+    ends = functional.pad(ends, (0, -len(ends) % tile), value=length)
+    return Piece(span=span, length=length, mask=_mask(ends, length, keys).view(-1, 1, tile, length))
 
 
 def _chunk(span: Span, keys: torch.Tensor) -> Chunk:
@@ -175,5 +207,5 @@ def _moved(mask: torch.Tensor | None, device: torch.device) -> torch.Tensor | No
     return None if mask is None else mask.to(device)
 
 
-def _aligned(length: int) -> int:
-    return -(-length // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
+def _aligned(count: int, to: int = KV_ALIGNMENT_TOKENS) -> int:
+    return -(-count // to) * to

@@ -71,7 +71,14 @@ class CausalLM:
         return batch.window_tokens
 
     def _batch(self, spans: Sequence[Span], most_layers: int | None = None) -> Batch:
-        return Batch.of(self.kv_memory.layers, spans, exact=self._tile is not None, most_layers=most_layers)
+        keys, _ = self.kv_memory.layers[0]
+        return Batch.of(
+            self.kv_memory.layers,
+            spans,
+            exact=self._tile is not None,
+            group=self._model.config.num_attention_heads // keys.shape[1],
+            most_layers=most_layers,
+        )
 
     @torch.inference_mode()
     def _forward(self, ids: Sequence[int], positions: Sequence[int], batch: Batch, rows: Sequence[int]) -> torch.Tensor:

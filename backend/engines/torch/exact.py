@@ -2,9 +2,9 @@
 
 Kernels round differently for different shapes, so a recomputed KV differs in its last bits from a decoded one, and in
 bfloat16 half of all resumed streams soon say something else. Here shapes that matter are constant: every product of a
-model has the same number of rows, and the tokens of a step are padded to it; attention is that of a decoded token, over
-whole KV blocks, masked (`batch.py`). That this suffices is no theorem, so it is promised only where it has
-been tried, by architecture and device.
+model has the same number of rows, and the tokens of a step are padded to it; queries attend in tiles of one shape, to a
+length that follows from their position alone, masked (`batch.py`). That this suffices is no theorem, so it is promised
+only where it has been tried, by architecture and device.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import transformers
 from transformers.pytorch_utils import Conv1D
 
 from serverless_triton.backend.engines.contract import ContractFacts
-from serverless_triton.backend.engines.kv_budget import KV_BLOCK_TOKENS
+from serverless_triton.backend.engines.torch.kv_memory import KV_ALIGNMENT_TOKENS
 
 TILE = 16
-RECIPE = "1"  # of this engine's own arithmetic: whatever changes a bit changes it
+RECIPE = "2"  # of this engine's own arithmetic: whatever changes a bit changes it
 _SAMPLED_ELEMENTS = 256
 MODES = ("auto", "exact", "fast")
 # The architectures for which the whole suite has passed, by what they ran on.
@@ -72,7 +72,7 @@ def facts_of(
         device=device.type,
         dtype=str(dtype),
         tile_rows=TILE if exact else 0,
-        kv_alignment_tokens=KV_BLOCK_TOKENS if exact else 0,
+        kv_alignment_tokens=KV_ALIGNMENT_TOKENS if exact else 0,
         threads=torch.get_num_threads(),
     )
 

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
-from serverless_triton.backend.engines.kv_budget import KV_BLOCK_TOKENS, KVBudget
+from serverless_triton.backend.engines.kv_budget import KVBudget
 from serverless_triton.backend.engines.protocol import EngineSettings, ModelNotSupported
+
+KV_ALIGNMENT_TOKENS = 128  # a slot has a multiple of it; exact mode attends to multiples of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +152,7 @@ class SpannedKVMemory:
 
 
 def _aligned(tokens: int) -> int:
-    return -(-tokens // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
+    return -(-tokens // KV_ALIGNMENT_TOKENS) * KV_ALIGNMENT_TOKENS
 
 
 def _address_space(size: int) -> mmap.mmap:

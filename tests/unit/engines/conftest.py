@@ -18,6 +18,7 @@ from serverless_triton.backend.engines.protocol import (
     EngineEvent,
     EngineSettings,
     GenerationRequest,
+    PositionEvent,
     TokenEvent,
     is_terminal,
 )
@@ -210,6 +211,8 @@ def drive() -> Callable[..., dict[int, Answer]]:
 def _add(answers: dict[int, Answer], event: EngineEvent) -> None:
     answer = answers.setdefault(event.request, Answer([], ""))
     assert answer.last is None or not is_terminal(answer.last), "an event after the last"
+    if isinstance(event, PositionEvent):  # a slow machine's sign of life
+        return
     if isinstance(event, TokenEvent):
         expected = len(answer.ids) + (answer.first.first_position if isinstance(answer.first, TokenEvent) else 0)
         assert answer.first is None or event.first_position == expected

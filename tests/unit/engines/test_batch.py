@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from serverless_triton.backend.engines.torch.batch import Batch, Span, neighbours, pieces
+from serverless_triton.backend.engines.torch.batch import QUERY_TILE, Batch, Span, alike, neighbours, pieces
 
 
 def singles(*places: tuple[int, int]) -> list[Span]:
@@ -21,15 +21,20 @@ def test_neighbouring_slots_of_like_lengths_are_one_group() -> None:
     assert groups == [[0], [1, 2], [4], [5]]
 
 
-def test_a_span_is_cut_where_blocks_end() -> None:
-    cut = list(pieces(Span(first=5, last=155, slot=3, start=50)))
+def test_slots_are_alike_where_their_aligned_lengths_are_the_same() -> None:
+    groups = [[s.slot for s in group] for group in alike(singles((0, 9), (1, 127), (2, 128), (3, 9), (5, 9)))]
+    assert groups == [[0, 1], [2], [3], [5]]
+
+
+def test_a_span_is_cut_where_aligned_lengths_change() -> None:
+    cut = list(pieces(Span(first=5, last=255, slot=3, start=50)))
     places = [(piece.first, piece.last, piece.start, piece.end) for piece in cut]
-    assert places == [(5, 19, 50, 64), (19, 83, 64, 128), (83, 147, 128, 192), (147, 155, 192, 200)]
+    assert places == [(5, 83, 50, 128), (83, 211, 128, 256), (211, 255, 256, 300)]
 
 
 def test_rows_of_one_length_need_no_mask_and_shorter_ones_are_masked() -> None:
     batch = Batch.of(layers(), singles((0, 9), (1, 9)), exact=False)
-    assert [(run.slot, run.slots, run.length, run.mask) for run in batch.runs] == [(0, 2, 10, None)]
+    assert [(run.slots, run.length, run.tile, run.mask) for run in batch.runs] == [(slice(0, 2), 10, 1, None)]
     (run,) = Batch.of(layers(), singles((0, 9), (1, 7)), exact=False).runs
     assert run.length == 10
     assert run.mask is not None
@@ -44,19 +49,24 @@ def test_a_chunk_is_masked_only_where_something_came_before_it() -> None:
     assert (batch.chunks[1].mask == 0).tolist() == [[True, True, True, False], [True] * 4]
 
 
-def test_in_exact_mode_every_token_attends_to_whole_blocks_as_if_decoded() -> None:
-    spans = [*singles((0, 70)), Span(first=1, last=101, slot=1, start=0)]
-    batch = Batch.of(layers(), spans, exact=True)
+def test_in_exact_mode_all_queries_come_in_tiles_of_one_shape_and_attend_to_aligned_lengths() -> None:
+    spans = [*singles((0, 130)), Span(first=1, last=201, slot=1, start=0)]
+    batch = Batch.of(layers(), spans, exact=True, group=3)
     assert not batch.chunks
-    assert [(r.first, r.last, r.slots, r.length) for r in batch.runs] == [
-        (0, 1, 1, 128),
-        (1, 65, 1, 64),
-        (65, 101, 1, 128),
-    ]
-    masks = [run.mask for run in batch.runs]
-    assert all(mask is not None for mask in masks)
-    assert [(mask == 0).sum().item() for mask in masks if mask is not None] == [
-        71,
-        sum(range(1, 65)),
-        sum(range(65, 101)),
-    ]
+    (run,) = batch.runs
+    assert (run.first, run.last, run.length, run.tile) == (0, 1, 256, QUERY_TILE)
+    assert run.mask is not None
+    assert (run.mask == 0).sum() == 131
+    assert [(p.span.first, p.span.last, p.length) for p in batch.pieces] == [(1, 129, 128), (129, 201, 256)]
+    assert [tuple(piece.mask.shape) for piece in batch.pieces] == [(24, 1, QUERY_TILE, 128), (14, 1, QUERY_TILE, 256)]
+
+
+def test_a_tile_masks_what_comes_after_each_of_its_rows_tokens() -> None:
+    piece, _ = Batch.of(layers(), [Span(first=0, last=6, slot=0, start=124)], exact=True, group=3).pieces
+    seen = (piece.mask == 0).sum(dim=-1).flatten().tolist()
+    assert seen == [125] * 3 + [126] * 3 + [127] * 3 + [128] * 3 + [128] * 4  # the last four are no one's
+
+
+def test_more_heads_of_one_key_than_a_tile_has_rows_get_a_larger_tile() -> None:
+    (run,) = Batch.of(layers(), singles((0, 5)), exact=True, group=QUERY_TILE + 1).runs
+    assert run.tile == 2 * QUERY_TILE
