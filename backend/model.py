@@ -132,7 +132,8 @@ class TritonPythonModel:
         self._attach(self._acquire())
         for work in (self._relay_responses, self._stay_known, self._watch_cancellation):
             threading.Thread(target=work, daemon=True).start()
-        self._publishing = threading.Thread(target=self._publish_metrics, daemon=True)
+        publisher = TritonPublisher(pb_utils, self._model, self._replica)
+        self._publishing = threading.Thread(target=self._publish_metrics, args=(publisher,), daemon=True)
         self._publishing.start()
 
     def execute(self, requests: list[Any]) -> None:
@@ -338,8 +339,7 @@ class TritonPythonModel:
             for number, flight in flights:
                 self._cancel_if_asked(number, flight)
 
-    def _publish_metrics(self) -> None:
-        publisher = TritonPublisher(pb_utils, self._model)
+    def _publish_metrics(self, publisher: TritonPublisher) -> None:
         while not self._closing.wait(PUBLISH_S):
             try:
                 publisher.publish(self._metrics.take_changes())

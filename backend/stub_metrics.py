@@ -138,12 +138,14 @@ class StubMetrics:
 class TritonPublisher:
     """Writes changes to Triton's metrics; `utils` is triton_python_backend_utils. One thread at a time.
 
-    Families are shared by all models of a server, so every metric has the label `model`.
+    Families are shared by all models of a server, so every metric has the label `model`. No two stubs have the same
+    label `stub`: Triton deletes a metric with the first stub that goes, also where another has one alike,
+    and crashes when that one is written.
     """
 
-    def __init__(self, utils: Any, model: str) -> None:
+    def __init__(self, utils: Any, model: str, stub: str) -> None:
         self._utils = utils
-        self._model = model
+        self._labels = {"model": model, "stub": stub}
         self._families: dict[str, Any] = {}
         self._metrics: dict[tuple[str, Labels], Any] = {}
 
@@ -164,7 +166,7 @@ class TritonPublisher:
     def _metric(self, change: Change) -> Any:
         key = (change.name, change.labels)
         if key not in self._metrics:
-            labels = {"model": self._model, **dict(change.labels)}
+            labels = {**self._labels, **dict(change.labels)}
             self._metrics[key] = self._family(change).Metric(labels=labels)
         return self._metrics[key]
 

@@ -41,17 +41,18 @@ RACING_ROWS = (*FASTEST_CEILINGS, *FASTEST_COLD_PEERS, UNHASHED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderRace:
-    """Implements harness.Benchmark."""
+    """Implements harness.Benchmark. `needs_peers`: without them a run would not say what the claims compare."""
 
     name: str = "loader-race"
     headline: str = "elapsed_s"
     full_rounds: int = 10
     packages: tuple[str, ...] = ("safetensors", *sorted({peer.package for peer in RACING_PEERS}))
     shape: Shape = LLAMA_1B
+    needs_peers: bool = True
 
     @contextmanager
     def rivals(self, _seed: int) -> Iterator[Mapping[str, Measure]]:
-        if missing := missing_packages():
+        if self.needs_peers and (missing := missing_packages()):
             raise BenchmarkFailed(f"{', '.join(missing)} not installed: `make peers` installs them")
         forms, tiny = (forms_in_cache(shape, CHECKPOINT_SEED) for shape in (self.shape, TINY))
         track = checked_by_the_official_reader(forms, tiny)
@@ -63,7 +64,9 @@ class LoaderRace:
             rows = OurRows(track=track, store=store)
             ours = partial(rows.cold, "single")
             readers = plain_readers(forms.files("single"))
-            peers = {f"cold.{peer.name}": partial(track.peer, peer, "cold") for peer in RACING_PEERS}
+            peers = {
+                f"cold.{peer.name}": partial(track.peer, peer, "cold") for peer in RACING_PEERS if self.needs_peers
+            }
             yield {
                 UNHASHED: PairedRow(rival=rows.unhashed, ours=ours, pairs=CLOSE_PAIRS),
                 **{row: PairedRow(rival=reader, ours=ours, pairs=CLOSE_PAIRS) for row, reader in readers.items()},

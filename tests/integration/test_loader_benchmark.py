@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from perf.harness import Measure
 from perf.loader import rivals
 from perf.loader.benchmark import LoaderBenchmark
 from perf.loader.forms import TINY, Shape
+from perf.loader.race import LoaderRace
 from serverless_triton.backend.package_cache import CACHE_VARIABLE
 
 # Large enough for several chunks.
@@ -19,14 +21,19 @@ SMALL_BYTES = sum(2 * prod(shape) for _, shape in SMALL.tensors())
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Measure]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """For the checkpoints that the benchmarks make, and the stores that they run."""
     folder = tmp_path_factory.mktemp("loader")
-    benchmark = LoaderBenchmark(name="loader-test", shape=SMALL, needs_peers=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(folder / "cache"))
         patch.setattr(harness, "OUTPUT", folder)
-        with benchmark.rivals(1) as rivals_of_a_run:
-            yield rivals_of_a_run
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def rows(folder: Path) -> Iterator[Mapping[str, Measure]]:
+    with LoaderBenchmark(name="loader-test", shape=SMALL, needs_peers=False).rivals(1) as rivals_of_a_run:
+        yield rivals_of_a_run
 
 
 def test_cold_rows_are_measured_from_disk(rows: Mapping[str, Measure]) -> None:
@@ -45,14 +52,19 @@ def test_warm_rows_attach_what_the_store_holds(rows: Mapping[str, Measure]) -> N
     assert ahead.figures["elapsed_s"] == pytest.approx(total_s)
 
 
-def test_hashes_are_compared_in_one_half_of_each_pair(rows: Mapping[str, Measure]) -> None:
-    figures = rows[rivals.CHECKSUMS]().figures
-    assert figures["verified_s"] > 0
-    assert figures["unverified_s"] > 0
-
-
 def test_an_arenas_start_is_a_row_of_its_own(rows: Mapping[str, Measure]) -> None:
     started = rows[rivals.ARENA_4K]()
     assert started.figures["page_bytes"] == 4096
     assert 0 < started.figures["listening_s"] <= started.figures["elapsed_s"]
     assert started.figures["peak_bytes"] > SMALL_BYTES
+
+
+def test_a_race_has_ours_beside_a_plain_reader_and_beside_ours_without_hashes(folder: Path) -> None:
+    with LoaderRace(name="race-test", shape=SMALL, needs_peers=False).rivals(1) as pairs:
+        assert set(pairs) == {*rivals.FASTEST_CEILINGS, rivals.UNHASHED}
+        measured = [pairs[row]() for row in ("ceiling.4x8", rivals.UNHASHED)]
+
+    for one in measured:
+        assert min(one.figures["bytes_per_s"], one.figures["ours_bytes_per_s"]) > 0
+        assert one.details["ours"]["receipt"]["verified"]
+    assert not measured[1].details["receipt"]["verified"]

@@ -19,7 +19,7 @@ MakeCheckpoint = Callable[..., Path]
 def mapped_arenas() -> list[str]:
     """The files, by device and inode, of every arena that this process maps: one name for each mapping."""
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
-    return [f"{words[3]} {words[4]}" for words in lines if "serverless-triton-arena" in words[-1]]
+    return [f"{words[3]} {words[4]}" for words in lines if any("serverless-triton-arena" in word for word in words)]
 
 
 def mapped_since(before: list[str]) -> list[str]:

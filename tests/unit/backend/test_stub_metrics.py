@@ -141,15 +141,26 @@ class Utils:
         self.MetricFamily = MetricFamily
 
 
-def test_changes_are_written_to_families_of_their_kind_under_the_models_name():
+def test_changes_are_written_to_families_of_their_kind_under_the_model_and_its_stub():
     utils, metrics = Utils(), StubMetrics()
-    publisher = TritonPublisher(utils, "m")
+    publisher = TritonPublisher(utils, "m", "m-1")
     for _ in range(2):
         metrics.engine(stats())
         metrics.ended("stop")
         publisher.publish(metrics.take_changes())
     requests, running = (utils.made[PREFIX + name] for name in ("requests_total", "running_requests"))
     assert (requests.kind, running.kind) == ("counter", "gauge")
-    assert requests.metrics[(("code", "stop"), ("model", "m"))].value == 2
-    assert running.metrics[(("model", "m"),)].value == 2
+    assert requests.metrics[(("code", "stop"), ("model", "m"), ("stub", "m-1"))].value == 2
+    assert running.metrics[(("model", "m"), ("stub", "m-1"))].value == 2
     assert set(utils.made) <= {PREFIX + name for name in DESCRIPTIONS}
+
+
+def test_no_two_stubs_of_a_model_share_a_metric():
+    labels = list[set[Any]]()
+    for stub in ("m-1", "m-2"):
+        utils, metrics = Utils(), StubMetrics()
+        metrics.engine(stats())
+        TritonPublisher(utils, "m", stub).publish(metrics.take_changes())
+        labels.append(set(utils.made[PREFIX + "running_requests"].metrics))
+
+    assert labels[0] & labels[1] == set()
