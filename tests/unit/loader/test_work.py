@@ -49,7 +49,7 @@ def start_load() -> Iterator[StartLoad]:
         loaders.append(loader)
         streaming: Any = lambda _: nullcontext()  # noqa: E731
         work = Work(_core.Arena(2 << 20, "4k"), loader, reports, lambda _: None, streaming)
-        work.start_load(Image(id=1, checkpoint=CHECKPOINT))
+        work.start_load(Image(id=1, checkpoint=CHECKPOINT, described_bytes=0))
         assert loader.is_loading.wait(WAIT_S)
         return work, loader
 
