@@ -181,7 +181,7 @@ def assert_only_the_asker_waits(
         assert_same(other.attach(checkpoint).tensors, official_load_file(checkpoint))
         assert other.estimate(checkpoint).tier == "dram"
         assert other.evict(checkpoint) == 1
-        with pytest.raises(StoreTimeout, match=r"took longer than 1\.0 s"):
+        with pytest.raises(StoreTimeout, match=r"took longer than 1 s"):
             asked.result(timeout=10.0)
         assert store.status().images == ()
 

@@ -1,5 +1,6 @@
 """A worker's connection that is opened and mapped before anybody asks for a model."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -17,13 +18,16 @@ MakeCheckpoint = Callable[..., Path]
 
 
 def mapped_arenas() -> list[str]:
-    """The files, by device and inode, of every arena that this process maps: one name for each mapping."""
+    """The files, by device and inode, of every arena that this process maps: one name for each mapping.
+
+    Tests that ran before may leave mappings until their garbage is collected; then a new arena may get an old name.
+    """
+    gc.collect()
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
     return [f"{words[3]} {words[4]}" for words in lines if any("serverless-triton-arena" in word for word in words)]
 
 
 def mapped_since(before: list[str]) -> list[str]:
-    """Tests that ran before this one may leave mappings until their garbage is collected."""
     return [arena for arena in mapped_arenas() if arena not in before]
 
 
