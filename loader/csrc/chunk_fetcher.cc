@@ -18,7 +18,7 @@ namespace {
 
 // Beside the chunk that is being hashed. Measured, with the neighbours of either number, in docs/architecture.md.
 constexpr unsigned kChunksInFlight = 4;
-constexpr std::uint64_t kRequestBytes = 2 * 1024 * 1024;
+constexpr std::uint64_t kRequestBytes = 8 * 1024 * 1024;
 
 // Direct reads fault fresh pages in one at a time; taking them in bulk is faster and turns a lack of memory into an
 // error here instead of a signal later. Kernels before 5.14 refuse with EINVAL: then the read itself faults them in.
@@ -76,7 +76,7 @@ ChunkFetcher::ChunkFetcher(const FetchOptions& options) : options_(options) {
 }
 
 bool ChunkFetcher::can_begin() const {
-    return complete_.empty() && begun_ < (ring_ ? kChunksInFlight : 1);
+    return complete_.empty() && incomplete_.empty() && begun_ < (ring_ ? kChunksInFlight : 1);
 }
 
 bool ChunkFetcher::is_idle() const {
@@ -115,8 +115,10 @@ void ChunkFetcher::begin(const Chunk& chunk) {
 
 FetchedChunk ChunkFetcher::next() {
     assert(!is_idle());
-    while (complete_.empty())
+    while (complete_.empty() && incomplete_.size() < begun_)
         complete(ring_->wait());
+    if (complete_.empty())
+        read_again();
     take_back();
     handed_out_ = complete_.front();
     complete_.pop_front();
@@ -191,14 +193,25 @@ bool ChunkFetcher::advance(Request& request, std::int64_t result) {
     return slot.fell_short;
 }
 
-// All requests are back. What io_uring could not read is read once more, which also says what is wrong with the file.
+// All requests are back.
 void ChunkFetcher::finish(Slot& slot) {
+    if (slot.error != 0 || slot.fell_short) {
+        incomplete_.push_back(&slot);
+        return;
+    }
+    slot.fetched.is_direct = slot.fetched.is_by_uring = true;
+    complete_.push_back(&slot);
+}
+
+// What io_uring could not read is read once more, which also says what is wrong with the file. Only once nothing else
+// is in flight, so that the first chunk that is wrong is named, whichever came back first.
+void ChunkFetcher::read_again() {
+    const auto first = std::ranges::min_element(incomplete_, {}, [](const Slot* slot) { return slot->fetched.chunk; });
+    Slot& slot = **first;
+    incomplete_.erase(first);
     if (slot.error != 0)
         throw_unreadable(slot.fetched, slot.error);
-    if (slot.fell_short)
-        fetch_at_once(slot.fetched, slot.memory);
-    else
-        slot.fetched.is_direct = slot.fetched.is_by_uring = true;
+    fetch_at_once(slot.fetched, slot.memory);
     complete_.push_back(&slot);
 }
 

@@ -40,8 +40,9 @@ class ChunkFetcher {
     // the whole read. Throws OutOfMemory, CheckpointUnreadable, CheckpointTruncated.
     void begin(const Chunk& chunk);
 
-    // Blocks until one of the begun chunks is complete. Bytes in the fetcher's own memory stay until the next call of
-    // next(), or of begin() where nothing is read ahead. Throws as begin().
+    // Blocks until one of the begun chunks is complete; those with errors come last, in file order. Bytes in the
+    // fetcher's own memory stay until the next call of next(), or of begin() where nothing is read ahead. Throws as
+    // begin().
     [[nodiscard]] FetchedChunk next();
 
   private:
@@ -69,12 +70,14 @@ class ChunkFetcher {
     void complete(const Uring::Completion& completion);
     [[nodiscard]] bool advance(Request& request, std::int64_t result);
     void finish(Slot& slot);
+    void read_again();
 
     const FetchOptions options_;
     std::vector<Slot> slots_;
     std::vector<Request> requests_;
     std::vector<std::size_t> free_requests_;
     std::deque<Slot*> complete_;
+    std::vector<Slot*> incomplete_;  // of which io_uring brought only a part
     Slot* handed_out_ = nullptr;
     unsigned begun_ = 0;  // and not handed out yet
     // Declared last, so that it goes first: it waits for the kernel to be done with the memory above.
