@@ -27,12 +27,13 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generate:
-    """Stub → worker: continue this prompt. Exactly one of `text` and `input_ids` is given."""
+    """Stub → worker: continue this prompt. Exactly one of `text`, `input_ids` and `messages`, a chat, is given."""
 
     request: int
     attempt: int = 0
     text: str | None = None
     input_ids: list[int] | None = None
+    messages: list[dict[str, Any]] | None = None
     resume_token_ids: list[int] = field(default_factory=list)
     sampling_parameters: dict[str, Any] = field(default_factory=dict)
     reservation: str | None = None  # the stream whose catch-up (of this attempt) it goes on from
@@ -293,6 +294,19 @@ def parse_json_object(text: str, what: str) -> dict[str, Any]:
         raise ValueError(f"{what} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{what} must be a JSON object, not {type(value).__name__}")  # noqa: TRY004 - the text is wrong
+    return value
+
+
+def parse_messages(text: str, what: str) -> list[dict[str, Any]]:
+    """A chat from a client's string: a JSON list of objects. Raises ValueError naming `what`."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is not JSON: {error}") from error
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise ValueError(f"{what} must be a JSON list of objects")
+    if not value:
+        raise ValueError(f"{what} is empty; send at least one message")
     return value
 
 

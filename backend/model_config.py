@@ -21,6 +21,7 @@ BACKEND = "serverless"
 _INPUTS = {
     "text_input": ("TYPE_STRING", 1),
     "input_ids": ("TYPE_INT32", -1),
+    "messages": ("TYPE_STRING", 1),  # a chat, as JSON
     "stream": ("TYPE_BOOL", 1),
     "sampling_parameters": ("TYPE_STRING", 1),
     "exclude_input_in_output": ("TYPE_BOOL", 1),

@@ -1,7 +1,7 @@
 """Between Triton's tensors and the node's messages, for the stub. NumPy and the standard library only.
 
-The tensors follow Triton's vllm_backend; `input_ids`, `resume_token_ids`, `output_ids`, `prompt_ids`, `attempt`,
-`first_position`, `held_tokens`, `total_tokens` and `token_state` are ours. The 2.51 stub cannot set response
+The tensors follow Triton's vllm_backend; `messages`, `input_ids`, `resume_token_ids`, `output_ids`, `prompt_ids`,
+`attempt`, `first_position`, `held_tokens`, `total_tokens` and `token_state` are ours. The 2.51 stub cannot set response
 parameters, so token state travels as tensors. What a gateway hears is made here, what other clients do in `answers.py`.
 """
 
@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serverless_triton.backend.messages import CatchUp, CaughtUp, Generate, Position, Tokens, parse_json_object
+from serverless_triton.backend.messages import (
+    CatchUp,
+    CaughtUp,
+    Generate,
+    Position,
+    Tokens,
+    parse_json_object,
+    parse_messages,
+)
 
 Array = npt.NDArray[Any]
 Arrays = list[tuple[str, Array]]
@@ -31,9 +39,10 @@ def read_request(request: int, tensor: TensorOf, parameters: dict[str, Any]) -> 
 
     Raises ValueError naming the tensor or parameter that is wrong.
     """
-    text, input_ids = string_of("text_input", tensor), _token_ids("input_ids", tensor)
-    if (text is None) == (input_ids is None):
-        raise ValueError("give exactly one of the inputs 'text_input' and 'input_ids'")
+    text, chat = string_of("text_input", tensor), string_of("messages", tensor)
+    input_ids = _token_ids("input_ids", tensor)
+    if [text, input_ids, chat].count(None) != 2:
+        raise ValueError("give exactly one of the inputs 'text_input', 'input_ids' and 'messages'")
     if flag_of("return_logprobs", tensor):
         raise ValueError("input 'return_logprobs' is true, and no engine here returns log probabilities; leave it out")
     message = Generate(
@@ -41,6 +50,7 @@ def read_request(request: int, tensor: TensorOf, parameters: dict[str, Any]) -> 
         attempt=_count("attempt", parameters),
         text=text,
         input_ids=input_ids,
+        messages=None if chat is None else parse_messages(chat, "input 'messages'"),
         resume_token_ids=_token_ids("resume_token_ids", tensor) or [],
         sampling_parameters=_sampling_parameters(tensor, parameters),
         reservation=_name("reservation", parameters),
@@ -57,6 +67,8 @@ def _sampling_parameters(tensor: TensorOf, parameters: dict[str, Any]) -> dict[s
 
 def _as_round(message: Generate, start_position: int) -> CatchUp:
     """Its sampling parameters are the stream's own, so that the engine knows it again when it comes."""
+    if message.messages is not None:
+        raise ValueError("a round of a catch-up takes no 'messages'; send the 'prompt_ids' that the stream began with")
     sampling = message.sampling_parameters
     assert message.reservation is not None
     return CatchUp(

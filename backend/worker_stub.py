@@ -155,6 +155,7 @@ def generation_of(message: Generate) -> GenerationRequest:
         request=message.request,
         text=message.text,
         input_ids=message.input_ids,
+        messages=message.messages,
         resume_token_ids=message.resume_token_ids,
         sampling_parameters=message.sampling_parameters,
         reservation=None

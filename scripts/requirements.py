@@ -11,7 +11,7 @@ if sys.version_info >= (3, 11):
 else:
     from pip._vendor import tomli as tomllib
 
-ONLY_FOR_ENGINES = ("safetensors", "torch", "transformers")
+ONLY_FOR_ENGINES = ("jinja2", "safetensors", "torch", "transformers")
 PYPROJECT = pathlib.Path(__file__).parent.parent / "pyproject.toml"
 
 

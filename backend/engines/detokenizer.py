@@ -16,7 +16,8 @@ _INCOMPLETE = "\ufffd"
 class Tokenizer(Protocol):
     """Text to token ids and back. `decode` leaves special tokens out and writes U+FFFD for what is no character."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """With the tokens that this tokenizer puts around every text, unless the text has them already."""
 
     def decode(self, ids: Sequence[int]) -> str: ...
 

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from serverless_triton.backend.engines.chat_template import ChatTemplate
 from serverless_triton.backend.engines.fake_options import FakeOptions
 from serverless_triton.backend.engines.generation import Generation
 from serverless_triton.backend.engines.intake import Intake
@@ -23,6 +24,7 @@ from serverless_triton.backend.engines.scheduled_engine import ScheduledEngine
 if TYPE_CHECKING:
     import torch
 
+CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz     "
 
 
@@ -34,7 +36,7 @@ def fake_token(prompt_ids: Sequence[int], position: int) -> int:
 class ByteTokenizer:
     """Implements detokenizer.Tokenizer: a token is a byte of UTF-8."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -54,7 +56,13 @@ class FakeEngine(ScheduledEngine):
         kv_tokens: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        intake = Intake(tokenizer=ByteTokenizer(), vocabulary=256, eos_ids=(), max_sequence_tokens=max_sequence_tokens)
+        intake = Intake(
+            tokenizer=ByteTokenizer(),
+            vocabulary=256,
+            eos_ids=(),
+            max_sequence_tokens=max_sequence_tokens,
+            chat_template=ChatTemplate(CHAT_TEMPLATE),
+        )
         budget = KVBudget(
             total_tokens=kv_tokens or max_sequence_tokens * max_streams,
             slots=max_streams,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from serverless_triton.backend.engines.chat_template import ChatTemplate
 from serverless_triton.backend.engines.detokenizer import Tokenizer
 from serverless_triton.backend.engines.generation import Generation
 from serverless_triton.backend.engines.protocol import CatchUpRequest, GenerationRequest, InvalidRequest
@@ -19,6 +21,7 @@ class Intake:
     vocabulary: int
     eos_ids: Collection[int]
     max_sequence_tokens: int
+    chat_template: ChatTemplate | None = None
 
     def begin(self, request: GenerationRequest | CatchUpRequest) -> Generation:
         """The generation, with what another attempt generated taken over. Raises InvalidRequest."""
@@ -46,18 +49,30 @@ class Intake:
         self._check_ids("resume_token_ids", ids)
 
     def _prompt_ids(self, request: GenerationRequest | CatchUpRequest) -> Sequence[int]:
-        if (request.text is None) == (request.input_ids is None):
-            raise InvalidRequest("give exactly one of text_input and input_ids")
+        messages = request.messages if isinstance(request, GenerationRequest) else None
+        if [request.text, request.input_ids, messages].count(None) != 2:
+            raise InvalidRequest("give exactly one of text_input, input_ids and messages")
         if request.input_ids is not None:
             ids, what = request.input_ids, "input_ids"
-        elif self.tokenizer is not None:
-            ids, what = self.tokenizer.encode(_unicode(request.text or "")), "the tokenized text_input"
+        elif messages is not None:
+            ids, what = self._chat_ids(messages), "the prompt made of messages"
         else:
-            raise InvalidRequest("this model has no tokenizer; send input_ids instead of text_input")
+            ids, what = self._text_ids(request.text or "", "text_input"), "the tokenized text_input"
         if not ids:
             raise InvalidRequest(f"{what} is empty; send at least one token")
         self._check_ids(what, ids)
         return ids
+
+    def _chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[int]:
+        """A chat template writes the special tokens that it wants."""
+        if self.chat_template is None:
+            raise InvalidRequest("this model has no chat template; send text_input or input_ids instead of messages")
+        return self._text_ids(self.chat_template.render(messages), "messages", add_special_tokens=False)
+
+    def _text_ids(self, text: str, what: str, *, add_special_tokens: bool = True) -> Sequence[int]:
+        if self.tokenizer is None:
+            raise InvalidRequest(f"this model has no tokenizer; send input_ids instead of {what}")
+        return self.tokenizer.encode(_unicode(text, what), add_special_tokens=add_special_tokens)
 
     def _check_ids(self, what: str, ids: Sequence[int]) -> None:
         wrong = [token for token in ids if type(token) is not int or not 0 <= token < self.vocabulary]
@@ -75,9 +90,9 @@ class Intake:
         return room_tokens
 
 
-def _unicode(text: str) -> str:
+def _unicode(text: str, what: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair
-        raise InvalidRequest(f"text_input is not Unicode text at character {error.start}") from error
+        raise InvalidRequest(f"{what} is not Unicode text at character {error.start}") from error
     return text

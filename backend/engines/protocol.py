@@ -52,7 +52,11 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One request. Exactly one of `text` and `input_ids`; `resume_token_ids` were generated and must not come again.
+    """One request. Exactly one of `text`, `input_ids` and `messages`; `resume_token_ids` were generated and must not
+    come again.
+
+    `messages` is a chat, which the model's chat template makes a prompt of. A request that resumes one had better give
+    the `input_ids` that its first event told: a template may write the date.
 
     `reservation` takes over what was caught up under it. That works once; one that is unknown or has expired costs only
     the time of computing again.
@@ -61,6 +65,7 @@ class GenerationRequest:
     request: int
     text: str | None = None
     input_ids: Sequence[int] | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
     resume_token_ids: Sequence[int] = ()
     sampling_parameters: Mapping[str, Any] = field(default_factory=dict)
     reservation: Reservation | None = None

@@ -1,4 +1,4 @@
-"""Makes TorchEngines, and remembers what needs no weights: skeletons and tokenizers, by the contents of their files."""
+"""Makes TorchEngines, and remembers what needs no weights: skeletons, tokenizers and chat templates, by their files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from serverless_triton.backend.engines.chat_template import CHAT_TEMPLATE_FILES, ChatTemplate, load_chat_template
 from serverless_triton.backend.engines.intake import Intake
 from serverless_triton.backend.engines.protocol import EngineSettings, Exactness, ModelNotSupported
 from serverless_triton.backend.engines.schedule import Schedule
@@ -76,11 +77,13 @@ class TorchEngineBuilder:
     def __init__(self) -> None:
         self._skeletons: Learned[Skeleton] = Learned(CONFIG_FILES, Skeleton)
         self._tokenizers: Learned[FileTokenizer | None] = Learned(TOKENIZER_FILES, load_tokenizer)
+        self._chat_templates: Learned[ChatTemplate | None] = Learned(CHAT_TEMPLATE_FILES, _chat_template)
 
     def learn(self, checkpoint: str, dtype: str) -> None:
         _check_dtype(dtype)
         skeleton = self._skeletons.get(Path(checkpoint))
         self._tokenizers.get(Path(checkpoint))
+        self._chat_templates.get(Path(checkpoint))
         if not skeleton.rehearsed and torch.get_num_threads() == 1:  # with more, a child forked afterwards would hang
             _rehearse(skeleton, skeleton.dtype(dtype, {}))
 
@@ -120,10 +123,18 @@ class TorchEngineBuilder:
             vocabulary=skeleton.config.vocab_size,
             eos_ids=skeleton.eos_ids,
             max_sequence_tokens=settings.max_sequence_tokens,
+            chat_template=self._chat_templates.get(Path(checkpoint)),
         )
         promised = exact and proven(skeleton.config.model_type, device)
         exactness = Exactness(kind="exact" if promised else "best_effort", reason=reason, contract=facts.digest())
         return TorchEngine(causal_lm, intake, Schedule(plan.budget(), settings.step_tokens), exactness)
+
+
+def _chat_template(checkpoint: Path) -> ChatTemplate | None:
+    try:
+        return load_chat_template(checkpoint)
+    except (OSError, ValueError) as error:
+        raise ModelNotSupported(f"the chat template in {checkpoint} cannot be read: {error}") from error
 
 
 def _causal_lm(

@@ -25,8 +25,8 @@ class FileTokenizer:
         tokenizer.no_truncation()  # a file may carry the settings that its model was trained with
         tokenizer.no_padding()
 
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text).ids
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -170,3 +170,29 @@ def test_a_response_says_where_its_tokens_belong():
         "finish_reason": [b"stop"],
     }
     assert arrays["output_ids"].dtype == np.int32
+
+
+def test_a_chat():
+    message = read(messages=strings(b'[{"role": "user", "content": "hi"}]'))
+    assert message == Generate(request=7, messages=[{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"{", "'messages' is not JSON"),
+        (b"[" * 100_000, "'messages' is not JSON"),
+        (b"{}", "'messages' must be a JSON list of objects"),
+        (b'["hi"]', "'messages' must be a JSON list of objects"),
+        (b"[]", "'messages' is empty"),
+    ],
+)
+def test_a_chat_that_is_none_is_named(text: bytes, words: str):
+    with pytest.raises(ValueError, match=words):
+        read(messages=strings(text))
+
+
+def test_a_round_takes_no_chat_because_its_stream_has_made_a_prompt_of_it_already():
+    parameters = {"reservation": "s1", "max_tokens": 0}
+    with pytest.raises(ValueError, match="takes no 'messages'; send the 'prompt_ids'"):
+        read(parameters, messages=strings(b'[{"role": "user", "content": "hi"}]'))

@@ -256,7 +256,7 @@ def test_a_model_that_can_only_stop_fails_where_it_may_not_yet(checkpoint: Any, 
     [
         (GenerationRequest(request=1, input_ids=[]), "input_ids is empty"),
         (GenerationRequest(request=1, text=""), "text_input is empty"),
-        (GenerationRequest(request=1), "exactly one of text_input and input_ids"),
+        (GenerationRequest(request=1), "exactly one of text_input, input_ids and messages"),
         (GenerationRequest(request=1, text="a", input_ids=[1]), "exactly one of"),
         (GenerationRequest(request=1, input_ids=[3, 260]), "input_ids holds 260; token ids here are 0 to 259"),
         (GenerationRequest(request=1, input_ids=[-1]), "holds -1"),
