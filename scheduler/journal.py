@@ -25,10 +25,11 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumePoint:
-    """What a new attempt is told."""
+    """What a new attempt is told. `prompt_ids` are empty as long as no replica has told them."""
 
     attempt: int
     token_ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,7 +74,7 @@ class StreamJournal:
         self.attempt += 1
 
     def resume_point(self) -> ResumePoint:
-        return ResumePoint(attempt=self.attempt, token_ids=tuple(self.output_ids))
+        return ResumePoint(attempt=self.attempt, token_ids=tuple(self.output_ids), prompt_ids=tuple(self.prompt_ids))
 
 
 class Journal:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from tritonclient.grpc import service_pb2 as pb
 
-from serverless_triton.backend.messages import parse_json_object
+from serverless_triton.backend.messages import parse_json_object, parse_messages
 from serverless_triton.scheduler.admission import StreamId
 from serverless_triton.scheduler.catalogue import PRIVATE_INPUTS, ModelEntry
 from serverless_triton.scheduler.errors import InvalidRequest
@@ -28,10 +28,10 @@ from serverless_triton.scheduler.gateway.tensors import (
 )
 from serverless_triton.scheduler.journal import ResumePoint
 
+PROMPTS = ("text_input", "input_ids", "messages")
 _SEED_BITS = 53  # exact in JSON whoever reads it
 _MOST_LEVELS = 16  # of lists and objects in each other; more could not be written back as JSON
 EMPTY_FINAL = "triton_enable_empty_final_response"
-_TOO_DEEP = f"input 'sampling_parameters' is nested too deeply; use at most {_MOST_LEVELS} levels"
 _PRIVATE_PARAMETERS = frozenset({*PRIVATE_INPUTS, "attempt", "token_state", "reservation", "start_position", "freeze"})
 # Triton's own, which never reach a model: parameter → the kinds it takes.
 _TRITON_PARAMETERS = {
@@ -43,6 +43,7 @@ _TRITON_PARAMETERS = {
     "binary_data_output": ("bool_param",),
     EMPTY_FINAL: ("bool_param",),
 }
+_Parsed = TypeVar("_Parsed")
 _RETURNS = {
     "return_finish_reason": "finish_reason",
     "return_num_input_tokens": "num_input_tokens",
@@ -65,7 +66,10 @@ class GenerationRequest:
     queue_timeout_s: float | None
 
     def upstream(self, stream: StreamId, resume: ResumePoint) -> pb.ModelInferRequest:
-        """The request a replica gets for this stream's attempt."""
+        """The request a replica gets for this stream's attempt.
+
+        A resumed one gets the prompt's ids as soon as they are known: a chat template may write the date.
+        """
         request = pb.ModelInferRequest(model_name=self.model, id=stream)
         replaced = {"stream": number_tensor("stream", "BOOL", [True])}
         if self.sampling_parameters:
@@ -73,7 +77,11 @@ class GenerationRequest:
             replaced["sampling_parameters"] = string_tensor("sampling_parameters", text.encode())
         if resume.token_ids:
             replaced["resume_token_ids"] = number_tensor("resume_token_ids", "INT32", resume.token_ids)
-        for tensor in {**self.inputs, **replaced}.values():
+        inputs = dict(self.inputs)
+        if resume.prompt_ids:
+            inputs = {name: tensor for name, tensor in inputs.items() if name not in PROMPTS}
+            replaced["input_ids"] = number_tensor("input_ids", "INT32", resume.prompt_ids)
+        for tensor in {**inputs, **replaced}.values():
             add_input(request, tensor)
         request.parameters["token_state"].bool_param = True
         request.parameters["attempt"].int64_param = resume.attempt
@@ -137,16 +145,15 @@ def _refuse_private(request: pb.ModelInferRequest) -> None:
 
 def _check_prompt(inputs: Mapping[str, Tensor], entry: ModelEntry) -> None:
     """What the backend would refuse too, but only after the model had been started for it."""
-    given = [name for name in ("text_input", "input_ids") if name in inputs]
+    given = [name for name in PROMPTS if name in inputs]
     if len(given) != 1:
         raise InvalidRequest(
             f"model '{entry.name}' got {' and '.join(given) or 'no prompt'}: "
-            "give exactly one of the inputs 'text_input' and 'input_ids'"
+            "give exactly one of the inputs 'text_input', 'input_ids' and 'messages'"
         )
-    try:
-        _prompt_text(inputs).decode()
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"input 'text_input' is not UTF-8 at byte {error.start}") from error
+    _text(inputs, "text_input")
+    if "messages" in inputs:
+        _check_depth("messages", _parsed("messages", inputs, parse_messages))
 
 
 def _flag(inputs: Mapping[str, Tensor], name: str, *, default: bool) -> bool:
@@ -163,24 +170,15 @@ def _prepends(inputs: Mapping[str, Tensor], stream: bool) -> bool:
 
 
 def _prompt_text(inputs: Mapping[str, Tensor]) -> bytes:
-    tensor = inputs.get("text_input")
-    return next(iter(tensor.strings()), b"") if tensor is not None else b""
+    return _text(inputs, "text_input").encode()
 
 
 def _sampling(inputs: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Request parameters, and over them what the `sampling_parameters` tensor says."""
-    tensor = inputs.get("sampling_parameters")
     said: dict[str, Any] = {}
-    if tensor is not None and (texts := tensor.strings()) and texts[0]:
-        try:
-            said = parse_json_object(texts[0].decode(), "input 'sampling_parameters'")
-        except UnicodeDecodeError as error:
-            raise InvalidRequest(f"input 'sampling_parameters' is not UTF-8 at byte {error.start}") from error
-        except RecursionError as error:
-            raise InvalidRequest(_TOO_DEEP) from error
-        except ValueError as error:
-            raise InvalidRequest(str(error)) from error
-        _check_depth(said)
+    if _text(inputs, "sampling_parameters"):
+        said = _parsed("sampling_parameters", inputs, parse_json_object)
+        _check_depth("sampling_parameters", said)
     merged = {**{name: value for name, value in parameters.items() if name not in _TRITON_PARAMETERS}, **said}
     if merged.get("temperature") and merged.get("seed") is None:
         merged["seed"] = secrets.randbits(
@@ -189,13 +187,34 @@ def _sampling(inputs: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> di
     return merged
 
 
-def _check_depth(value: Any) -> None:
+def _text(inputs: Mapping[str, Tensor], name: str) -> str:
+    tensor = inputs.get(name)
+    try:
+        return next(iter(tensor.strings()), b"").decode() if tensor is not None else ""
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"input '{name}' is not UTF-8 at byte {error.start}") from error
+
+
+def _parsed(name: str, inputs: Mapping[str, Tensor], parse: Callable[[str, str], _Parsed]) -> _Parsed:
+    try:
+        return parse(_text(inputs, name), f"input '{name}'")
+    except RecursionError as error:
+        raise _too_deep(name) from error
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from error
+
+
+def _check_depth(name: str, value: Any) -> None:
     level = [value]
     for _ in range(_MOST_LEVELS + 1):
         containers = [item for item in level if isinstance(item, (dict, list))]
         level = [inner for item in containers for inner in (item.values() if isinstance(item, dict) else item)]
     if level:
-        raise InvalidRequest(_TOO_DEEP)
+        raise _too_deep(name)
+
+
+def _too_deep(name: str) -> InvalidRequest:
+    return InvalidRequest(f"input '{name}' is nested too deeply; use at most {_MOST_LEVELS} levels")
 
 
 def _outputs(request: pb.ModelInferRequest, entry: ModelEntry, inputs: Mapping[str, Tensor]) -> frozenset[str]:

@@ -159,7 +159,7 @@ async def test_sampling_settings_reach_the_backend_however_they_are_written(http
         ("POST", "/v2/models/m/generate", "{bad", 400, "failed to parse the request JSON buffer"),
         ("POST", "/v2/models/m/generate", "", 400, "failed to parse the request JSON buffer"),
         ("POST", "/v2/models/m/generate", "[]", 400, "attempt to get members for non-object"),
-        ("POST", "/v2/models/m/generate", "{}", 400, "exactly one of the inputs 'text_input' and 'input_ids'"),
+        ("POST", "/v2/models/m/generate", "{}", 400, "exactly one of the inputs 'text_input', 'input_ids' and 'messages'"),
         ("POST", "/v2/models/m/generate", '{"text_input": 5}', 400, "input 'text_input'"),
         ("POST", "/v2/models/m/generate", '{"text_input": ["a", "b"]}', 400, "can not convert input 'text_input'"),
         ("POST", "/v2/models/m/generate", '{"text_input": "a", "x": [1]}', 400, "parameter 'x' has invalid type"),

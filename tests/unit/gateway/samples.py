@@ -22,6 +22,7 @@ input [
   { name: "return_num_input_tokens" data_type: TYPE_BOOL dims: [1] optional: true },
   { name: "return_num_output_tokens" data_type: TYPE_BOOL dims: [1] optional: true },
   { name: "input_ids" data_type: TYPE_INT32 dims: [-1] optional: true },
+  { name: "messages" data_type: TYPE_STRING dims: [1] optional: true },
   { name: "resume_token_ids" data_type: TYPE_INT32 dims: [-1] optional: true }
 ]
 output [

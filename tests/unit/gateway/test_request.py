@@ -110,12 +110,47 @@ def test_timeout_bounds_the_wait_for_a_place(parse):
 
 
 def test_exactly_one_prompt(parse):
-    with pytest.raises(InvalidRequest, match="exactly one of the inputs 'text_input' and 'input_ids'"):
-        parse(infer_request(number_tensor("input_ids", "INT32", [1])))
-    request = infer_request(flag("stream"))
+    words = "exactly one of the inputs 'text_input', 'input_ids' and 'messages'"
+    for other in (number_tensor("input_ids", "INT32", [1]), string_tensor("messages", b"[{}]")):
+        with pytest.raises(InvalidRequest, match=words):
+            parse(infer_request(other))
+    with pytest.raises(InvalidRequest, match=words):
+        parse(without_text(flag("stream")))
+
+
+def without_text(*tensors):
+    request = infer_request(*tensors)
     del request.inputs[0], request.raw_input_contents[0]
-    with pytest.raises(InvalidRequest, match="exactly one of the inputs 'text_input' and 'input_ids'"):
-        parse(request)
+    return request
+
+
+def test_a_chat_goes_upstream_as_it_is(parse):
+    text = b'[{"role": "user", "content": "hi"}]'
+    sent = parse(without_text(string_tensor("messages", text))).upstream(StreamId("s1"), START)
+    assert read_request_tensors(sent)["messages"].strings() == [text]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"{}", "'messages' must be a JSON list of objects"),
+        (b"[]", "'messages' is empty"),
+        (b"\xff", "'messages' is not UTF-8 at byte 0"),
+        (b'[{"content": ' + b"[" * 20 + b"]" * 20 + b"}]", "'messages' is nested too deeply"),
+        (b"[" * 100_000, "'messages' is not JSON"),
+    ],
+)
+def test_a_chat_that_is_none(parse, text, words):
+    with pytest.raises(InvalidRequest, match=words):
+        parse(without_text(string_tensor("messages", text)))
+
+
+@pytest.mark.parametrize("prompt", [("text_input", b"hi"), ("messages", b"[{}]")])
+def test_a_resumed_stream_repeats_the_prompts_ids_instead_of_making_them_again(parse, prompt):
+    resume = ResumePoint(attempt=1, token_ids=(4, 5), prompt_ids=(7, 8))
+    sent = read_request_tensors(parse(without_text(string_tensor(*prompt))).upstream(StreamId("s1"), resume))
+    assert sent["input_ids"].numbers() == (7, 8)
+    assert not sent.keys() & {"text_input", "messages"}
 
 
 def test_prompt_that_is_no_text(parse):
