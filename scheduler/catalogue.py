@@ -36,6 +36,7 @@ class ModelEntry:
     config: model_config_pb2.ModelConfig = field(repr=False, compare=False)  # what clients see
     repository_config: model_config_pb2.ModelConfig = field(repr=False, compare=False)  # what servers load
     spec: ModelSpec | None  # None: a backend that is not served
+    changed_unix_s: int  # when its configuration was written
 
     @property
     def backend(self) -> str:
@@ -173,7 +174,14 @@ def _parse(directory: Path) -> ModelEntry:
     spec = _spec(config) if config.backend == SERVED_BACKEND else None
     versions = _served_versions(config, _versions(directory))
     public = _as_triton_completes(config)
-    return ModelEntry(name=directory.name, versions=versions, config=public, repository_config=config, spec=spec)
+    return ModelEntry(
+        name=directory.name,
+        versions=versions,
+        config=public,
+        repository_config=config,
+        spec=spec,
+        changed_unix_s=int((directory / "config.pbtxt").stat().st_mtime),
+    )
 
 
 def _spec(config: model_config_pb2.ModelConfig) -> ModelSpec:

@@ -66,6 +66,11 @@ class FakeCall:
         tensor = read_request_tensors(self.request).get("resume_token_ids")
         return [int(number) for number in tensor.numbers()] if tensor is not None else []
 
+    @property
+    def unread(self) -> int:
+        """How much of what was sent nobody has read yet."""
+        return self._queue.qsize()
+
     def send(self, response: pb.ModelInferResponse) -> None:
         self._queue.put_nowait(response)
 

@@ -13,6 +13,7 @@ from serverless_triton.scheduler.gateway.grpc_v2 import GrpcFrontend, GrpcServer
 from serverless_triton.scheduler.gateway.http_site import HttpSite
 from serverless_triton.scheduler.gateway.http_v2 import HttpFrontend
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics, metrics_app
+from serverless_triton.scheduler.gateway.openai.frontend import OpenAIFrontend
 from serverless_triton.scheduler.gateway.relay import Relay
 from serverless_triton.scheduler.gateway.service import InferenceService
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
@@ -78,6 +79,7 @@ class Gateway:
         """One server a port; none listens before `start`."""
         self._grpc = GrpcServer(GrpcFrontend(service, self.metrics, settings), settings)
         http = HttpFrontend(service, self.metrics, self.receipts, cluster_status).app(settings.max_message_bytes)
+        http.add_subapp("/v1", OpenAIFrontend(service, self.metrics).app())
         self._http_site = HttpSite(http, settings.host, settings.http_port, drain_s=settings.drain_timeout_s)
         self._metrics_site = HttpSite(metrics_app(self.metrics.registry), settings.host, settings.metrics_port)
 

@@ -24,22 +24,11 @@ from serverless_triton.scheduler.gateway.json_form import members, message_to_js
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.relay import RelayedStream
 from serverless_triton.scheduler.gateway.service import InferenceService, Unsupported
+from serverless_triton.scheduler.gateway.statuses import STREAM_ID_HEADER, http_status
 from serverless_triton.scheduler.receipts import Receipt, ReceiptBook, to_json
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-STREAM_ID_HEADER = "Triton-Stream-Id"
-_STATUSES = {
-    "INVALID_ARGUMENT": HTTPStatus.BAD_REQUEST,
-    "NOT_FOUND": HTTPStatus.NOT_FOUND,
-    "RESOURCE_EXHAUSTED": HTTPStatus.TOO_MANY_REQUESTS,
-    "UNIMPLEMENTED": HTTPStatus.NOT_IMPLEMENTED,
-    "UNAVAILABLE": HTTPStatus.SERVICE_UNAVAILABLE,
-    "DEADLINE_EXCEEDED": HTTPStatus.GATEWAY_TIMEOUT,
-    "UNKNOWN": HTTPStatus.BAD_REQUEST,
-    "CANCELLED": HTTPStatus.BAD_REQUEST,
-    "ALREADY_EXISTS": HTTPStatus.BAD_REQUEST,
-}
 _LIMIT = re.compile(r"[0-9]{1,9}")
 _SHOWN_OF_STREAM_ID = 8  # as in logs: the whole id is a capability
 _MODEL = "/v2/models/{model}"
@@ -114,7 +103,7 @@ class HttpFrontend:
             return await handler(request)
         except SchedulerError as error:
             self._metrics.errors.labels(error.code).inc()
-            return _error(_STATUSES.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR), str(error))
+            return _error(http_status(error), str(error))
         except web.HTTPException as error:
             return _error(HTTPStatus(error.status), error.reason, error.headers.get("Allow"))
 

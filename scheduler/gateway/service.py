@@ -15,7 +15,7 @@ from serverless_triton.scheduler.admission import Admission
 from serverless_triton.scheduler.catalogue import Catalogue, ModelEntry
 from serverless_triton.scheduler.errors import InvalidModelName, InvalidRequest, LoadFailed, UnknownModel
 from serverless_triton.scheduler.gateway.relay import Relay, RelayedStream
-from serverless_triton.scheduler.gateway.request import parse_request
+from serverless_triton.scheduler.gateway.request import GenerationRequest, parse_request
 from serverless_triton.scheduler.gateway.statistics import Statistics
 
 SERVER_NAME = "triton"
@@ -43,9 +43,13 @@ class InferenceService:
     admin_timeout_s: float
     is_ready: Callable[[], bool] = lambda: True
 
-    def open(self, request: pb.ModelInferRequest, *, unary: bool = False) -> RelayedStream:
+    def parse(self, request: pb.ModelInferRequest, *, unary: bool = False) -> GenerationRequest:
         """Raises InvalidModelName, UnknownModel, InvalidRequest."""
-        return self.relay.open(parse_request(request, self.catalogue.entry(request.model_name), unary=unary))
+        return parse_request(request, self.catalogue.entry(request.model_name), unary=unary)
+
+    def open(self, request: pb.ModelInferRequest, *, unary: bool = False) -> RelayedStream:
+        """Raises as `parse` does."""
+        return self.relay.open(self.parse(request, unary=unary))
 
     def server_metadata(self) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(name=SERVER_NAME, version=SERVER_VERSION, extensions=EXTENSIONS)
