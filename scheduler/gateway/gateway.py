@@ -24,7 +24,7 @@ from serverless_triton.scheduler.receipts import ReceiptBook
 
 
 class Gateway:
-    """Made in a running event loop. `receipts`, `journal` and `metrics` are there to be read."""
+    """Made in a running event loop. `receipts`, `journal`, `metrics` and `http_app` are there to be read."""
 
     def __init__(
         self,
@@ -78,9 +78,10 @@ class Gateway:
     ) -> None:
         """One server a port; none listens before `start`."""
         self._grpc = GrpcServer(GrpcFrontend(service, self.metrics, settings), settings)
-        http = HttpFrontend(service, self.metrics, self.receipts, cluster_status).app(settings.max_message_bytes)
-        http.add_subapp("/v1", OpenAIFrontend(service, self.metrics).app())
-        self._http_site = HttpSite(http, settings.host, settings.http_port, drain_s=settings.drain_timeout_s)
+        frontend = HttpFrontend(service, self.metrics, self.receipts, cluster_status)
+        self.http_app = frontend.app(settings.max_message_bytes)
+        self.http_app.add_subapp("/v1", OpenAIFrontend(service, self.metrics).app())
+        self._http_site = HttpSite(self.http_app, settings.host, settings.http_port, drain_s=settings.drain_timeout_s)
         self._metrics_site = HttpSite(metrics_app(self.metrics.registry), settings.host, settings.metrics_port)
 
     @property

@@ -22,6 +22,7 @@ from serverless_triton.scheduler.gateway.generate import read_generate_body, wri
 from serverless_triton.scheduler.gateway.http_infer import HEADER_LENGTH, read_infer_body, write_infer_body
 from serverless_triton.scheduler.gateway.json_form import members, message_to_json, parse_json
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
+from serverless_triton.scheduler.gateway.openapi import document
 from serverless_triton.scheduler.gateway.relay import RelayedStream
 from serverless_triton.scheduler.gateway.service import InferenceService, Unsupported
 from serverless_triton.scheduler.gateway.statuses import STREAM_ID_HEADER, http_status
@@ -68,6 +69,7 @@ class HttpFrontend:
 
     def _gets(self) -> dict[str, Handler]:
         routes: dict[str, Handler] = {
+            "/openapi.json": self._openapi,
             "/v2": self._server_metadata,
             "/v2/health/live": self._live,
             "/v2/health/ready": self._ready,
@@ -106,6 +108,9 @@ class HttpFrontend:
             return _error(http_status(error), str(error))
         except web.HTTPException as error:
             return _error(HTTPStatus(error.status), error.reason, error.headers.get("Allow"))
+
+    async def _openapi(self, request: web.Request) -> web.StreamResponse:
+        return _json(document())
 
     async def _server_metadata(self, request: web.Request) -> web.StreamResponse:
         return _message(self._service.server_metadata())

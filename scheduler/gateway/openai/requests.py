@@ -30,7 +30,7 @@ _SEED_MASK = 2**53 - 1  # a seed is any whole number; what the backend takes, ex
 _COMPLETION_TOKENS = 16  # where a completion has no max_tokens, as in OpenAI's documentation; a chat has all the room
 
 # Sampling parameters that are not OpenAI's, as vLLM's server takes them in the same place.
-_EXTENSIONS = ("top_k", "min_tokens", "stop_token_ids", "ignore_eos")
+FORWARDED = ("top_k", "min_tokens", "stop_token_ids", "ignore_eos")
 # What this server does not do: member → the values that ask for nothing, beside null.
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
@@ -152,7 +152,7 @@ def _sampling(members: Members) -> dict[str, Any]:
     sampling: dict[str, Any] = {
         "temperature": members.take("temperature", number(0, 2), "a number from 0 to 2", 1.0),
         "top_p": members.take("top_p", number(0, 1, above_low=True), "a number above 0, up to 1", 1.0),
-        **members.forward(*_EXTENSIONS),
+        **members.forward(*FORWARDED),
     }
     seed = members.take("seed", _seed, "a whole number of at most 64 bits", None)
     if seed is not None:

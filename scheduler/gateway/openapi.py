@@ -1,0 +1,25 @@
+"""The OpenAPI document of everything that the gateway serves over HTTP, read from openapi.yaml beside this module."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_MODEL = "/v2/models/{model}"
+_UNVERSIONED = (f"{_MODEL}/trace/setting",)
+_VERSION = {"$ref": "#/components/parameters/version"}
+
+
+@cache
+def document() -> dict[str, Any]:
+    """Not to be changed. What a model has, its versions have too."""
+    written: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    paths = written["paths"]
+    of_models = {path: item for path, item in paths.items() if path.startswith(_MODEL) and path not in _UNVERSIONED}
+    for path, item in of_models.items():
+        versioned = {**item, "parameters": [*item["parameters"], _VERSION]}
+        paths[path.replace(_MODEL, f"{_MODEL}/versions/{{version}}")] = versioned
+    return written
