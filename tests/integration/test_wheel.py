@@ -67,7 +67,7 @@ def test_every_module_is_in_the_wheel_and_imports(python: Path):
 
 def test_the_wheel_has_what_is_not_imported_and_nothing_that_is_not_ours(wheel: Path):
     names = zipfile.ZipFile(wheel).namelist()
-    assert "serverless_triton/backend/model.py" in names
+    assert {"serverless_triton/backend/model.py", "serverless_triton/scheduler/gateway/openapi.yaml"} <= set(names)
     assert any(name.startswith("serverless_triton/loader/_core.") and name.endswith(".so") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"serverless_triton"}
     assert not [name for name in names if "csrc" in name or "CMake" in name or name.endswith((".proto", ".a"))]
