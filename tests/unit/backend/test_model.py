@@ -404,6 +404,17 @@ def test_a_gateway_gets_failures_as_tensors_because_tritons_error_path_can_crash
     assert [part.decode() for part in response.tensors["failure"]] == ["INVALID_ARGUMENT", "zu lang: 9 €"]
 
 
+def test_a_request_that_is_too_large_for_a_worker_is_the_clients_mistake(stub: Stub, monkeypatch: pytest.MonkeyPatch):
+    """UNAVAILABLE would have a gateway try it on one replica after the other, and give up on each."""
+    monkeypatch.setattr("serverless_triton.backend.channel.MAX_MESSAGE_BYTES", 200)
+    request = Request("long " * 100)
+    stub.model.execute([request])
+    response, flags = request.sender.next()
+    assert (response.error.code, flags) == ("INVALID_ARG", FINAL)
+    assert "too large" in response.error.message
+    assert stub.submit("short")
+
+
 def test_a_request_that_cannot_be_read_is_refused_at_once(stub: Stub):
     request = Request("x")
     request.tensors = {}
