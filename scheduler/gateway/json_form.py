@@ -84,6 +84,7 @@ def members(value: Any, what: str) -> dict[str, Any]:
 def set_parameters(target: Mapping[str, pb.InferParameter], values: Mapping[str, Any], prefix: str = "") -> None:
     """Request parameters from JSON. Raises InvalidRequest."""
     for name, value in values.items():
+        _utf8(name, f"{prefix}a parameter's name")
         _set_parameter(target[name], name, value, prefix)
 
 

@@ -158,6 +158,8 @@ async def test_sampling_settings_reach_the_backend_however_they_are_written(http
         ("POST", "/v2/systemsharedmemory/region/a/register", "{}", 501, "does not support system shared memory"),
         ("POST", "/v2/models/m/generate", "{bad", 400, "failed to parse the request JSON buffer"),
         ("POST", "/v2/models/m/generate", "", 400, "failed to parse the request JSON buffer"),
+        ("POST", "/v2/models/m/generate", '{"\\ud800": 1}', 400, "a parameter's name is not Unicode text"),
+        ("POST", "/v2/models/m/infer", '{"inputs": [], "parameters": {"\\ud800": 1}}', 400, "name is not Unicode text"),
         ("POST", "/v2/models/m/generate", "[]", 400, "attempt to get members for non-object"),
         (
             "POST",
