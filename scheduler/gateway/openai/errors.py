@@ -8,7 +8,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-from serverless_triton.scheduler.errors import InvalidModelName, InvalidRequest, SchedulerError, UnknownModel
+from serverless_triton.scheduler.errors import InvalidRequest, SchedulerError
 from serverless_triton.scheduler.gateway.statuses import http_status
 
 _MOST_SHOWN = 128  # characters of what a client wrote
@@ -34,9 +34,8 @@ class NoSuchModel(SchedulerError):
 
     code = "NOT_FOUND"
 
-    def __init__(self, name: str, error: InvalidModelName | UnknownModel) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__(f"The model `{name[:_MOST_SHOWN]}` does not exist")
-        self.__cause__ = error
 
 
 def error_body(error: SchedulerError) -> tuple[HTTPStatus, dict[str, Any]]:

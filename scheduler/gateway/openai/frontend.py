@@ -123,7 +123,7 @@ class OpenAIFrontend:
         try:
             entry = self._service.catalogue.entry(name)
         except (InvalidModelName, UnknownModel) as error:
-            raise NoSuchModel(name, error) from error
+            raise NoSuchModel(name) from error
         entry.served()
         return entry
 

@@ -41,11 +41,6 @@ class Members:
             raise self.wrong(name, f"must be {what}, not {_shown(value)}", "invalid_type")
         return parsed
 
-    def forward(self, *names: str) -> dict[str, Any]:
-        """Members whose values the backend checks."""
-        found = {name: self._left.pop(name, None) for name in names}
-        return {name: value for name, value in found.items() if value is not None}
-
     def refuse(self, neutral: Mapping[str, tuple[Any, ...]]) -> None:
         """Members that mean something which this server does not do, unless their value asks for nothing."""
         for name, values in neutral.items():
@@ -61,7 +56,7 @@ class Members:
     def end(self) -> None:
         """Raises InvalidParameter where anything is left."""
         for name in sorted(self._left):
-            unknown = self.name(name[:_MOST_SHOWN])
+            unknown = self.name(name[:_MOST_SHOWN].encode("utf-8", "backslashreplace").decode())
             raise InvalidParameter(unknown, f"Unrecognized request argument supplied: {unknown}", "unknown_parameter")
 
     def wrong(self, name: str, message: str, code: str = "invalid_value") -> InvalidParameter:

@@ -26,11 +26,11 @@ OUTPUTS = ("text_output", "finish_reason", "num_input_tokens", "num_output_token
 MOST_CHOICES = 128
 _MOST_TOKENS = 2**31 - 1
 _MOST_STOPS = 64
+_MOST_STOP_IDS = 1024
+_MOST_PROMPT_BYTES = 64 << 20  # of all choices together: each one's request carries its prompt
 _SEED_MASK = 2**53 - 1  # a seed is any whole number; what the backend takes, exact in JSON
 _COMPLETION_TOKENS = 16  # where a completion has no max_tokens, as in OpenAI's documentation; a chat has all the room
 
-# Sampling parameters that are not OpenAI's, as vLLM's server takes them in the same place.
-FORWARDED = ("top_k", "min_tokens", "stop_token_ids", "ignore_eos")
 # What this server does not do: member → the values that ask for nothing, beside null.
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
@@ -141,6 +141,8 @@ def _asked(kind: Kind, members: Members, prompts: tuple[Tensor, ...], max_tokens
         stream=stream,
         include_usage=_include_usage(members, stream),
     )
+    if sum(len(prompt.raw) for prompt in prompts) * asked.choices_per_prompt > _MOST_PROMPT_BYTES:
+        raise members.wrong("n", f"would repeat the prompts to more than {_MOST_PROMPT_BYTES} bytes; ask for fewer")
     members.refuse(_REFUSED)
     members.ignore(*_IGNORED)
     members.end()
@@ -148,19 +150,21 @@ def _asked(kind: Kind, members: Members, prompts: tuple[Tensor, ...], max_tokens
 
 
 def _sampling(members: Members) -> dict[str, Any]:
-    """OpenAI's defaults, which sample, not the backend's, which is greedy."""
-    sampling: dict[str, Any] = {
+    """OpenAI's defaults, which sample, not the backend's, which is greedy. The last four of `said` are vLLM's."""
+    a_count = f"a whole number up to {_MOST_TOKENS}"
+    said = {
+        "seed": members.take("seed", _seed, "a whole number of at most 64 bits", None),
+        "stop": members.take("stop", _stops, f"a string or a list of at most {_MOST_STOPS}, none empty", None),
+        "top_k": members.take("top_k", whole(-1, _MOST_TOKENS), f"{a_count}, or -1", None),
+        "min_tokens": members.take("min_tokens", whole(0, _MOST_TOKENS), a_count, None),
+        "stop_token_ids": members.take("stop_token_ids", _ids, f"a list of at most {_MOST_STOP_IDS} token ids", None),
+        "ignore_eos": members.take("ignore_eos", flag, "true or false", None),
+    }
+    return {
         "temperature": members.take("temperature", number(0, 2), "a number from 0 to 2", 1.0),
         "top_p": members.take("top_p", number(0, 1, above_low=True), "a number above 0, up to 1", 1.0),
-        **members.forward(*FORWARDED),
+        **{name: value for name, value in said.items() if value not in (None, [])},
     }
-    seed = members.take("seed", _seed, "a whole number of at most 64 bits", None)
-    if seed is not None:
-        sampling["seed"] = seed
-    stops: list[str] = members.take(
-        "stop", _stops, f"a string or a list of at most {_MOST_STOPS} texts, none empty", []
-    )
-    return {**sampling, "stop": stops} if stops else sampling
 
 
 def _seed(value: Any) -> int | None:
@@ -173,6 +177,11 @@ def _stops(value: Any) -> list[str] | None:
     if not isinstance(found, list) or len(found) > _MOST_STOPS or not all(text(stop) for stop in found):
         return None
     return found
+
+
+def _ids(value: Any) -> list[int] | None:
+    sound = isinstance(value, list) and len(value) <= _MOST_STOP_IDS
+    return value if sound and all(whole(0, _MOST_TOKENS)(token) is not None for token in value) else None
 
 
 def _include_usage(members: Members, stream: bool) -> bool:
