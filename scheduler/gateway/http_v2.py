@@ -19,6 +19,7 @@ from tritonclient.grpc import service_pb2 as pb
 from serverless_triton.scheduler.admission import StreamId
 from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.gateway.generate import read_generate_body, write_generate_body
+from serverless_triton.scheduler.gateway.http_body import close_if_unreadable, read_body
 from serverless_triton.scheduler.gateway.http_infer import HEADER_LENGTH, read_infer_body, write_infer_body
 from serverless_triton.scheduler.gateway.json_form import members, message_to_json, parse_json
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
@@ -59,6 +60,7 @@ class HttpFrontend:
 
     def app(self, max_body_bytes: int) -> web.Application:
         app = web.Application(client_max_size=max_body_bytes, middlewares=[self._errors])
+        app.on_response_prepare.append(close_if_unreadable)
         for path, handler in self._gets().items():
             app.router.add_get(path, handler)
         for path, handler in self._posts().items():
@@ -166,7 +168,7 @@ class HttpFrontend:
 
     async def _infer(self, request: web.Request) -> web.StreamResponse:
         """The whole text in one response, which stock Triton refuses for decoupled models."""
-        asked = read_infer_body(await request.read(), request.headers.get(HEADER_LENGTH), *_model(request))
+        asked = read_infer_body(await read_body(request), request.headers.get(HEADER_LENGTH), *_model(request))
         stream = self._service.open(asked.request, unary=True)
         body, header_length = write_infer_body(await _whole(stream), asked)
         headers: dict[str, str] = {STREAM_ID_HEADER: stream.id}
@@ -200,7 +202,7 @@ class HttpFrontend:
     async def _generate_request(self, request: web.Request) -> pb.ModelInferRequest:
         name, version = _model(request)
         entry = self._service.catalogue.entry(name)
-        return read_generate_body(await request.read(), entry, version)
+        return read_generate_body(await read_body(request), entry, version)
 
 
 def _with_versions(routes: dict[str, Handler]) -> dict[str, Handler]:
@@ -213,7 +215,7 @@ def _model(request: web.Request) -> tuple[str, str]:
 
 
 async def _options(request: web.Request) -> dict[str, Any]:
-    body = await request.read()
+    body = await read_body(request)
     return members(parse_json(body), "request") if body else {}
 
 
@@ -240,7 +242,7 @@ def _error(status: HTTPStatus, message: str, allow: str | None = None) -> web.Re
 
 
 def _json(value: object, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> web.Response:
-    body = _dumps(value).encode()
+    body = _dumps(value).encode(errors="backslashreplace")  # half a surrogate pair becomes JSON's escape of it again
     return web.Response(body=body, status=status, headers=headers, content_type="application/json")
 
 

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from serverless_triton.scheduler.catalogue import ModelEntry
 from serverless_triton.scheduler.errors import InvalidModelName, SchedulerError, UnknownModel
+from serverless_triton.scheduler.gateway.http_body import read_body
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.openai.answers import Answer, Piece, read_piece
 from serverless_triton.scheduler.gateway.openai.errors import InvalidParameter, NoSuchModel, error_body, shape
@@ -75,10 +76,10 @@ class OpenAIFrontend:
         return _json(HTTPStatus.OK, _described(self._entry(request.match_info["model"])))
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._answer(request, read_completion(await request.read()))
+        return await self._answer(request, read_completion(await read_body(request)))
 
     async def _chat_completions(self, request: web.Request) -> web.StreamResponse:
-        asked = read_chat(await request.read())
+        asked = read_chat(await read_body(request))
         if not any(tensor.name == "messages" for tensor in self._entry(asked.model).config.input):
             how = "its config.pbtxt has no input 'messages'; `serverless-triton add --replace` writes one"
             raise InvalidParameter("model", f"model '{asked.model}' takes no chats: {how}", "unsupported_model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 
 import aiohttp
@@ -160,6 +161,7 @@ async def test_sampling_settings_reach_the_backend_however_they_are_written(http
         ("POST", "/v2/models/m/generate", "", 400, "failed to parse the request JSON buffer"),
         ("POST", "/v2/models/m/generate", '{"\\ud800": 1}', 400, "a parameter's name is not Unicode text"),
         ("POST", "/v2/models/m/infer", '{"inputs": [], "parameters": {"\\ud800": 1}}', 400, "name is not Unicode text"),
+        ("POST", "/v2/repository/models/m/load", '{"parameters": {"\\ud800": 1}}', 400, "unrecognized load parameter"),
         ("POST", "/v2/models/m/generate", "[]", 400, "attempt to get members for non-object"),
         (
             "POST",
@@ -232,6 +234,23 @@ async def test_client_that_hangs_up_cancels_upstream(manual_gateway, by_hand, ad
             await asyncio.sleep(0.01)
     assert call.severed is not None
     assert not admission.held
+
+
+@pytest.mark.parametrize("path", ["/v2/models/m/generate", "/v2/models/m/infer", "/v1/completions"])
+@pytest.mark.parametrize("coding", ["gzip", "br"])
+async def test_a_body_that_is_not_compressed_as_it_says_is_a_bad_request(http, caplog, path, coding):
+    async with http.post(path, data=b"{}", headers={"Content-Encoding": coding}) as answer:
+        assert (answer.status, answer.headers["Connection"]) == (400, "close")
+        assert "cannot be decoded" in str((await answer.json())["error"])
+    async with http.post("/v2/models/m/generate", json={"text_input": "hi"}) as answer:
+        assert answer.status == 200
+    assert not caplog.records
+
+
+async def test_a_small_body_that_becomes_a_large_one_is_refused(http):
+    bomb = gzip.compress(b" " * 10_000_000)
+    async with http.post("/v2/models/m/generate", data=bomb, headers={"Content-Encoding": "gzip"}) as answer:
+        assert (len(bomb) < 2**16, answer.status) == (True, 413)
 
 
 async def test_body_over_the_limit_is_refused(http):
