@@ -12,12 +12,12 @@ async def read_body(request: web.Request) -> bytes:
     try:
         return await request.read()
     except web.RequestPayloadError as error:
-        request.content.feed_eof()  # nobody can say where it ends, and reading on fails again
         raise InvalidRequest("the request's body cannot be decoded as its Content-Encoding says") from error
 
 
 async def close_if_unreadable(request: web.Request, response: web.StreamResponse) -> None:
     """For an application's `on_response_prepare`: there is no next request where a body has no end."""
     if request.content.exception() is not None:
+        request.content.feed_eof()  # or aiohttp would read on, and fail again
         response.force_close()
         response.headers["Connection"] = "close"  # its headers are made already
