@@ -20,6 +20,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.gateway.composer import FINAL
+from serverless_triton.scheduler.gateway.grpc_wire import ReadableMessages
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.service import InferenceService
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
@@ -214,11 +215,12 @@ class GrpcServer:
 
     def __init__(self, frontend: GrpcFrontend, settings: GatewaySettings) -> None:
         self._server = grpc.aio.server(
+            interceptors=(ReadableMessages(),),
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
-            )
+            ),
         )
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(frontend, self._server)
         self._address = f"{settings.host}:{settings.grpc_port}"
