@@ -343,12 +343,20 @@ async def test_a_slow_reader_slows_its_replica(manual_gateway, by_hand):
         text = "x" * 1_000_000
         for position in range(200):
             call.send(token_response(attempt=0, first_position=position, output_ids=[1], text=text))
-        await posting
-        await asyncio.sleep(0.5)
-        left = call.unread
-        await asyncio.sleep(0.5)
-        assert call.unread == left > 100
-        (await posting).close()
+        answer = await posting
+        left = await settled(lambda: call.unread)
+        assert left > 100
+        answer.close()
+
+
+async def settled(value):
+    """What it is once it has not changed for a while."""
+    last, since = value(), 0
+    while since < 20:
+        await asyncio.sleep(0.02)
+        now = value()
+        last, since = now, since + 1 if now == last else 0
+    return last
 
 
 @pytest.mark.parametrize(
