@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
@@ -16,7 +16,16 @@ from serverless_triton.backend.engines.protocol import EngineSettings, Exactness
 from serverless_triton.backend.engines.schedule import Schedule
 from serverless_triton.backend.engines.torch.causal_lm import CausalLM
 from serverless_triton.backend.engines.torch.engine import TorchEngine
-from serverless_triton.backend.engines.torch.exact import MODES, TILE, decide, facts_of, proven, tile_products
+from serverless_triton.backend.engines.torch.exact import (
+    MODES,
+    TILE,
+    Ground,
+    decide,
+    facts_of,
+    platform_of,
+    proven,
+    tile_products,
+)
 from serverless_triton.backend.engines.torch.kv_memory import KVMemory, KVPlan, KVShape, SpannedKVMemory
 from serverless_triton.backend.engines.torch.placement import Placement
 from serverless_triton.backend.engines.torch.skeleton import CONFIG_FILES, DTYPES, Skeleton
@@ -98,7 +107,13 @@ class TorchEngineBuilder:
         placement = Placement(settings.shares, skeleton.config.num_hidden_layers) if settings.shares else None
         model = skeleton.attach(placement.moved(tensors) if placement else tensors, dtype)
         device = next(model.parameters()).device
-        exact, reason = decide(settings.mode, skeleton.config.model_type, device)
+        ground = Ground(
+            platform=platform_of(device),
+            architecture=skeleton.config.model_type,
+            dtype=dtype,
+            threads=torch.get_num_threads(),
+        )
+        exact, reason = decide(settings.mode, ground)
         if exact:
             tile_products(model)
         facts = facts_of(
@@ -125,8 +140,8 @@ class TorchEngineBuilder:
             max_sequence_tokens=settings.max_sequence_tokens,
             chat_template=self._chat_templates.get(Path(checkpoint)),
         )
-        promised = exact and proven(skeleton.config.model_type, device)
-        exactness = Exactness(kind="exact" if promised else "best_effort", reason=reason, contract=facts.digest())
+        kind: Literal["exact", "best_effort"] = "exact" if exact and proven(ground) else "best_effort"
+        exactness = Exactness(kind=kind, reason=reason, contract=facts.digest())
         return TorchEngine(causal_lm, intake, Schedule(plan.budget(), settings.step_tokens), exactness)
 
 

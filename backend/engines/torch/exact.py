@@ -4,13 +4,14 @@ Kernels round differently for different shapes, so a recomputed KV differs in it
 bfloat16 half of all resumed streams soon say something else. Here shapes that matter are constant: every product of a
 model has the same number of rows, and the tokens of a step are padded to it; queries attend in tiles of one shape, to a
 length that follows from their position alone, masked (`batch.py`). That this suffices is no theorem, so it is promised
-only where it has been tried, by architecture and device.
+only where it has been tried.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,31 +26,55 @@ TILE = 16
 RECIPE = "2"  # of this engine's own arithmetic: whatever changes a bit changes it
 _SAMPLED_ELEMENTS = 256
 MODES = ("auto", "exact", "fast")
-# The architectures for which the whole suite has passed, by what they ran on.
-PROVEN: dict[str, frozenset[str]] = {}
+# Instruction sets that choose other kernels than the vector width alone would.
+_KERNEL_SETS = ("avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "sve_bf16")
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What the exact suite's verdict is about. On other ground other kernels run."""
+
+    platform: str
+    architecture: str
+    dtype: torch.dtype
+    threads: int
+
+    def __str__(self) -> str:
+        dtype, threads = str(self.dtype).removeprefix("torch."), "thread" if self.threads == 1 else "threads"
+        return f"{self.architecture} in {dtype} on {self.platform}, {self.threads} {threads}"
+
+
+_EPYC = "AMD EPYC AVX512 avx512_bf16"
+# Where all of tests/exact has passed.
+PROVEN = frozenset(
+    Ground(platform=_EPYC, architecture=architecture, dtype=dtype, threads=threads)
+    for architecture, dtype, threads in (("llama", torch.bfloat16, 1), ("llama", torch.float32, 1))
+)
+
+
 def platform_of(device: torch.device) -> str:
-    """What chooses the kernels: of a CPU, its vector instructions."""
+    """What chooses the kernels: of a CPU, its name and its vector instructions."""
     if device.type == "cpu":
-        return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+        capabilities = torch.cpu.get_capabilities()
+        sets = [name for name in _KERNEL_SETS if capabilities.get(name)]
+        name = capabilities.get("cpu_name") or capabilities["architecture"]
+        return " ".join([name, torch.backends.cpu.get_cpu_capability(), *sets])
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def proven(architecture: str, device: torch.device) -> bool:
-    return platform_of(device) in PROVEN.get(architecture, ())
+def proven(ground: Ground) -> bool:
+    return ground in PROVEN
 
 
-def decide(mode: str, architecture: str, device: torch.device) -> tuple[bool, str]:
+def decide(mode: str, ground: Ground) -> tuple[bool, str]:
     """Whether the engine is to run exactly, and why it does or does not promise to."""
-    where = f"{architecture} on {platform_of(device)}"
     if mode == "fast":
         return False, "mode is fast"
-    if proven(architecture, device):
-        return True, f"the exact suite has passed for {where}"
-    return mode == "exact", f"the exact suite has not passed for {where}"
+    if proven(ground):
+        return True, f"the exact suite has passed for {ground}"
+    return mode == "exact", f"the exact suite has not passed for {ground}"
 
 
 def facts_of(

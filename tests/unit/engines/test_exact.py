@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from serverless_triton.backend.engines.protocol import GenerationRequest, ModelNotSupported
 from serverless_triton.backend.engines.torch import exact
-from serverless_triton.backend.engines.torch.exact import TILE, decide, fingerprint, tile_products
+from serverless_triton.backend.engines.torch.exact import TILE, Ground, decide, fingerprint, platform_of, tile_products
 
 CPU = torch.device("cpu")
 
@@ -78,23 +79,41 @@ def test_exact_mode_says_what_generate_says(checkpoint: Any, drive: Callable[...
     assert [answers[i].ids for i in range(2)] == [model.generate(prompt, 24) for prompt in prompts]
 
 
-def test_auto_is_exact_only_where_that_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = exact.platform_of(CPU)
-    monkeypatch.setattr(exact, "PROVEN", {"llama": frozenset({here})})
-    assert decide("auto", "llama", CPU) == (True, f"the exact suite has passed for llama on {here}")
-    assert decide("auto", "gpt2", CPU) == (False, f"the exact suite has not passed for gpt2 on {here}")
-    assert decide("exact", "gpt2", CPU) == (True, f"the exact suite has not passed for gpt2 on {here}")
-    assert decide("fast", "llama", CPU) == (False, "mode is fast")
+def ground(architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Ground:
+    threads = torch.get_num_threads()
+    return Ground(platform=platform_of(CPU), architecture=architecture, dtype=dtype, threads=threads)
 
 
-def test_an_engine_promises_exactness_only_where_that_is_proven(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact, "PROVEN", {"llama": frozenset({exact.platform_of(CPU)})})
+def test_auto_is_exact_only_on_proven_ground(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "PROVEN", {ground()})
+    assert decide("auto", ground()) == (True, f"the exact suite has passed for {ground()}")
+    for other in (ground("gpt2"), ground(dtype=torch.bfloat16), replace(ground(), threads=64)):
+        assert decide("auto", other) == (False, f"the exact suite has not passed for {other}")
+        assert decide("exact", other) == (True, f"the exact suite has not passed for {other}")
+    assert decide("fast", ground()) == (False, "mode is fast")
+
+
+def test_ground_says_what_it_is() -> None:
+    somewhere = Ground(platform="Some CPU AVX2", architecture="llama", dtype=torch.bfloat16, threads=1)
+    assert str(somewhere) == "llama in bfloat16 on Some CPU AVX2, 1 thread"
+    assert str(replace(somewhere, threads=2)).endswith("2 threads")
+
+
+def test_instruction_sets_that_choose_other_kernels_are_part_of_a_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    capabilities = {"architecture": "x86_64", "cpu_name": "Some CPU", "amx_bf16": True, "avx2": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert platform_of(CPU) == "Some CPU AVX512 amx_bf16"
+
+
+def test_an_engine_promises_exactness_only_on_proven_ground(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "PROVEN", {ground()})
     assert [llama.build(mode=mode).exactness.kind for mode in ("auto", "exact", "fast")] == [
         "exact",
         "exact",
         "best_effort",
     ]
-    monkeypatch.setattr(exact, "PROVEN", {})
+    monkeypatch.setattr(exact, "PROVEN", set())
     assert llama.build(mode="exact").exactness.kind == "best_effort"
 
 
