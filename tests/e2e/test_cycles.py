@@ -1,4 +1,4 @@
-"""Loaded, parked, woken and unloaded, again and again: nothing is left. `make test-cycles` takes a thousand turns."""
+"""Loaded, parked, woken and unloaded, again and again: nothing is left. `make test-cycles` takes a thousand cycles."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from serverless_triton.backend.sentinel import SHARED_MEMORY, processes_of
 from serverless_triton.cli.local_cluster import LocalCluster
 from tests.e2e.conftest import DRAM_BYTES, ROOM_FOR_ONE
 
-CYCLES = int(os.environ.get("CYCLES", "50"))
-WARM_UP_CYCLES = 5
 MODELS = ("alpha", "beta")
+CYCLES = int(os.environ.get("CYCLES", "50"))
+TURNS = CYCLES // len(MODELS)  # each takes every model through a cycle
+WARM_UP_TURNS = 3
 PROCESSES = ("server-0.store", "server-0.zygote", "server-0.agent", "server-0.triton", "scheduler")
-# What processes may keep for themselves: allocators, Triton's own caches, and 16 KB a cycle for the receipts of 1,000
+# What processes may keep for themselves: allocators, Triton's own caches, and 16 KB a turn for the receipts of 1,000
 # streams that the scheduler keeps. A leak of a stub's or worker's is far more.
 SLACK_DESCRIPTORS = 4
-SLACK_BYTES = (8 << 20) + CYCLES * (16 << 10)
+SLACK_BYTES = (8 << 20) + TURNS * (16 << 10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +47,11 @@ def cluster(repository: Path, tmp_path: Path) -> Iterator[LocalCluster]:
 
 
 def test_cycles_of_load_park_wake_and_unload_leave_nothing(cluster: LocalCluster) -> None:
-    for _ in range(WARM_UP_CYCLES):
-        cycle(cluster)
+    for _ in range(WARM_UP_TURNS):
+        take_turn(cluster)
     before = usage(cluster)
-    for _ in range(CYCLES):
-        cycle(cluster)
+    for _ in range(TURNS):
+        take_turn(cluster)
     cluster.until(lambda: usage(cluster).processes == before.processes, "as many processes as before")
     cluster.until(lambda: usage(cluster).shared_memory_files == before.shared_memory_files, "as many shm segments")
     after = usage(cluster)
@@ -60,7 +61,7 @@ def test_cycles_of_load_park_wake_and_unload_leave_nothing(cluster: LocalCluster
         assert after.private_bytes[name] <= before.private_bytes[name] + SLACK_BYTES, name
 
 
-def cycle(cluster: LocalCluster) -> None:
+def take_turn(cluster: LocalCluster) -> None:
     """Both models are loaded, each is parked once and woken once, and both are unloaded."""
     kinds = [kind_of_start(cluster, model) for model in (*MODELS, *MODELS)]
     assert kinds == ["cold", "cold", "parked", "parked"]
