@@ -232,6 +232,7 @@ class TritonPythonModel:
                 self._hear(worker.receive()[0])
         except (ChannelClosed, ProtocolError, OSError):
             worker.close()  # after garbage it is still open, and a request sent into it would wait for ever
+            self._metrics.engine_left()
             self._gone = worker
             with self._lock:
                 numbers = [number for number, flight in self._in_flight.items() if flight.worker is worker]

@@ -108,6 +108,12 @@ class StubMetrics:
             for field, name in _COUNTERS_OF_STATS.items():
                 self._grow(name, getattr(stats, field) - (0 if before is None else getattr(before, field)))
 
+    def engine_left(self) -> None:
+        """What is left of an engine once its worker has gone: nothing is running, held or waiting."""
+        with self._lock:
+            for name in _GAUGES_OF_STATS.values():
+                self._changed[name, ()] = 0
+
     def started(self, loaded: Loaded) -> None:
         """The spans of a start. An engine that is new counts from 0 again."""
         with self._lock:

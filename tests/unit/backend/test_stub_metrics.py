@@ -97,6 +97,13 @@ def test_the_next_engine_of_a_stub_counts_on(figures: Figures):
     assert figures.of("steps_total") == 14
 
 
+def test_an_engine_that_has_gone_runs_and_holds_nothing(figures: Figures):
+    figures.metrics.engine(stats(kv_tokens_used=96, steps=10))
+    figures.metrics.engine_left()
+    assert [figures.of(name) for name in ("running_requests", "kv_used_tokens", "kv_capacity_tokens")] == [0, 0, 0]
+    assert figures.of("steps_total") == 10
+
+
 def test_a_starts_spans_have_their_names_and_the_tier(figures: Figures):
     figures.metrics.started(Loaded(replica="r", tier="ssd", bytes=1, spans=[("store.load", 10.0, 10.5)]))
     assert figures.of("start_span_seconds", span="store.load", tier="ssd") == 0.5
