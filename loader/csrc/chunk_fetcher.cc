@@ -16,9 +16,8 @@
 namespace serverless_triton::loader {
 namespace {
 
-// Beside the chunk that is being hashed. Measured, with the neighbours of either number, in docs/architecture.md.
-constexpr unsigned kChunksInFlight = 4;
-constexpr std::uint64_t kRequestBytes = 8 * 1024 * 1024;
+// Measured, with its neighbours, in docs/architecture.md.
+constexpr std::uint64_t kRequestBytes = 4 * 1024 * 1024;
 
 // Direct reads fault fresh pages in one at a time; taking them in bulk is faster and turns a lack of memory into an
 // error here instead of a signal later. Kernels before 5.14 refuse with EINVAL: then the read itself faults them in.
@@ -65,18 +64,21 @@ void fetch_at_once(FetchedChunk& fetched, std::span<std::byte> memory) {
 }  // namespace
 
 ChunkFetcher::ChunkFetcher(const FetchOptions& options) : options_(options) {
-    const unsigned requests = kChunksInFlight * requests_for(options.chunk_bytes);
+    const unsigned requests = options.chunks_in_flight * requests_for(options.chunk_bytes);
     if (options.engine == Engine::kUring)
         ring_ = Uring::create(requests);
     // One more is with the caller.
-    slots_.resize(ring_ ? kChunksInFlight + 1 : 1);
+    slots_.resize(ring_ ? options.chunks_begun + 1 : 1);
     requests_.resize(ring_ ? requests : 0);
     for (std::size_t i = 0; i < requests_.size(); ++i)
         free_requests_.push_back(i);
 }
 
 bool ChunkFetcher::can_begin() const {
-    return complete_.empty() && incomplete_.empty() && begun_ < (ring_ ? kChunksInFlight : 1);
+    if (!ring_)
+        return is_idle();
+    return !is_due_ && incomplete_.empty() && begun_ < options_.chunks_begun &&
+           begun_ - complete_.size() < options_.chunks_in_flight;
 }
 
 bool ChunkFetcher::is_idle() const {
@@ -109,7 +111,8 @@ void ChunkFetcher::begin(const Chunk& chunk) {
         request(slot);
     } else {
         fetch_at_once(slot.fetched, slot.memory);
-        complete_.push_back(&slot);
+        complete_.push_front(&slot);
+        is_due_ = true;
     }
 }
 
@@ -117,14 +120,26 @@ FetchedChunk ChunkFetcher::next() {
     assert(!is_idle());
     while (complete_.empty() && incomplete_.size() < begun_)
         complete(ring_->wait());
+    take_in();
     if (complete_.empty())
         read_again();
     take_back();
+    is_due_ = false;
     handed_out_ = complete_.front();
     complete_.pop_front();
     handed_out_->state = Slot::kHandedOut;
     --begun_;
     return handed_out_->fetched;
+}
+
+// All that is there by now makes room for as much at the disk.
+void ChunkFetcher::take_in() {
+    while (ring_) {
+        const auto completion = ring_->poll();
+        if (!completion)
+            return;
+        complete(*completion);
+    }
 }
 
 // The caller is done with the bytes that next() gave it last.

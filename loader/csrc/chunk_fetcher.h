@@ -22,6 +22,8 @@ struct FetchOptions {
     Engine engine = Engine::kPread;
     bool use_page_cache = true;               // false: as if nothing were in it
     std::uint64_t chunk_bytes = kChunkBytes;  // the longest chunk
+    unsigned chunks_in_flight = 4;            // at the disk, where it is asked by io_uring
+    unsigned chunks_begun = 4;                // these and the complete ones that next() has not returned
 };
 
 class ChunkFetcher {
@@ -63,6 +65,7 @@ class ChunkFetcher {
     };
 
     [[nodiscard]] Slot& free_slot();
+    void take_in();
     void take_back();
     [[nodiscard]] std::span<std::byte> memory_of(Slot& slot, const Chunk& chunk) const;
     void request(Slot& slot);
@@ -79,7 +82,8 @@ class ChunkFetcher {
     std::deque<Slot*> complete_;
     std::vector<Slot*> incomplete_;  // of which io_uring brought only a part
     Slot* handed_out_ = nullptr;
-    unsigned begun_ = 0;  // and not handed out yet
+    unsigned begun_ = 0;   // and not handed out yet
+    bool is_due_ = false;  // the first complete one was read at once: it is in the processor's cache
     // Declared last, so that it goes first: it waits for the kernel to be done with the memory above.
     std::optional<Uring> ring_;
 };

@@ -12,6 +12,9 @@
 namespace serverless_triton::loader {
 namespace {
 
+// Of each thread, where chunks have a place to go and need no memory of their own. Measured in docs/architecture.md.
+constexpr unsigned kChunksInFlight = 8;
+
 // How long a throttled thread may sleep before it looks for a cancellation again.
 constexpr std::chrono::milliseconds kCancelPoll{10};
 
@@ -142,7 +145,10 @@ Reader::Reader(unsigned threads, std::uint64_t chunk_bytes, std::uint64_t bytes_
 ReadReport Reader::read(std::span<const Transfer> transfers, ReadJob& job, ChunkSink* sink) {
     const std::vector<Chunk> chunks = chunks_of(transfers, chunk_bytes_);
     Intake intake(throttle_, job);
-    pump_chunks(threads_, fetch_options(), chunks, job, [&](const FetchedChunk& fetched) {
+    FetchOptions options = fetch_options();
+    options.chunks_in_flight = kChunksInFlight;
+    options.chunks_begun = 2 * kChunksInFlight;
+    pump_chunks(threads_, options, chunks, job, [&](const FetchedChunk& fetched) {
         intake.take(fetched);
         const Chunk& chunk = *fetched.chunk;
         if (sink != nullptr)

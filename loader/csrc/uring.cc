@@ -168,6 +168,10 @@ Uring::Completion Uring::wait() {
     }
 }
 
+std::optional<Uring::Completion> Uring::poll() {
+    return rings_->pop();
+}
+
 unsigned Uring::in_flight() const {
     return rings_->in_flight();
 }
@@ -196,6 +200,9 @@ void Uring::read(int, std::uint64_t, std::span<std::byte>, std::uint64_t) {}
 void Uring::submit() {}
 Uring::Completion Uring::wait() {
     return {};
+}
+std::optional<Uring::Completion> Uring::poll() {
+    return std::nullopt;
 }
 unsigned Uring::in_flight() const {
     return 0;

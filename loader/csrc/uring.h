@@ -36,6 +36,9 @@ class Uring {
     // Submits what is queued and blocks until a read is complete; there must be one in flight. Throws as submit().
     [[nodiscard]] Completion wait();
 
+    // A read that is complete by now, without a system call.
+    [[nodiscard]] std::optional<Completion> poll();
+
     [[nodiscard]] unsigned in_flight() const;  // queued or submitted, and not returned yet
     [[nodiscard]] unsigned room() const;       // further reads that can be queued
 
