@@ -14,7 +14,13 @@ _INCOMPLETE = "\ufffd"
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back. `decode` leaves special tokens out and writes U+FFFD for what is no character."""
+    """Text to token ids and back. `decode` leaves special tokens out and writes U+FFFD for what is no character.
+
+    A text of more than `longest_token_bytes` of UTF-8 for each of n tokens has more than n.
+    """
+
+    @property
+    def longest_token_bytes(self) -> int: ...
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """With the tokens that this tokenizer puts around every text, unless the text has them already."""

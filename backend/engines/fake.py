@@ -36,6 +36,8 @@ def fake_token(prompt_ids: Sequence[int], position: int) -> int:
 class ByteTokenizer:
     """Implements detokenizer.Tokenizer: a token is a byte of UTF-8."""
 
+    longest_token_bytes = 1
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 

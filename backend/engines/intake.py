@@ -60,6 +60,7 @@ class Intake:
             ids, what = self._text_ids(request.text or "", "text_input"), "the tokenized text_input"
         if not ids:
             raise InvalidRequest(f"{what} is empty; send at least one token")
+        self._room(ids)
         self._check_ids(what, ids)
         return ids
 
@@ -72,7 +73,14 @@ class Intake:
     def _text_ids(self, text: str, what: str, *, add_special_tokens: bool = True) -> Sequence[int]:
         if self.tokenizer is None:
             raise InvalidRequest(f"this model has no tokenizer; send input_ids instead of {what}")
-        return self.tokenizer.encode(_unicode(text, what), add_special_tokens=add_special_tokens)
+        self._check_length(text, self.tokenizer.longest_token_bytes, what)
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def _check_length(self, text: str, longest_token_bytes: int, what: str) -> None:
+        """Raises InvalidRequest for a text that is too long whatever its tokens are: to find them, all others wait."""
+        size = len(_utf8(text, what))
+        if size > (self.max_sequence_tokens - 1) * longest_token_bytes:
+            raise self._too_long(f"{size} bytes, too many for the tokens that a prompt may have")
 
     def _check_ids(self, what: str, ids: Sequence[int]) -> None:
         wrong = [token for token in ids if type(token) is not int or not 0 <= token < self.vocabulary]
@@ -82,17 +90,18 @@ class Intake:
     def _room(self, prompt_ids: Sequence[int]) -> int:
         room_tokens = self.max_sequence_tokens - len(prompt_ids)
         if room_tokens < 1:
-            raise InvalidRequest(
-                f"the prompt has {len(prompt_ids)} tokens, and prompt and answer together may have "
-                f"{self.max_sequence_tokens}; shorten the prompt to at most {self.max_sequence_tokens - 1} tokens "
-                "or raise the model's max_sequence_tokens"
-            )
+            raise self._too_long(f"{len(prompt_ids)} tokens")
         return room_tokens
 
+    def _too_long(self, length: str) -> InvalidRequest:
+        return InvalidRequest(
+            f"the prompt has {length}, and prompt and answer together may have {self.max_sequence_tokens}; shorten the "
+            f"prompt to at most {self.max_sequence_tokens - 1} tokens or raise the model's max_sequence_tokens"
+        )
 
-def _unicode(text: str, what: str) -> str:
+
+def _utf8(text: str, what: str) -> bytes:
     try:
-        text.encode()
+        return text.encode()
     except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair
         raise InvalidRequest(f"{what} is not Unicode text at character {error.start}") from error
-    return text

@@ -15,6 +15,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "tokenizer.model",
 )  # fmt: skip
+_SHRINKING = 8  # how much shorter a normaliser may make a text, beyond which it is taken for too long
 
 
 class FileTokenizer:
@@ -24,6 +25,8 @@ class FileTokenizer:
         self._tokenizer = tokenizer
         tokenizer.no_truncation()  # a file may carry the settings that its model was trained with
         tokenizer.no_padding()
+        spelled_bytes = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
+        self.longest_token_bytes = spelled_bytes * (1 if tokenizer.normalizer is None else _SHRINKING)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from serverless_triton.backend.engines.protocol import ModelNotSupported
-from serverless_triton.backend.engines.torch.tokenizer import load_tokenizer
+from serverless_triton.backend.engines.torch.tokenizer import FileTokenizer, load_tokenizer
 
 TEXTS = ("hello", " two  spaces", "naïve 汉字 👩‍👩‍👧", "<s>inner</s>", "\n\ttabs")
 
@@ -51,6 +52,17 @@ def test_truncation_and_padding_in_the_file_do_not_apply(tmp_path: Path, make_to
     assert tokenizer is not None
     assert [len(tokenizer.encode("abcdefgh" * n)) for n in (1, 2)] == [8, 16]
     assert len(tokenizer.encode("a")) == 1
+
+
+@pytest.mark.parametrize(("normalizer", "bytes_"), [(None, 8), (normalizers.Strip(), 64)])
+def test_the_longest_token_bounds_a_text_which_a_normaliser_may_shorten(
+    make_tokenizer: Any, normalizer: Any, bytes_: int
+) -> None:
+    made = make_tokenizer()
+    made.add_tokens(["ab汉字"])
+    if normalizer is not None:
+        made.normalizer = normalizer
+    assert FileTokenizer(made).longest_token_bytes == bytes_
 
 
 def test_a_checkpoint_without_a_tokenizer_has_none(tmp_path: Path) -> None:
