@@ -7,6 +7,7 @@ there may be more slots than the budget would fill, and short sequences share wh
 from __future__ import annotations
 
 import heapq
+from collections.abc import Collection
 
 KV_BLOCK_TOKENS = 64
 
@@ -35,6 +36,11 @@ class KVBudget:
         self._taken[slot] = cost
         self.used_tokens += cost
         return slot
+
+    def could_take(self, tokens: int, freed: Collection[int]) -> bool:
+        """Whether `take` would find room, were these slots free."""
+        used_tokens = self.used_tokens - sum(self._taken[slot] for slot in freed)
+        return bool(self._free_slots or freed) and used_tokens + self._cost(tokens) <= self.total_tokens
 
     def grow(self, slot: int, tokens: int) -> bool:
         """Make room for `tokens` in all in a slot that is taken. False where there is no memory."""

@@ -157,10 +157,22 @@ class Schedule:
     def _admit(self) -> None:
         while self._waiting:
             stream = self._waiting[0]
-            stream.slot = self.budget.take(stream.total_tokens + (not stream.reserved))  # and the token drawn first
+            stream.slot = self._take(stream)
             if stream.slot is None:
                 return
             insort(self._holding, self._waiting.pop(0), key=_arrival)
+
+    def _take(self, stream: Stream) -> int | None:
+        """A slot with room for it, if need be that of reservations that nobody waits for, the youngest first."""
+        tokens = stream.total_tokens + (not stream.reserved)  # and the token drawn first
+        slot = self.budget.take(tokens)
+        idle = [other for other in self._holding if other.idle]
+        if slot is None and not self.budget.could_take(tokens, [s.slot for s in idle if s.slot is not None]):
+            return None
+        while slot is None:
+            self._preempt(idle.pop())
+            slot = self.budget.take(tokens)
+        return slot
 
     def _give_up(self, stream: Stream) -> None:
         assert stream.slot is not None

@@ -35,6 +35,14 @@ def test_slots_run_out_before_memory_does() -> None:
     assert [kv.take(1) for _ in range(3)] == [0, 1, None]
 
 
+def test_what_could_be_taken_is_what_freed_slots_would_leave_room_for() -> None:
+    kv = budget(slots=2)
+    assert [kv.take(200), kv.take(64)] == [0, 1]
+    assert [kv.could_take(200, freed) for freed in ([], [1], [0], [0, 1])] == [False, False, True, True]
+    assert not kv.could_take(1, [])
+    assert kv.used_tokens == 264
+
+
 def test_the_lowest_slot_that_is_free_comes_first() -> None:
     kv = budget()
     for _ in range(3):

@@ -118,6 +118,36 @@ def test_a_reservation_that_nobody_waits_for_gives_way_even_to_the_younger() -> 
     assert not it.waiting
 
 
+def test_a_reservation_that_nobody_waits_for_gives_way_to_a_request_that_waits() -> None:
+    it = schedule(total_tokens=256, slots=4, step_tokens=300)
+    for number in (1, 2):
+        it.add(stream(number, 60, reserved=True))
+    step(it)
+    it.add(stream(3, 150))
+    assert step(it) == [(3, 0, 150, True)]
+    assert [s.generation.request for s in it.holding] == [1, 3]
+    assert (it.preemptions, it.waiting) == (1, [])
+
+
+def test_no_reservation_gives_way_where_all_of_them_would_not_be_enough() -> None:
+    it = schedule(total_tokens=256, slots=4, step_tokens=300)
+    it.add(stream(1, 120))
+    it.add(stream(2, 60, reserved=True))
+    step(it)
+    it.add(stream(3, 150))
+    assert [work[0] for work in step(it)] == [1]
+    assert [s.generation.request for s in it.holding] == [1, 2]
+
+
+def test_a_reservation_gives_way_to_one_that_is_caught_up() -> None:
+    it = schedule(total_tokens=256, slots=1, step_tokens=300)
+    it.add(stream(1, 60, reserved=True))
+    step(it)
+    it.add(stream(2, 60, reserved=True))
+    assert step(it) == [(2, 0, 60, False)]
+    assert (it.waiting, it.has_work) == ([], False)
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_whatever_comes_and_goes_all_is_computed_once_in_order_and_the_budget_holds(seed: int) -> None:
     draw = random.Random(seed)
