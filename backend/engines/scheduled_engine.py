@@ -60,9 +60,10 @@ class ScheduledEngine(ABC):
 
     def submit(self, request: GenerationRequest) -> None:
         self._check_new(request.request)
-        reserved = self._claim(request)
+        reserved = self._claimed(request)
         generation = _continued(self._intake, reserved, request) or self._intake.begin(request)
         if request.reservation is not None:
+            self._drop_older(request.reservation)
             self._reservations.use(request.reservation)
         if reserved is None:
             stream = Stream(generation=generation, told_s=self._clock())
@@ -164,23 +165,24 @@ class ScheduledEngine(ABC):
         if request in self._streams or any(event.request == request for event in self._ended):
             raise InvalidRequest(f"request {request} is running already; give each request a number of its own")
 
-    def _claim(self, request: GenerationRequest) -> Reserved | None:
-        """What is held for it. An earlier attempt's is dropped: its stream is here now."""
+    def _claimed(self, request: GenerationRequest) -> Reserved | None:
+        """What is held for it. Raises InvalidRequest."""
         if request.reservation is None:
             return None
         self._reservations.check_unused(request.reservation)
-        older = self._reservations.older(request.reservation)
+        return self._reservations.get(request.reservation)
+
+    def _drop_older(self, reservation: Reservation) -> None:
+        """What an earlier attempt left: its stream is here now, or moves here anew."""
+        older = self._reservations.older(reservation)
         if older is not None:
             self._drop(older)
-        return self._reservations.get(request.reservation)
 
     def _reserve(self, request: CatchUpRequest) -> Reserved:
         if request.start_position:
             raise InvalidRequest(f"nothing is held for start_position {request.start_position}; begin again at 0")
         generation = self._intake.begin(request)
-        older = self._reservations.older(request.reservation)
-        if older is not None:
-            self._drop(older)
+        self._drop_older(request.reservation)
         now_s = self._clock()
         stream = Stream(generation=generation, told_s=now_s, reserved=True)
         reserved = Reserved(key=request.reservation, stream=stream, asked=asked(request), round_s=now_s)

@@ -183,6 +183,18 @@ def test_a_newer_attempt_replaces_an_older_ones_reservation() -> None:
     assert (engine.stats().reserved, engine.stats().kv_tokens_used) == (1, 64)
 
 
+def test_a_newer_attempt_that_is_refused_leaves_an_older_ones_reservation() -> None:
+    engine = build()
+    engine.catch_up(round_(1, 0, 20))
+    run(engine)
+    with pytest.raises(InvalidRequest, match="max_tokens"):
+        engine.submit(ask(2, resume=20, reservation=Reservation(stream="s", attempt=3), max_tokens=0))
+    assert (engine.stats().reserved, engine.has_work) == (1, False)
+    engine.submit(ask(3, resume=20, reservation=KEY))
+    run(engine)
+    assert prefilled(engine) == 25
+
+
 def test_a_reservation_expires_after_ten_seconds_without_a_round() -> None:
     clock = Clock()
     engine = build(clock)
