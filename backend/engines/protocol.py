@@ -140,7 +140,7 @@ def is_terminal(event: EngineEvent) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """Figures of now (the first five, `last_batch_tokens`) and since the engine was built (the others)."""
+    """Figures of now (the first five), of the last step (`last_batch_tokens`), and since the engine was built."""
 
     running: int
     waiting: int
