@@ -29,7 +29,8 @@ def device_names(text: str) -> tuple[str, ...]:
 class Devices:
     """One ledger a device, and the device map of every replica that comes. `budgets` are bytes by device.
 
-    A node computes on its CPU, where weights lie in the store's arena and only KV memory counts, or on its GPUs.
+    A node computes on its CPU, where weights that run as they are stored lie in the store's arena and do not count, or
+    on its GPUs.
     """
 
     def __init__(self, budgets: Mapping[str, int], parts_of: PartsOf | None = None) -> None:

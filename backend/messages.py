@@ -318,6 +318,7 @@ class ModelSpec:
     checkpoint itself. `mode` is "exact" where a resumed stream must be bit-identical, "fast" where it need not be, and
     "auto" for exact where that has been proven. `step_tokens` bounds the tokens of one step of the engine.
     `engine_options` is a JSON object of what only this kind of engine knows, "" for none; it is the engine's to check.
+    `converted_bytes` is what an engine on a CPU takes for weights that it does not run in the dtype they are stored in.
     """
 
     checkpoint: str
@@ -332,6 +333,7 @@ class ModelSpec:
     mode: str = "auto"
     step_tokens: int = 512
     engine_options: str = ""
+    converted_bytes: int = 0
 
     @property
     def options(self) -> dict[str, Any]:
@@ -345,8 +347,8 @@ class ModelSpec:
 
     @property
     def device_bytes(self) -> int:
-        """Bytes a replica takes of its device's memory beside the weights, which a CPU keeps in the store's arena."""
-        return self.kv_cache_bytes
+        """Bytes a replica takes of a CPU's memory beside the store's arena, where weights are that run as stored."""
+        return self.kv_cache_bytes + self.converted_bytes
 
     @classmethod
     def parse(cls, parameters: Mapping[str, str]) -> ModelSpec:
@@ -362,13 +364,16 @@ class ModelSpec:
             raise ValueError(f"parameters.dtype is {texts['dtype']!r}; use auto, float32, bfloat16 or float16")
         if texts.get("mode", "auto") not in MODES:
             raise ValueError(f"parameters.mode is {texts['mode']!r}; use auto, exact or fast")
-        counts = ("checkpoint_bytes", "kv_cache_bytes", "max_sequence_tokens", "max_streams", "threads", "step_tokens")
-        numbers: dict[str, Any] = {n: _count(n, parameters[n]) for n in counts if n in parameters}
+        numbers: dict[str, Any] = {n: _count(n, parameters[n]) for n in _COUNTS if n in parameters}
         parse_json_object(texts.get("engine_options") or "{}", "parameters.engine_options")
         return cls(**texts, **numbers)
 
 
 _TEXTS = ("checkpoint", "engine", "dtype", "files", "mode", "engine_options")
+_COUNTS = (
+    "checkpoint_bytes", "kv_cache_bytes", "converted_bytes",
+    "max_sequence_tokens", "max_streams", "threads", "step_tokens",
+)  # fmt: skip
 
 
 def _count(name: str, text: str) -> int:

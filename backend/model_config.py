@@ -58,7 +58,7 @@ def render_config(name: str, spec: ModelSpec) -> str:
     for tensor, (data_type, size) in _OUTPUTS.items():
         config.output.add(name=tensor, data_type=_value(data_type), dims=[size])
     for field in fields(spec):
-        if getattr(spec, field.name) == "":
+        if not getattr(spec, field.name):  # nothing to say: the default
             continue
         config.parameters[field.name].string_value = str(getattr(spec, field.name))
     return str(text_format.MessageToString(config))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # What the store calls dtypes, by what a model's configuration may ask for instead.
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _EMBEDDING, _LAYERS, _NORM, _HEAD = range(4)
 
 
@@ -59,19 +60,25 @@ def read_parts(spec: ModelSpec) -> list[int]:
 
     Raises UnknownParts for a checkpoint that lies elsewhere, and CheckpointError.
     """
-    from serverless_triton.loader import _core
-    from serverless_triton.loader.checkpoint import Checkpoint, is_url
-    from serverless_triton.loader.indices import read_indices
+    from serverless_triton.loader.checkpoint import is_url
 
     if is_url(spec.checkpoint):
         raise UnknownParts(f"{spec.checkpoint} does not lie on this node")
-    files = [_core.FileImage(file.real_path) for file in Checkpoint.open(spec.checkpoint).files]
-    entries = [entry for index in read_indices(files) for entry in index.tensors]
+    entries = _entries(spec.checkpoint)
     return part_bytes([(entry.name, _bytes(entry, spec.dtype)) for entry in entries], spec.kv_cache_bytes)
 
 
+def converted_bytes(checkpoint: str, dtype: str) -> int:
+    """What the weights of a local checkpoint take in `dtype` which are stored in another: nobody shares those.
+
+    Raises CheckpointError.
+    """
+    converted = (entry for entry in _entries(checkpoint) if entry.dtype in _FLOATS and entry.dtype != _STORED[dtype])
+    return sum(_bytes(entry, dtype) for entry in converted)
+
+
 def parts_for(spec: ModelSpec, *, weights_on_device: bool) -> list[int]:
-    """What a replica needs of its devices' memory. On a CPU that is the KV memory alone: weights lie in the arena.
+    """What a replica needs of its devices' memory. On a CPU weights that run as they are stored lie in the arena.
 
     A model of unknown parts is one part, for one device. Raises CheckpointError.
     """
@@ -80,7 +87,17 @@ def parts_for(spec: ModelSpec, *, weights_on_device: bool) -> list[int]:
     try:
         return read_parts(spec)
     except UnknownParts:
-        return [spec.checkpoint_bytes + spec.device_bytes]
+        return [max(spec.checkpoint_bytes, spec.converted_bytes) + spec.kv_cache_bytes]
+
+
+def _entries(checkpoint: str) -> list[TensorEntry]:
+    """What the headers of its files say."""
+    from serverless_triton.loader import _core
+    from serverless_triton.loader.checkpoint import Checkpoint
+    from serverless_triton.loader.indices import read_indices
+
+    files = [_core.FileImage(file.real_path) for file in Checkpoint.open(checkpoint).files]
+    return [entry for index in read_indices(files) for entry in index.tensors]
 
 
 def _bytes(entry: TensorEntry, dtype: str) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 from serverless_triton.backend.errors import InvalidModelConfig, InvalidModelName, ModelExists, UnsupportedSource
 from serverless_triton.backend.messages import MODES, ModelSpec, parse_json_object
 from serverless_triton.backend.model_config import parse_parameters, render_config
+from serverless_triton.backend.model_parts import converted_bytes
 from serverless_triton.loader import Checkpoint, fetch_model_files
 from serverless_triton.loader.checkpoint import is_url
 from serverless_triton.loader.opener import known_as
@@ -94,6 +95,7 @@ def describe_checkpoint(source: str | Path, limits: EngineLimits, fetched: Path 
         checkpoint=reference,
         checkpoint_bytes=checkpoint.total_bytes,
         kv_cache_bytes=kv_cache_bytes,
+        converted_bytes=_converted_bytes(checkpoint, config, limits),
         engine=limits.engine,
         dtype=limits.dtype,
         max_sequence_tokens=limits.max_sequence_tokens,
@@ -103,6 +105,22 @@ def describe_checkpoint(source: str | Path, limits: EngineLimits, fetched: Path 
         step_tokens=limits.step_tokens,
         engine_options=limits.engine_options,
     )
+
+
+def _converted_bytes(checkpoint: Checkpoint, config: Mapping[str, Any], limits: EngineLimits) -> int:
+    """What a CPU's engine keeps for itself of weights that do not run as they are stored.
+
+    A remote checkpoint is taken for one that is stored as its config.json says. Raises the loader's errors.
+    """
+    configured = _configured_dtype(config)
+    if limits.engine != "torch" or (limits.dtype == "auto" and not configured):  # then it is that of the weights
+        return 0
+    dtype = _running_dtype(config, limits.dtype)
+    if not checkpoint.is_remote:
+        return converted_bytes(checkpoint.path, dtype)
+    if configured not in _DTYPE_BYTES or configured == dtype:
+        return 0
+    return checkpoint.total_bytes // _DTYPE_BYTES[configured] * _DTYPE_BYTES[dtype]
 
 
 def _local_directory(source: str) -> Path:
@@ -129,11 +147,21 @@ def kv_bytes_per_token(config: Mapping[str, Any], dtype: str = "auto") -> int:
     heads = _figure(config, *_HEADS)
     kv_heads = _figure(config, "num_key_value_heads") if config.get("num_key_value_heads") else heads
     head_dim = _figure(config, "head_dim") if config.get("head_dim") else _figure(config, *_HIDDEN) // heads
+    return 2 * _figure(config, *_LAYERS) * kv_heads * head_dim * _DTYPE_BYTES[_running_dtype(config, dtype)]
+
+
+def _running_dtype(config: Mapping[str, Any], dtype: str) -> str:
+    """What `auto` means. Raises InvalidModelConfig."""
     if dtype == "auto":
-        dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+        dtype = _configured_dtype(config) or "float32"
     if dtype not in _DTYPE_BYTES:
         raise InvalidModelConfig(f"config.json: dtype is {dtype!r}; give --dtype, one of {', '.join(_DTYPE_BYTES)}")
-    return 2 * _figure(config, *_LAYERS) * kv_heads * head_dim * _DTYPE_BYTES[dtype]
+    return dtype
+
+
+def _configured_dtype(config: Mapping[str, Any]) -> str:
+    """Empty where it says nothing."""
+    return str(config.get("dtype") or config.get("torch_dtype") or "")
 
 
 def _figure(config: Mapping[str, Any], *names: str) -> int:

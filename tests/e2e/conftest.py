@@ -12,9 +12,9 @@ import pytest
 from serverless_triton.backend.model_repository import EngineLimits, add_model
 from serverless_triton.cli.local_cluster import LocalCluster
 
-# A replica's KV cache at these limits, and a device that holds one of them but not two.
+# A replica's KV cache at these limits and its weights, stored in bfloat16; a device that holds one but not two of them.
 LIMITS = EngineLimits(dtype="float32", max_sequence_tokens=512, max_streams=4)
-REPLICA_BYTES = 2 * 30 * 3 * 64 * 4 * 512 * 4
+REPLICA_BYTES = 2 * 30 * 3 * 64 * 4 * 512 * 4 + 134_515_008 * 4
 ROOM_FOR_ONE = REPLICA_BYTES * 3 // 2
 # Of each server's store: a few copies of the demo model.
 DRAM_BYTES = 1 << 30

@@ -133,6 +133,7 @@ def test_parameters_make_a_specification_and_the_replicas_name_is_no_part_of_it(
         "mode": "auto",
         "step_tokens": 512,
         "engine_options": "",
+        "converted_bytes": 0,
     }
     assert spec.options == {}
 

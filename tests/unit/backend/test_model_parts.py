@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from serverless_triton.backend.messages import ModelSpec
-from serverless_triton.backend.model_parts import UnknownParts, part_bytes, parts_for, read_parts
+from serverless_triton.backend.model_parts import UnknownParts, converted_bytes, part_bytes, parts_for, read_parts
 
 LLAMA = {
     "model.embed_tokens.weight": 100,
@@ -81,6 +81,19 @@ def test_on_a_device_that_holds_no_weights_a_replica_is_its_kv_memory(spec: Mode
     assert parts_for(spec, weights_on_device=False) == [20]
 
 
+def test_weights_that_run_in_another_dtype_count_on_a_device_that_holds_none(spec: ModelSpec) -> None:
+    assert converted_bytes(spec.checkpoint, "float32") == 18 * 4
+    assert converted_bytes(spec.checkpoint, "float16") == 18 * 2
+    assert converted_bytes(spec.checkpoint, "bfloat16") == 0
+    assert parts_for(replace(spec, converted_bytes=72), weights_on_device=False) == [92]
+
+
+def test_what_is_no_float_is_not_converted(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(3, dtype=torch.int32), "b": torch.zeros(5)}, tmp_path / "model.safetensors")
+    assert converted_bytes(str(tmp_path), "bfloat16") == 10
+
+
 def test_a_checkpoint_that_lies_elsewhere_is_one_part(spec: ModelSpec) -> None:
     remote = replace(spec, checkpoint="hf://a/b")
     assert parts_for(remote, weights_on_device=True) == [60]
+    assert parts_for(replace(remote, converted_bytes=80), weights_on_device=True) == [100]

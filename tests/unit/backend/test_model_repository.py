@@ -35,7 +35,7 @@ def checkpoint(tmp_path: Path) -> Path:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(LLAMA))
-    save_file({"weight": torch.zeros(4, 4)}, folder / "model.safetensors")
+    save_file({"weight": torch.zeros(4, 4, dtype=torch.bfloat16)}, folder / "model.safetensors")
     return folder
 
 
@@ -73,11 +73,42 @@ def test_its_parameters_are_a_specification_that_the_backend_reads_back(checkpoi
         checkpoint=str(checkpoint),
         checkpoint_bytes=(checkpoint / "model.safetensors").stat().st_size,
         kv_cache_bytes=2 * 3 * 2 * 8 * 4 * 100 * 3,
+        converted_bytes=16 * 4,
         dtype="float32",
         max_sequence_tokens=100,
         max_streams=3,
         threads=2,
     )
+
+
+@pytest.mark.parametrize(
+    ("limits", "converted_bytes"),
+    [
+        (EngineLimits(), 0),
+        (EngineLimits(dtype="bfloat16"), 0),
+        (EngineLimits(dtype="float16"), 16 * 2),
+        (EngineLimits(dtype="float32"), 16 * 4),
+        (EngineLimits(dtype="float32", engine="fake"), 0),
+    ],
+)
+def test_weights_that_its_engine_has_to_convert_are_memory_that_it_takes(
+    limits: EngineLimits, converted_bytes: int, checkpoint: Path, repository: Path
+):
+    add_model(repository, "small", checkpoint, limits=limits)
+    (parameters,) = read_parameters(repository)
+    spec = ModelSpec.parse(parameters)
+    assert spec.converted_bytes == converted_bytes
+    assert spec.device_bytes == spec.kv_cache_bytes + converted_bytes
+
+
+@pytest.mark.parametrize(("configured", "converted_bytes"), [("float32", "64"), (None, None)])
+def test_what_auto_means_is_the_configs_and_else_as_it_is_stored(
+    configured: str | None, converted_bytes: str | None, checkpoint: Path, repository: Path
+):
+    (checkpoint / "config.json").write_text(json.dumps({**LLAMA, "dtype": configured}))
+    add_model(repository, "small", checkpoint)
+    (parameters,) = read_parameters(repository)
+    assert parameters.get("converted_bytes") == converted_bytes
 
 
 def test_an_engines_own_options_come_along(checkpoint: Path, repository: Path):
