@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from serverless_triton.backend.device_map import Share
-from serverless_triton.backend.engines.protocol import Engine, EngineSettings
+from serverless_triton.backend.engines.protocol import NO_DIGESTS, Engine, EngineSettings
 from serverless_triton.backend.engines.registry import EngineRegistry
 from serverless_triton.backend.messages import ModelSpec, Span, WireShare
 from serverless_triton.backend.premapped_store import PremappedStore
+from serverless_triton.loader.chunk_hashes import digests_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -64,6 +65,7 @@ def load_engine(
         with recorder.span("worker.skeleton"):
             builder.learn(spec.directory, spec.dtype)
         store, attachment = weights.result()
+    receipt = attachment.receipt
     with recorder.span("worker.engine"):
         engine = builder.build(
             spec.directory,
@@ -79,8 +81,8 @@ def load_engine(
                 shares=tuple(Share.of_wire(share) for share in shares),
                 options=spec.options,
             ),
+            chunk_digests=digests_of(spec.checkpoint) if receipt.verified else NO_DIGESTS,
         )
-    receipt = attachment.receipt
     return LoadedEngine(engine=engine, store=store, tier=receipt.tier, bytes=receipt.bytes, spans=recorder.spans)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint, CheckpointFile
+from .checkpoint import Checkpoint, CheckpointFile, is_url
 from .errors import CheckpointUnreadable, CheckpointUnwritable, ChunkHashesInvalid
 
 SUFFIX = ".chunks.json"
@@ -54,6 +54,19 @@ def read_hashes(checkpoint: Checkpoint, file: CheckpointFile) -> ChunkHashes | N
     except OSError as error:
         raise CheckpointUnreadable(f"cannot read {path}: {error.strerror}; check its permissions") from error
     return parse_hashes_of(file, content, path)
+
+
+def digests_of(path: str) -> dict[str, tuple[str, ...]]:
+    """The digests of each file of a local checkpoint, by its name. Empty where one has none, and for a URL.
+
+    Raises CheckpointError.
+    """
+    if is_url(path):
+        return {}
+    checkpoint = Checkpoint.open(path)
+    hashes = {file.name: read_hashes(checkpoint, file) for file in checkpoint.files}
+    known = {name: found.digests for name, found in hashes.items() if found is not None}
+    return known if len(known) == len(hashes) else {}
 
 
 def write_hashes(path: Path, hashes: ChunkHashes) -> None:

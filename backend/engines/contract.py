@@ -18,10 +18,13 @@ VERSION = 1
 class ContractFacts:
     """What the digest covers.
 
-    `checkpoint`: file name → digests of its chunks in order (loader/chunk_hashes.py), or the one digest of the file.
-    `config`, `tokenizer`: digests of the files. `lora`: adapter → digest. `versions`: library → version, among them the
-    engine's own and torch's. `instruction_set`: torch.backends.cpu.get_cpu_capability(), or the GPU's name and compute
-    capability. `tile_rows` and `kv_alignment_tokens` are 0 where an engine keeps none, as in fast mode.
+    `checkpoint`: file name → digests of its chunks in order (loader/chunk_hashes.py), where the store has compared all
+    of them with what it read; else "tensors" → a digest of names, dtypes, shapes and samples, which tells models apart
+    and not every change of some weights. `config`, `tokenizer`: digests of the files. `lora`: adapter → digest.
+    `versions`: library → version, among them the engine's own, torch's and NumPy's. `instruction_set`: what chooses
+    kernels, a processor's name and instructions or a GPU's name, of each device that the model spans. `device`: its
+    kind; of several each one's, and how many of the model's parts it has. `tile_rows` and `kv_alignment_tokens` are 0
+    where an engine keeps none, as in fast mode.
     """
 
     checkpoint: Mapping[str, Sequence[str]]

@@ -17,7 +17,7 @@ from serverless_triton.backend.engines.fake_options import FakeOptions
 from serverless_triton.backend.engines.generation import Generation
 from serverless_triton.backend.engines.intake import Intake
 from serverless_triton.backend.engines.kv_budget import KVBudget
-from serverless_triton.backend.engines.protocol import EngineEvent, EngineSettings, Exactness
+from serverless_triton.backend.engines.protocol import NO_DIGESTS, EngineEvent, EngineSettings, Exactness
 from serverless_triton.backend.engines.schedule import Schedule, Work
 from serverless_triton.backend.engines.scheduled_engine import ScheduledEngine
 
@@ -94,7 +94,14 @@ class FakeEngineBuilder:
     def learn(self, checkpoint: str, dtype: str) -> None:
         pass
 
-    def build(self, checkpoint: str, tensors: Mapping[str, torch.Tensor], *, settings: EngineSettings) -> FakeEngine:
+    def build(
+        self,
+        checkpoint: str,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        settings: EngineSettings,
+        chunk_digests: Mapping[str, Sequence[str]] = NO_DIGESTS,
+    ) -> FakeEngine:
         """Raises ModelNotSupported for unknown options, FakeFault where it is told to."""
         options = FakeOptions.parse(settings.options)
         options.load()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from serverless_triton.backend.device_map import Share
@@ -231,6 +232,9 @@ class EngineSettings:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+NO_DIGESTS: Mapping[str, Sequence[str]] = MappingProxyType({})
+
+
 class EngineBuilder(Protocol):
     """Makes engines of one kind. The expensive, weight-free parts are cached in the builder and survive a fork."""
 
@@ -240,5 +244,15 @@ class EngineBuilder(Protocol):
         Raises ModelNotSupported.
         """
 
-    def build(self, checkpoint: str, tensors: Mapping[str, torch.Tensor], *, settings: EngineSettings) -> Engine:
-        """An engine over these tensors, warm: the first request finds it set up. Raises ModelNotSupported."""
+    def build(
+        self,
+        checkpoint: str,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        settings: EngineSettings,
+        chunk_digests: Mapping[str, Sequence[str]] = NO_DIGESTS,
+    ) -> Engine:
+        """An engine over these tensors, warm: the first request finds it set up. Raises ModelNotSupported.
+
+        `chunk_digests`: file name → digests of its chunks in order, where they are known to be those of the tensors.
+        """

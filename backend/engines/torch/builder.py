@@ -12,7 +12,7 @@ import torch
 
 from serverless_triton.backend.engines.chat_template import CHAT_TEMPLATE_FILES, ChatTemplate, load_chat_template
 from serverless_triton.backend.engines.intake import Intake
-from serverless_triton.backend.engines.protocol import EngineSettings, Exactness, ModelNotSupported
+from serverless_triton.backend.engines.protocol import NO_DIGESTS, EngineSettings, Exactness, ModelNotSupported
 from serverless_triton.backend.engines.schedule import Schedule
 from serverless_triton.backend.engines.torch.causal_lm import CausalLM
 from serverless_triton.backend.engines.torch.engine import TorchEngine
@@ -22,7 +22,8 @@ from serverless_triton.backend.engines.torch.exact import (
     Ground,
     decide,
     facts_of,
-    platform_of,
+    fingerprint,
+    platform_of_all,
     proven,
     tile_products,
 )
@@ -96,7 +97,14 @@ class TorchEngineBuilder:
         if not skeleton.rehearsed and torch.get_num_threads() == 1:  # with more, a child forked afterwards would hang
             _rehearse(skeleton, skeleton.dtype(dtype, {}))
 
-    def build(self, checkpoint: str, tensors: Mapping[str, torch.Tensor], *, settings: EngineSettings) -> TorchEngine:
+    def build(
+        self,
+        checkpoint: str,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        settings: EngineSettings,
+        chunk_digests: Mapping[str, Sequence[str]] = NO_DIGESTS,
+    ) -> TorchEngine:
         _check_dtype(settings.dtype)
         _check_mode(settings.mode)
         _check_no_options(settings.options)
@@ -107,8 +115,9 @@ class TorchEngineBuilder:
         placement = Placement(settings.shares, skeleton.config.num_hidden_layers) if settings.shares else None
         model = skeleton.attach(placement.moved(tensors) if placement else tensors, dtype)
         device = next(model.parameters()).device
+        runs = placement.runs() if placement else [(device, 1)]
         ground = Ground(
-            platform=platform_of(device),
+            platform=platform_of_all(runs),
             architecture=skeleton.config.model_type,
             dtype=dtype,
             threads=torch.get_num_threads(),
@@ -117,11 +126,11 @@ class TorchEngineBuilder:
         if exact:
             tile_products(model)
         facts = facts_of(
-            tensors,
+            chunk_digests or {"tensors": [fingerprint(tensors)]},
             config=self._skeletons.digest(Path(checkpoint)),
             tokenizer=self._tokenizers.digest(Path(checkpoint)),
             dtype=dtype,
-            device=device,
+            runs=runs,
             exact=exact,
         )
         shape = KVShape.of_config(skeleton.config)

@@ -10,10 +10,11 @@ only where it has been tried.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as functional
 import transformers
@@ -24,12 +25,13 @@ from serverless_triton.backend.engines.torch.kv_memory import KV_ALIGNMENT_TOKEN
 
 TILE = 16
 RECIPE = "2"  # of this engine's own arithmetic: whatever changes a bit changes it
-_SAMPLED_ELEMENTS = 256
+_SAMPLES, _SAMPLE_ELEMENTS = 32, 16  # of a tensor: each touches a page, and a cold start waits for that
 MODES = ("auto", "exact", "fast")
 # Instruction sets that choose other kernels than the vector width alone would.
 _KERNEL_SETS = ("avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "sve_bf16")
 
 Product = Callable[[torch.Tensor], torch.Tensor]
+Runs = Sequence[tuple[torch.device, int]]  # devices in order, and how many of a model's parts each has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,24 +79,35 @@ def decide(mode: str, ground: Ground) -> tuple[bool, str]:
     return mode == "exact", f"the exact suite has not passed for {ground}"
 
 
+def platform_of_all(runs: Runs) -> str:
+    """Of the devices that a model spans."""
+    return " + ".join(platform_of(device) for device, _ in runs)
+
+
 def facts_of(
-    tensors: Mapping[str, torch.Tensor],
+    checkpoint: Mapping[str, Sequence[str]],
     *,
     config: str,
     tokenizer: str,
     dtype: torch.dtype,
-    device: torch.device,
+    runs: Runs,
     exact: bool,
 ) -> ContractFacts:
     """What decides the bits of this engine's tokens, for engines that are to be its equals."""
+    kinds = [device.type if len(runs) == 1 else f"{device.type} {parts}" for device, parts in runs]
     return ContractFacts(
-        checkpoint={"tensors": [fingerprint(tensors)]},
+        checkpoint=checkpoint,
         config=config,
         tokenizer=tokenizer,
         engine="torch",
-        versions={"engine": RECIPE, "torch": str(torch.__version__), "transformers": transformers.__version__},
-        instruction_set=platform_of(device),
-        device=device.type,
+        versions={
+            "engine": RECIPE,
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+            "numpy": np.__version__,
+        },
+        instruction_set=platform_of_all(runs),
+        device=" + ".join(kinds),
         dtype=str(dtype),
         tile_rows=TILE if exact else 0,
         kv_alignment_tokens=KV_ALIGNMENT_TOKENS if exact else 0,
@@ -103,18 +116,26 @@ def facts_of(
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Of names, dtypes, shapes, and each tensor's first and last bytes.
+    """Of names, dtypes, shapes, and samples from all of each tensor: for checkpoints without hashes of their chunks.
 
-    Reading all of a large model would cost a start a tenth of a second; whether its bytes are those that were published
-    is what the store checks, chunk by chunk.
+    Two that differ in few places may have the same one. To read all of a large model would cost a start a tenth of a
+    second.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        flat = tensor.detach().reshape(-1)
-        for part in (flat[:_SAMPLED_ELEMENTS], flat[-_SAMPLED_ELEMENTS:]):
+        for part in _samples(tensor.detach().reshape(-1)):
             digest.update(part.contiguous().cpu().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _samples(flat: torch.Tensor) -> Sequence[torch.Tensor]:
+    """All of a small tensor; of another pieces at equal distances, and its end."""
+    distance = len(flat) // _SAMPLES
+    if distance < _SAMPLE_ELEMENTS:
+        return (flat,)
+    spread = flat[: _SAMPLES * distance].view(_SAMPLES, distance)
+    return spread[:, :_SAMPLE_ELEMENTS], flat[-_SAMPLE_ELEMENTS:]
 
 
 def tile_products(model: Any, rows: int = TILE) -> None:

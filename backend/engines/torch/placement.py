@@ -7,6 +7,7 @@ embeddings, once a device and step. KV memory lies beside its layers (`SpannedKV
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -49,13 +50,13 @@ class Placement:
     def spans(self) -> bool:
         return len(self._names()) > 1
 
+    def runs(self) -> list[tuple[torch.device, int]]:
+        """How many of the parts, in order, each device has."""
+        return _runs(self._devices)
+
     def layer_runs(self) -> list[tuple[torch.device, int]]:
         """How many of the layers, in order, each device has."""
-        runs: list[tuple[torch.device, int]] = []
-        for device in self._devices[1 : self._layers + 1]:
-            before = runs.pop()[1] if runs and runs[-1][0] == device else 0
-            runs.append((device, before + 1))
-        return runs
+        return _runs(self._devices[1 : self._layers + 1])
 
     def moved(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A checkpoint's tensors where they belong; uncopied where they are there."""
@@ -72,6 +73,10 @@ class Placement:
 
     def _names(self) -> set[str]:
         return set(map(str, self._devices))
+
+
+def _runs(devices: Sequence[torch.device]) -> list[tuple[torch.device, int]]:
+    return [(device, len(list(parts))) for device, parts in groupby(devices)]
 
 
 class _Crossings:

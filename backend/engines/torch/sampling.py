@@ -2,7 +2,8 @@
 
 The noise is a function of seed and position alone, so that a stream goes on identically wherever it is resumed. Philox
 (Salmon et al., SC '11) counts positions, and Gumbel-max makes a draw of it: the argmax of logit + Gumbel noise is
-distributed as the softmax, without a sum whose rounding could depend on the machine.
+distributed as the softmax, without a sum. NumPy's logarithm may round differently on another processor or in another
+release, so both are part of the exactness contract.
 """
 
 from __future__ import annotations

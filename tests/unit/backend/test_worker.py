@@ -93,7 +93,7 @@ class HandStore:
 
     def attach(self, checkpoint: Path) -> Any:
         assert self.is_mapped
-        return SimpleNamespace(tensors={}, receipt=SimpleNamespace(tier="dram", bytes=10))
+        return SimpleNamespace(tensors={}, receipt=SimpleNamespace(tier="dram", bytes=10, verified=False))
 
 
 class Bench:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from serverless_triton.backend.device_map import Share
 from serverless_triton.backend.engines.fake import FakeEngine
 from serverless_triton.backend.engines.protocol import EngineSettings
 from serverless_triton.backend.messages import ModelSpec
 from serverless_triton.backend.worker_load import load_engine
+from serverless_triton.loader.chunk_hashes import ChunkHashes, render_hashes
 
 SPEC = ModelSpec(checkpoint="/models/a", checkpoint_bytes=10, kv_cache_bytes=60, step_tokens=7)
 
@@ -18,6 +23,7 @@ class HandBuilder:
     """Implements protocol.EngineBuilder and stands in for the registry; keeps the settings."""
 
     settings: EngineSettings
+    chunk_digests: Any
 
     def builder(self, name: str) -> HandBuilder:
         return self
@@ -25,17 +31,20 @@ class HandBuilder:
     def learn(self, checkpoint: str, dtype: str) -> None:
         pass
 
-    def build(self, checkpoint: str, tensors: Any, *, settings: EngineSettings) -> FakeEngine:
-        self.settings = settings
+    def build(self, checkpoint: str, tensors: Any, *, settings: EngineSettings, chunk_digests: Any) -> FakeEngine:
+        self.settings, self.chunk_digests = settings, chunk_digests
         return FakeEngine(max_sequence_tokens=64, max_streams=2)
 
 
 class HandStore:
+    def __init__(self, verified: bool = False) -> None:
+        self.verified = verified
+
     def take(self) -> HandStore:
         return self
 
     def attach(self, checkpoint: str) -> Any:
-        return SimpleNamespace(tensors={}, receipt=SimpleNamespace(tier="dram", bytes=10))
+        return SimpleNamespace(tensors={}, receipt=SimpleNamespace(tier="dram", bytes=10, verified=self.verified))
 
 
 def settings_for(shares: Any) -> EngineSettings:
@@ -52,3 +61,19 @@ def test_an_engine_gets_the_models_limits_and_the_shares_that_the_agent_granted(
 
 def test_without_shares_an_engine_computes_where_the_tensors_are() -> None:
     assert settings_for([]).shares == ()
+
+
+def hashed_checkpoint(folder: Path) -> Path:
+    (folder / "model.safetensors").write_bytes(b"x" * 10)
+    hashes = ChunkHashes(file_bytes=10, digests=("ab" * 16,))
+    (folder / "model.safetensors.chunks.json").write_bytes(render_hashes(hashes))
+    return folder
+
+
+@pytest.mark.parametrize(("verified", "digests"), [(True, {"model.safetensors": ("ab" * 16,)}), (False, {})])
+def test_an_engine_hears_the_digests_that_the_store_has_compared(
+    tmp_path: Path, verified: bool, digests: dict[str, tuple[str, ...]]
+) -> None:
+    builder, spec = HandBuilder(), replace(SPEC, checkpoint=str(hashed_checkpoint(tmp_path)))
+    load_engine(builder, HandStore(verified), spec)  # type: ignore[arg-type]
+    assert builder.chunk_digests == digests

@@ -10,9 +10,19 @@ import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from serverless_triton.backend.engines.protocol import GenerationRequest, ModelNotSupported
+from serverless_triton.backend.engines.contract import ContractFacts
+from serverless_triton.backend.engines.protocol import EngineSettings, GenerationRequest, ModelNotSupported
 from serverless_triton.backend.engines.torch import exact
-from serverless_triton.backend.engines.torch.exact import TILE, Ground, decide, fingerprint, platform_of, tile_products
+from serverless_triton.backend.engines.torch.builder import TorchEngineBuilder
+from serverless_triton.backend.engines.torch.exact import (
+    TILE,
+    Ground,
+    decide,
+    facts_of,
+    fingerprint,
+    platform_of,
+    tile_products,
+)
 
 CPU = torch.device("cpu")
 
@@ -136,6 +146,46 @@ def test_a_fingerprint_is_that_of_names_shapes_and_values() -> None:
         {"a": tensors["a"].double(), "b": tensors["b"]},
     )
     assert mine not in {fingerprint(other) for other in others}
+
+
+def test_a_fingerprint_changes_with_what_lies_inside_a_tensor() -> None:
+    rows = torch.zeros(1000, 64)
+    edited = rows.clone()
+    edited[10:990] += 1
+    assert fingerprint({"a": edited}) != fingerprint({"a": rows})
+
+
+def test_a_contract_is_that_of_the_chunks_where_their_digests_are_known(llama: Any) -> None:
+    def contract(tensors: Any, digests: Any) -> str:
+        settings = EngineSettings(dtype="float32", max_sequence_tokens=64, max_streams=1)
+        builder = TorchEngineBuilder()
+        return builder.build(str(llama.path), tensors, settings=settings, chunk_digests=digests).exactness.contract
+
+    other = {**llama.tensors, "model.norm.weight": llama.tensors["model.norm.weight"] + 1}
+    mine = contract(llama.tensors, {"model.safetensors": ("ab",)})
+    assert contract(other, {"model.safetensors": ("ab",)}) == mine
+    assert contract(llama.tensors, {"model.safetensors": ("cd",)}) != mine
+    assert contract(llama.tensors, {}) != mine
+
+
+CPU_RUNS = [(CPU, 1)]
+
+
+def facts(runs: Any) -> ContractFacts:
+    return facts_of({"a": ["11"]}, config="c", tokenizer="t", dtype=torch.float32, runs=runs, exact=True)
+
+
+def test_a_contract_names_every_device_and_what_it_has() -> None:
+    two = [torch.device("xpu:0"), torch.device("xpu:1")]
+    assert (facts(CPU_RUNS).device, facts(CPU_RUNS).instruction_set) == ("cpu", platform_of(CPU))
+    assert facts([(two[0], 9)]).device == "xpu"
+    spanning = facts([(two[0], 5), (two[1], 4)])
+    assert (spanning.device, spanning.instruction_set) == ("xpu 5 + xpu 4", "xpu + xpu")
+    assert spanning.digest() != facts([(two[0], 4), (two[1], 5)]).digest()
+
+
+def test_a_contract_is_that_of_the_libraries_that_compute_and_draw() -> None:
+    assert set(facts(CPU_RUNS).versions) == {"engine", "torch", "transformers", "numpy"}
 
 
 def test_an_unknown_mode_is_refused(llama: Any) -> None:

@@ -75,6 +75,13 @@ def test_exact_mode_works_across_devices(checkpoint: Any, drive: Callable[..., A
     assert spanning[1].ids == alone[1].ids
 
 
+def test_another_split_is_another_contract(checkpoint: Any, devices: EmulatedDevices) -> None:
+    model = checkpoint("llama")
+    splits = [shares(2, 4), shares(3, 3), shares(6)]
+    contracts = [model.build(mode="exact", shares=split).exactness.contract for split in splits]
+    assert len({*contracts, model.build(mode="exact", shares=shares(2, 4)).exactness.contract}) == 3
+
+
 def test_a_single_share_puts_all_of_a_model_on_its_device(
     checkpoint: Any, drive: Callable[..., Any], devices: EmulatedDevices
 ) -> None:
@@ -109,4 +116,5 @@ def test_devices_of_several_kinds_are_refused() -> None:
 def test_layers_are_counted_by_device() -> None:
     placement = Placement(shares(2, 3, 1), layers=3)
     assert [(str(device), count) for device, count in placement.layer_runs()] == [("xpu:0", 1), ("xpu:1", 2)]
+    assert [(str(device), count) for device, count in placement.runs()] == [("xpu:0", 2), ("xpu:1", 3), ("xpu:2", 1)]
     assert (str(placement.home), str(placement.end)) == ("xpu:0", "xpu:1")

@@ -170,3 +170,14 @@ def test_linked_files_have_their_hashes_beside_the_link(shard: Path, tmp_path: P
 
     assert sidecar_of(link).exists()
     assert not sidecar_of(shard).exists()
+
+
+def test_digests_of_a_checkpoint_are_those_of_each_of_its_files_or_none(shard: Path) -> None:
+    assert chunk_hashes.digests_of(str(shard)) == {}
+    hash_checkpoint(shard)
+    digests = json.loads(sidecar_of(shard).read_bytes())["digests"]
+    assert chunk_hashes.digests_of(str(shard)) == {shard.name: tuple(digests)}
+
+
+def test_digests_of_a_url_are_not_known_here() -> None:
+    assert chunk_hashes.digests_of("https://host/model") == {}
