@@ -37,6 +37,7 @@ class Generate:
     resume_token_ids: list[int] = field(default_factory=list)
     sampling_parameters: dict[str, Any] = field(default_factory=dict)
     reservation: str | None = None  # the stream whose catch-up (of this attempt) it goes on from
+    deadline_unix_s: int | None = None  # for the token state that it may be frozen into
 
     @property
     def next_position(self) -> int:

@@ -29,7 +29,7 @@ TensorOf = Callable[[str], "Array | None"]  # an input's array by its name, None
 # Request parameters that the stub itself reads; any other one is a sampling parameter, as in Triton's generate
 # extension.
 _OWN_PARAMETERS = {
-    "attempt", "token_state", "reservation", "start_position", "freeze",
+    "attempt", "token_state", "deadline_unix_s", "reservation", "start_position", "freeze",
     "triton_enable_empty_final_response", "priority", "timeout", "sequence_id",
 }  # fmt: skip
 
@@ -54,6 +54,7 @@ def read_request(request: int, tensor: TensorOf, parameters: dict[str, Any]) -> 
         resume_token_ids=_token_ids("resume_token_ids", tensor) or [],
         sampling_parameters=_sampling_parameters(tensor, parameters),
         reservation=_name("reservation", parameters),
+        deadline_unix_s=_count("deadline_unix_s", parameters) or None,
     )
     is_round = message.reservation is not None and _is_zero(parameters.get("max_tokens"))
     return _as_round(message, _count("start_position", parameters)) if is_round else message

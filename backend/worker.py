@@ -97,7 +97,8 @@ class Worker:
         self._model = ""
         self._loaded: Loaded | None = None
         self._stub: StubLink | None = None
-        self._frozen: dict[int, str] = {}  # token states of requests whose last event is still to come
+        # What requests whose last event is still to come were frozen into: a token state, or why there is none.
+        self._frozen: dict[int, str | Failed] = {}
         self._stats: Stats | None = None  # last told
         self._ticked_s = clock()
         self._stopping = False
@@ -137,7 +138,8 @@ class Worker:
             self._give_up(error)
             return
         for event in events:
-            self._tell_stub(message_of(event, self._frozen.pop(event.request, None)))
+            frozen = self._frozen.pop(event.request, None)
+            self._tell_stub(frozen if isinstance(frozen, Failed) else message_of(event, frozen))
 
     def _tick(self, engine: Engine) -> None:
         now_s = self._clock()
@@ -305,7 +307,10 @@ class Worker:
             self._give_up(error)
 
     def _freeze(self, message: Freeze) -> None:
-        """A request that has ended meanwhile has said so."""
+        """A request that has ended meanwhile has said so.
+
+        One whose state cannot be said has ended here all the same: as UNAVAILABLE, to go on elsewhere from a journal.
+        """
         if self._engine is None:
             return
         try:
@@ -314,6 +319,8 @@ class Worker:
             logger.info("freeze_too_late model=%s", self._model)
         except TokenStateError as error:
             logger.error("freeze_failed model=%s error=%s", self._model, error)
+            why = f"a request to model '{self._model}' ended without a token state: {error}"
+            self._frozen[message.request] = Failed(request=message.request, code="UNAVAILABLE", message=why)
         except Exception as error:  # noqa: BLE001 - as in `_turn`
             self._give_up(error)
 

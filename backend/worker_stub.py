@@ -161,6 +161,7 @@ def generation_of(message: Generate) -> GenerationRequest:
         reservation=None
         if message.reservation is None
         else Reservation(stream=message.reservation, attempt=message.attempt),
+        deadline_unix_s=message.deadline_unix_s,
     )
 
 

@@ -15,7 +15,10 @@ from serverless_triton.backend.token_state import StopState, TokenState
 
 
 class Generation:
-    """`room_tokens` is what the KV memory leaves for the answer; `ids` is the answer so far, resumed ids included."""
+    """`room_tokens` is what the KV memory leaves for the answer; `ids` is the answer so far, resumed ids included.
+
+    `deadline_unix_s` is its client's, for the state that it is frozen into.
+    """
 
     def __init__(
         self,
@@ -26,8 +29,10 @@ class Generation:
         tokenizer: Tokenizer | None,
         eos_ids: Collection[int],
         room_tokens: int,
+        deadline_unix_s: float | None = None,
     ) -> None:
         self.request = request
+        self.deadline_unix_s = deadline_unix_s
         self.prompt_ids = tuple(prompt_ids)
         self.parameters = parameters
         self.ids: list[int] = []
@@ -89,7 +94,7 @@ class Generation:
             sampling_parameters=parameters,
             seed=seed,
             stop_state=StopState(held_text=self._stops.held_text),
-            deadline_unix_s=None,
+            deadline_unix_s=self.deadline_unix_s,
             contract=contract,
         )
 

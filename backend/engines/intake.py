@@ -38,6 +38,7 @@ class Intake:
             tokenizer=self.tokenizer,
             eos_ids=self.eos_ids,
             room_tokens=self._room(prompt_ids),
+            deadline_unix_s=request.deadline_unix_s if isinstance(request, GenerationRequest) else None,
         )
         if parameters.min_tokens and len(generation.stop_ids) >= self.vocabulary:
             raise InvalidRequest("every token is a stop token, and none may come before min_tokens; name fewer of them")

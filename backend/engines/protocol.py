@@ -60,7 +60,7 @@ class GenerationRequest:
     the `input_ids` that its first event told: a template may write the date.
 
     `reservation` takes over what was caught up under it. That works once; one that is unknown or has expired costs only
-    the time of computing again.
+    the time of computing again. `deadline_unix_s` does nothing here: it goes on with the state that `freeze` returns.
     """
 
     request: int
@@ -70,6 +70,7 @@ class GenerationRequest:
     resume_token_ids: Sequence[int] = ()
     sampling_parameters: Mapping[str, Any] = field(default_factory=dict)
     reservation: Reservation | None = None
+    deadline_unix_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +186,7 @@ class Engine(Protocol):
     def freeze(self, request: int) -> TokenState:
         """Ends a generation at the next step, with finish reason "frozen" and no further token; the state goes on.
 
-        It has no deadline: engines know none. Raises UnknownRequest, also for one that has ended and for a round.
+        Raises UnknownRequest, also for one that has ended and for a round.
         """
 
     def release(self, reservation: Reservation) -> None:

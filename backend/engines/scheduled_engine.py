@@ -292,7 +292,7 @@ def _continued(intake: Intake, reserved: Reserved | None, request: GenerationReq
         return None
     intake.check_resumed(ids)
     generation.replay(ids[len(generation.ids) :])
-    generation.request = request.request
+    generation.request, generation.deadline_unix_s = request.request, request.deadline_unix_s
     return generation
 
 

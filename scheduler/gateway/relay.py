@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
@@ -132,6 +133,12 @@ class RelayedStream:
         limit = self._relay.limits.overall_timeout_s
         return None if limit is None else asyncio.get_running_loop().time() + limit
 
+    def _by_wall_clock(self, deadline: float | None) -> int | None:
+        """In whole seconds since 1970, not before the deadline: Triton passes whole numbers on."""
+        if deadline is None:
+            return None
+        return math.ceil(self._relay.wall_clock() + deadline - asyncio.get_running_loop().time())
+
     async def _admit(self, deadline: float | None) -> Assignment:
         limits = [self._relay.limits.admission_timeout_s]
         if deadline is not None:
@@ -154,7 +161,7 @@ class RelayedStream:
     @contextmanager
     def _call(self, assignment: Assignment, deadline: float | None) -> Iterator[tuple[UpstreamCall, Watchdog]]:
         try:
-            request = self._request.upstream(self.id, self._journal.resume_point())
+            request = self._request.upstream(self.id, self._journal.resume_point(), self._by_wall_clock(deadline))
             call = self._relay.upstream.infer(assignment.grpc_address, request)
             limit = self._relay.limits.inactivity_timeout_s
             watchdog = Watchdog(call, assignment, inactivity_s=limit, deadline=deadline)

@@ -32,7 +32,9 @@ PROMPTS = ("text_input", "input_ids", "messages")
 _SEED_BITS = 53  # exact in JSON whoever reads it
 _MOST_LEVELS = 16  # of lists and objects in each other; more could not be written back as JSON
 EMPTY_FINAL = "triton_enable_empty_final_response"
-_PRIVATE_PARAMETERS = frozenset({*PRIVATE_INPUTS, "attempt", "token_state", "reservation", "start_position", "freeze"})
+_PRIVATE_PARAMETERS = frozenset(
+    {*PRIVATE_INPUTS, "attempt", "token_state", "deadline_unix_s", "reservation", "start_position", "freeze"}
+)
 # Triton's own, which never reach a model: parameter → the kinds it takes.
 _TRITON_PARAMETERS = {
     "sequence_id": ("int64_param", "string_param"),
@@ -65,8 +67,10 @@ class GenerationRequest:
     outputs: frozenset[str]
     queue_timeout_s: float | None
 
-    def upstream(self, stream: StreamId, resume: ResumePoint) -> pb.ModelInferRequest:
-        """The request a replica gets for this stream's attempt.
+    def upstream(
+        self, stream: StreamId, resume: ResumePoint, deadline_unix_s: int | None = None
+    ) -> pb.ModelInferRequest:
+        """The request a replica gets for this stream's attempt. The deadline is for whoever the replica hands it to.
 
         A resumed one gets the prompt's ids as soon as they are known: a chat template may write the date.
         """
@@ -85,6 +89,8 @@ class GenerationRequest:
             add_input(request, tensor)
         request.parameters["token_state"].bool_param = True
         request.parameters["attempt"].int64_param = resume.attempt
+        if deadline_unix_s is not None:
+            request.parameters["deadline_unix_s"].int64_param = deadline_unix_s
         request.parameters[EMPTY_FINAL].bool_param = True
         return request
 

@@ -140,7 +140,12 @@ async def test_sampling_settings_reach_the_backend_however_they_are_written(http
     said = json.loads(raw[4:])
     assert isinstance(said.pop("seed"), int)  # drawn once for the stream, so that a resume draws the same
     assert said == {"temperature": 0.5, "max_tokens": 9, "top_p": 0.9}
-    assert set(request.parameters) == {"token_state", "attempt", "triton_enable_empty_final_response"}
+    assert set(request.parameters) == {
+        "token_state",
+        "attempt",
+        "deadline_unix_s",
+        "triton_enable_empty_final_response",
+    }
 
 
 @pytest.mark.parametrize(

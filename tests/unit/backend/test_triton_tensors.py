@@ -29,6 +29,17 @@ def test_request_parameters_are_sampling_parameters_unless_they_are_tritons_or_o
     assert (message.sampling_parameters, message.attempt) == ({"top_k": 5}, 2)
 
 
+def test_a_deadline_comes_along_where_there_is_one():
+    message = read({"deadline_unix_s": 1_800_000_000}, text_input=strings(b"x"))
+    assert isinstance(message, Generate)
+    assert (message.deadline_unix_s, message.sampling_parameters) == (1_800_000_000, {})
+    without = read(text_input=strings(b"x"))
+    assert isinstance(without, Generate)
+    assert without.deadline_unix_s is None
+    with pytest.raises(ValueError, match="'deadline_unix_s'"):
+        read({"deadline_unix_s": "soon"}, text_input=strings(b"x"))
+
+
 def test_the_tensor_wins_over_request_parameters():
     message = read({"top_k": 5}, text_input=strings(b"x"), sampling_parameters=strings(b'{"top_k": 6}'))
     assert message.sampling_parameters == {"top_k": 6}

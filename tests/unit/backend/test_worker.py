@@ -9,12 +9,14 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from serverless_triton.backend import token_state
 from serverless_triton.backend.channel import Channel, ChannelClosed
 from serverless_triton.backend.engines.fake import FakeEngine
 from serverless_triton.backend.engines.protocol import GenerationRequest
@@ -343,7 +345,7 @@ def test_what_was_caught_up_is_gone_on_from_once(bench: Bench):
 
 def test_a_frozen_request_ends_with_a_state_that_goes_on_where_it_ended(bench: Bench):
     stub = bench.serve()
-    stub.send(prompt(1, max_tokens=20))
+    stub.send(replace(prompt(1, max_tokens=20), deadline_unix_s=1_800_000_000))
     bench.engine.steps.put(None)
     first = heard(stub)
     assert isinstance(first, Tokens)
@@ -355,7 +357,23 @@ def test_a_frozen_request_ends_with_a_state_that_goes_on_where_it_ended(bench: B
     state = parse_token_state(tokens[-1].token_state or "")
     assert list(state.output_ids) == [*first.output_ids, *(i for m in tokens for i in m.output_ids)]
     assert bytes(state.prompt_ids).decode() == SECRET
-    assert state.resume_parameters["max_tokens"] == 20
+    assert (state.resume_parameters["max_tokens"], state.deadline_unix_s) == (20, 1_800_000_000)
+
+
+def test_a_frozen_request_whose_state_is_over_a_bound_fails_instead(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(token_state, "MAX_BYTES", 10)
+    stub = bench.serve()
+    stub.send(prompt(1, max_tokens=20))
+    bench.engine.steps.put(None)
+    assert isinstance(heard(stub), Tokens)
+    bench.ask(Freeze(request=1))
+    for _ in range(100):
+        bench.engine.steps.put(None)
+    last = heard_to_the_end(stub)[-1]
+    assert isinstance(last, Failed)
+    assert (last.request, last.code) == (1, "UNAVAILABLE")
+    assert "without a token state: a token state of" in last.message
+    assert SECRET not in last.message
 
 
 def test_a_request_that_has_ended_is_not_frozen(bench: Bench):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -255,6 +256,16 @@ def test_a_frozen_request_keeps_the_seed_that_was_drawn_for_it() -> None:
     engine = build()
     engine.submit(ask(1, temperature=1.0))
     assert isinstance(engine.freeze(1).seed, int)
+
+
+@pytest.mark.parametrize("caught_up", [False, True])
+def test_a_frozen_state_has_the_deadline_that_its_request_had(caught_up: bool) -> None:
+    engine = build()
+    if caught_up:
+        engine.catch_up(round_(1, 0, 20))
+        run(engine)
+    engine.submit(replace(ask(2, resume=20, reservation=KEY), deadline_unix_s=1_800_000_000))
+    assert engine.freeze(2).deadline_unix_s == 1_800_000_000
 
 
 def test_only_what_is_a_generation_can_be_frozen() -> None:

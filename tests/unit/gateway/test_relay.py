@@ -280,6 +280,23 @@ async def test_overall_deadline_ends_the_stream(relay, upstream, admission, stre
     assert balanced(admission)
 
 
+async def test_a_replica_hears_the_deadline_by_the_wall_clock_rounded_up(relay, upstream, streamed):
+    limits = RelayLimits(overall_timeout_s=60.0)
+    task = asyncio.ensure_future(collect(replace(relay, limits=limits, wall_clock=lambda: 1000.5).open(streamed)))
+    call = await upstream.call(0)
+    assert call.request.parameters["deadline_unix_s"].int64_param in (1060, 1061)  # loop time goes on
+    call.tokens(0, 1, finish_reason="stop")
+    await task
+
+
+async def test_a_stream_without_a_deadline_tells_none(relay, upstream, streamed):
+    task = asyncio.ensure_future(collect(replace(relay, limits=RelayLimits(overall_timeout_s=None)).open(streamed)))
+    call = await upstream.call(0)
+    assert "deadline_unix_s" not in call.request.parameters
+    call.tokens(0, 1, finish_reason="stop")
+    await task
+
+
 async def test_every_start_leaves_a_receipt(relay, admission, streamed):
     upstream = FakeUpstream(FakeEngine(count=3, deaths=[2]))
     relay = replace(relay, upstream=upstream)

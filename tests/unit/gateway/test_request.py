@@ -73,7 +73,7 @@ def test_sampling_parameters_may_be_nested(parse):
     assert "guide" in parse(infer_request(string_tensor("sampling_parameters", text))).sampling_parameters
 
 
-@pytest.mark.parametrize("name", ["attempt", "token_state", "resume_token_ids"])
+@pytest.mark.parametrize("name", ["attempt", "token_state", "resume_token_ids", "deadline_unix_s"])
 def test_token_state_is_the_gateways(parse, name):
     request = infer_request()
     request.parameters[name].int64_param = 1
@@ -182,6 +182,9 @@ def test_what_goes_upstream(parse):
     assert json.loads(tensors["sampling_parameters"].strings()[0]) == {"seed": 3}
     assert sent.parameters["attempt"].int64_param == 2
     assert "resume_token_ids" not in read_request_tensors(parse(request).upstream(StreamId("s1"), START))
+    assert "deadline_unix_s" not in sent.parameters
+    timed = parse(request).upstream(StreamId("s1"), START, deadline_unix_s=1_800_000_000)
+    assert timed.parameters["deadline_unix_s"].int64_param == 1_800_000_000
 
 
 def test_prompts_stay_out_of_reprs(parse):
