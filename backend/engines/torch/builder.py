@@ -113,7 +113,7 @@ class TorchEngineBuilder:
         _check_length(skeleton.config, settings.max_sequence_tokens)
         dtype = skeleton.dtype(settings.dtype, tensors)
         placement = Placement(settings.shares, skeleton.config.num_hidden_layers) if settings.shares else None
-        model = skeleton.attach(placement.moved(tensors) if placement else tensors, dtype)
+        model = skeleton.attach(tensors, dtype, placement.device_of if placement else None)
         device = next(model.parameters()).device
         runs = placement.runs() if placement else [(device, 1)]
         ground = Ground(
@@ -142,6 +142,8 @@ class TorchEngineBuilder:
         else:
             skeleton.window_tokens = causal_lm.rehearse()
         _check_window(skeleton.window_tokens, settings.max_sequence_tokens)
+        if placement:  # what building took for a while would count as wasted for good (backend/retirement.py)
+            torch.cuda.empty_cache()
         intake = Intake(
             tokenizer=tokenizer,
             vocabulary=skeleton.config.vocab_size,

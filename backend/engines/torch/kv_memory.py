@@ -54,17 +54,18 @@ class KVPlan:
     def of(cls, shape: KVShape, dtype: torch.dtype, device: torch.device, settings: EngineSettings) -> KVPlan:
         """Raises ModelNotSupported where the budget does not hold one sequence of full length."""
         longest, token_bytes = settings.max_sequence_tokens, shape.token_bytes(dtype)
-        full = settings.max_streams * longest
+        is_allocated = device.type != "cpu"  # then a slot counts as a whole, used or not
+        least, slots = _aligned(longest) if is_allocated else longest, settings.max_streams
         given = settings.kv_cache_bytes
-        total_tokens = full if given is None else min(full, given // token_bytes)
-        slots = settings.max_streams
-        if device.type != "cpu":  # memory that is allocated counts, used or not
-            slots = max(min(slots, total_tokens // _aligned(longest)), 1)
-        if total_tokens < longest:
+        room_tokens = slots * least if given is None else given // token_bytes
+        if room_tokens < least:
             raise ModelNotSupported(
-                f"kv_cache_bytes is {given}, and one sequence of {longest} tokens needs {longest * token_bytes}; "
+                f"kv_cache_bytes is {given}, and one sequence of {longest} tokens needs {least * token_bytes}; "
                 "raise it or lower max_sequence_tokens"
             )
+        if is_allocated:
+            slots = min(slots, room_tokens // least)
+        total_tokens = min(settings.max_streams * longest, room_tokens)
         return cls(slots=slots, total_tokens=total_tokens, max_sequence_tokens=longest)
 
     def budget(self) -> KVBudget:

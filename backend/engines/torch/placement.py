@@ -6,7 +6,7 @@ embeddings, once a device and step. KV memory lies beside its layers (`SpannedKV
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -58,9 +58,9 @@ class Placement:
         """How many of the layers, in order, each device has."""
         return _runs(self._devices[1 : self._layers + 1])
 
-    def moved(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A checkpoint's tensors where they belong; uncopied where they are there."""
-        return {name: tensor.to(self._devices[part_of(name, self._layers)]) for name, tensor in tensors.items()}
+    def device_of(self, name: str) -> torch.device:
+        """Where the checkpoint's tensor of this name belongs."""
+        return self._devices[part_of(name, self._layers)]
 
     def connect(self, model: Any) -> None:
         """Have what enters each part of this model, whose weights are in place, follow to its device."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,21 +72,31 @@ class Skeleton:
             return configured
         return next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
 
-    def attach(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Any:
-        """The model with these weights, uncopied where their dtype is `dtype`. Raises ModelNotSupported."""
+    def attach(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        dtype: torch.dtype,
+        device_of: Callable[[str], torch.device] | None = None,
+    ) -> Any:
+        """The model with these weights, uncopied where they have this dtype and are where `device_of` their names says.
+
+        Others are converted on their way: a device never holds one twice. Raises ModelNotSupported.
+        """
         tensors = _with_prefix(tensors, self._model.base_model_prefix, {place.name for place in self._places})
         found = {place.name: _find(place, tensors) for place in self._places}
         self._check(found, tensors)
-        parameters: dict[int, torch.nn.Parameter] = {}  # one for all places that a tensor fills, so that ties stay ties
+        parameters: dict[str, torch.nn.Parameter] = {}  # one for all places that a tensor fills, so that ties stay ties
         for place in self._places:
-            tensor = found[place.name]
-            assert tensor is not None
+            name = found[place.name]
+            assert name is not None
+            tensor = tensors[name]
+            device = tensor.device if device_of is None else device_of(name)
             if place.buffer:
-                setattr(place.module, place.attribute, tensor)
+                setattr(place.module, place.attribute, tensor.to(device))
                 continue
-            if id(tensor) not in parameters:
-                parameters[id(tensor)] = torch.nn.Parameter(tensor.to(dtype), requires_grad=False)
-            place.module._parameters[place.attribute] = parameters[id(tensor)]
+            if name not in parameters:
+                parameters[name] = torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False)
+            place.module._parameters[place.attribute] = parameters[name]
         self._move_computed_buffers(next(iter(parameters.values())).device)
         return self._model
 
@@ -103,8 +113,8 @@ class Skeleton:
             tensors = place.module._buffers if place.buffer else place.module._parameters
             tensors[place.attribute] = place.meta
 
-    def _check(self, found: Mapping[str, torch.Tensor | None], tensors: Mapping[str, torch.Tensor]) -> None:
-        missing = [name for name, tensor in found.items() if tensor is None]
+    def _check(self, found: Mapping[str, str | None], tensors: Mapping[str, torch.Tensor]) -> None:
+        missing = [place for place, name in found.items() if name is None]
         if missing:
             raise ModelNotSupported(f"the checkpoint lacks {_listed(missing)}, which {self._what} needs")
         known = {name for place in self._places for name in place.names}
@@ -112,8 +122,7 @@ class Skeleton:
         if unexpected:
             raise ModelNotSupported(f"the checkpoint has {_listed(unexpected)}, which {self._what} has no place for")
         for place in self._places:
-            tensor = found[place.name]
-            assert tensor is not None
+            tensor = tensors[found[place.name] or place.name]
             if tensor.shape != place.meta.shape:
                 shapes = f"shape {list(tensor.shape)} where {self._what} needs {list(place.meta.shape)}"
                 raise ModelNotSupported(f"the checkpoint's {place.name} has {shapes}")
@@ -258,9 +267,9 @@ def _initialised(model: Any, before: int) -> dict[str, torch.Tensor]:
     return {f"{type(m).__name__}.{name}": m._buffers[name].clone() for m, name in _computed_buffers(model)}
 
 
-def _find(place: Place, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    own = tensors.get(place.name)  # a checkpoint may hold both ends of a tie, and they may differ
-    return own if own is not None else next((tensors[name] for name in place.names if name in tensors), None)
+def _find(place: Place, tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """The name under which the checkpoint has it: of a tie it may hold both ends, and they may differ."""
+    return next((name for name in (place.name, *place.names) if name in tensors), None)
 
 
 def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str, wanted: set[str]) -> Mapping[str, torch.Tensor]:

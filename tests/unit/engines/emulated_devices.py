@@ -17,13 +17,16 @@ CPU = torch.device("cpu")
 
 
 class EmulatedDevices(TorchFunctionMode):
-    """Active as a context manager. `computed` counts the functions by device, `crossed` the copies between two."""
+    """Active as a context manager. `computed` counts the functions by device, `crossed` the copies between two, and
+    `converted_there` what was converted on another device than the CPU, where it lies twice while that lasts.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._homes: dict[int, torch.device] = {}
         self.computed: Counter[str] = Counter()
         self.crossed: Counter[tuple[str, str]] = Counter()
+        self.converted_there = 0
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -58,6 +61,8 @@ class EmulatedDevices(TorchFunctionMode):
             moved = moved.to(*rest, **kwargs) if rest or kwargs else moved
         if after != before:
             self.crossed[str(before), str(after)] += 1
+        elif before != CPU and moved.dtype != tensor.dtype:
+            self.converted_there += 1
         self._settle(moved, after)
         return moved
 

@@ -129,6 +129,31 @@ def test_the_budget_is_what_the_repository_promises(checkpoint: Callable[[str], 
     assert plan.total_tokens * shape.token_bytes(torch.bfloat16) == promised
 
 
+SHAPE = KVShape(layers=2, kv_heads=1, head_dim=4)
+TOKEN_BYTES = SHAPE.token_bytes(torch.float32)
+GPU = torch.device("cuda")
+
+
+def gpu_plan(kv_tokens: int | None, max_sequence_tokens: int = 200, max_streams: int = 3) -> KVPlan:
+    settings = EngineSettings(
+        max_sequence_tokens=max_sequence_tokens,
+        max_streams=max_streams,
+        kv_cache_bytes=None if kv_tokens is None else kv_tokens * TOKEN_BYTES,
+    )
+    return KVPlan.of(SHAPE, torch.float32, GPU, settings)
+
+
+@pytest.mark.parametrize(("kv_tokens", "slots"), [(256, 1), (511, 1), (512, 2), (600, 2), (5000, 3), (None, 3)])
+def test_slots_on_a_gpu_take_no_more_than_their_budget(kv_tokens: int | None, slots: int) -> None:
+    assert gpu_plan(kv_tokens).slots == slots  # each is allocated with 256 tokens, a multiple of 128
+
+
+@pytest.mark.parametrize("kv_tokens", [199, 200, 255])
+def test_a_budget_on_a_gpu_below_one_whole_slot_is_refused(kv_tokens: int) -> None:
+    with pytest.raises(ModelNotSupported, match=f"one sequence of 200 tokens needs {256 * TOKEN_BYTES}"):
+        gpu_plan(kv_tokens)
+
+
 @pytest.mark.parametrize("max_streams", [2**40, 2**60])
 def test_a_pool_that_no_memory_holds_is_refused_with_what_to_lower(llama: Any, max_streams: int) -> None:
     with pytest.raises(ModelNotSupported, match=rf"no memory for the KV cache of \d+ bytes; lower.*{max_streams}"):

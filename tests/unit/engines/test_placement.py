@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from serverless_triton.backend.device_map import Share
 from serverless_triton.backend.engines.protocol import GenerationRequest, ModelNotSupported
 from serverless_triton.backend.engines.torch.placement import Placement
+from serverless_triton.backend.engines.torch.skeleton import Skeleton
 from tests.unit.engines.emulated_devices import EmulatedDevices
 
 PROMPTS = [[5, 9, 17, 200], [3], list(range(40, 75)), [99, 98, 97]]
@@ -80,6 +82,24 @@ def test_another_split_is_another_contract(checkpoint: Any, devices: EmulatedDev
     splits = [shares(2, 4), shares(3, 3), shares(6)]
     contracts = [model.build(mode="exact", shares=split).exactness.contract for split in splits]
     assert len({*contracts, model.build(mode="exact", shares=shares(2, 4)).exactness.contract}) == 3
+
+
+def test_a_weight_is_converted_on_its_way_to_its_device(checkpoint: Any, devices: EmulatedDevices) -> None:
+    model = checkpoint("llama")
+    attached = Skeleton(model.path).attach(model.tensors, torch.bfloat16, Placement(shares(2, 4), 3).device_of)
+    assert {parameter.dtype for parameter in attached.parameters()} == {torch.bfloat16}
+    assert {str(parameter.device) for parameter in attached.parameters()} == {"xpu:0", "xpu:1"}
+    assert devices.converted_there == 0
+
+
+def test_memory_that_building_on_a_device_took_is_given_back(
+    checkpoint: Any, devices: EmulatedDevices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[int] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(devices.crossed.total()))
+    checkpoint("llama").build(shares=shares(2, 4))
+    (crossed,) = given_back
+    assert crossed == devices.crossed.total()
 
 
 def test_a_single_share_puts_all_of_a_model_on_its_device(
