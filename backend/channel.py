@@ -26,9 +26,11 @@ class ChannelClosed(Exception):
 
 
 def frame(message: Message) -> bytes:
+    """Raises ProtocolError for a message that cannot be said."""
     data = encode(message)
     if len(data) > MAX_MESSAGE_BYTES:
-        raise ProtocolError(f"a {type(message).__name__} of {len(data)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
+        kind = type(message).__name__
+        raise ProtocolError(f"a {kind} of {len(data)} bytes is too large; the limit is {MAX_MESSAGE_BYTES}")
     return LENGTH.pack(len(data)) + data
 
 
@@ -72,7 +74,7 @@ class Channel:
         self._socket.settimeout(timeout_s)
 
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        """Raises ChannelClosed when the peer is gone."""
+        """Raises ChannelClosed when the peer is gone, ProtocolError for a message that cannot be said."""
         data = frame(message)
         try:
             with self._send_lock:

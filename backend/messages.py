@@ -1,6 +1,6 @@
 """The wire messages of a node, as plain values: stub ↔ worker, stub ↔ agent, worker ↔ agent, agent ↔ zygote.
 
-Imports the standard library only, because the stub inside Triton imports it too. How a message travels is
+Needs the standard library only, because the stub inside Triton imports it too. How a message travels is
 `channel.py`'s. Positions count generated tokens: the first token after the prompt has position 0.
 """
 
@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from serverless_triton.backend.client_json import parse_json_object
 
 # The scheduler names each replica in the configuration it loads with: a load that differs in it makes a fresh
 # instance at once, also where Triton still calls a dead one READY or is still unloading the last one.
@@ -273,9 +275,13 @@ _FIELDS = {kind: tuple(f.name for f in fields(kind)) for kind in _TYPES.values()
 
 
 def encode(message: Message) -> bytes:
-    """One message as JSON, its type's name under "type"."""
-    body = {name: getattr(message, name) for name in _FIELDS[type(message)]}
-    return json.dumps({"type": type(message).__name__, **body}, separators=(",", ":")).encode()
+    """One message as JSON, its type's name under "type". Raises ProtocolError where it is nested too deeply."""
+    kind = type(message)
+    body = {name: getattr(message, name) for name in _FIELDS[kind]}
+    try:
+        return json.dumps({"type": kind.__name__, **body}, separators=(",", ":")).encode()
+    except RecursionError as error:
+        raise ProtocolError(f"a {kind.__name__} is nested too deeply") from error
 
 
 def decode(data: bytes | bytearray) -> Message:
@@ -283,32 +289,8 @@ def decode(data: bytes | bytearray) -> Message:
     try:
         body = json.loads(data)
         return _TYPES[body.pop("type")](**body)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"not a message of this node ({len(data)} bytes): {type(error).__name__}") from error
-
-
-def parse_json_object(text: str, what: str) -> dict[str, Any]:
-    """A JSON object from a client's string. Raises ValueError naming `what`."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{what} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{what} must be a JSON object, not {type(value).__name__}")  # noqa: TRY004 - the text is wrong
-    return value
-
-
-def parse_messages(text: str, what: str) -> list[dict[str, Any]]:
-    """A chat from a client's string: a JSON list of objects. Raises ValueError naming `what`."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} is not JSON: {error}") from error
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise ValueError(f"{what} must be a JSON list of objects")
-    if not value:
-        raise ValueError(f"{what} is empty; send at least one message")
-    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

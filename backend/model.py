@@ -202,10 +202,8 @@ class TritonPythonModel:
             self._in_flight[message.request] = flight
         try:
             flight.worker.send(message)
-        except ProtocolError as error:  # too large for a worker, and so for any other: not to be tried there
-            self._fail(
-                message.request, "INVALID_ARGUMENT", f"the request to model '{self._model}' is too large: {error}"
-            )
+        except ProtocolError as error:  # it cannot be said to a worker, and so to no other: not to be tried there
+            self._fail(message.request, "INVALID_ARGUMENT", f"a request to model '{self._model}' is refused: {error}")
         except ChannelClosed as error:
             self._fail(message.request, "UNAVAILABLE", f"the engine worker of model '{self._model}' is gone: {error}")
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serverless_triton.backend.client_json import parse_json_object
 from serverless_triton.backend.errors import InvalidModelConfig, InvalidModelName, ModelExists, UnsupportedSource
-from serverless_triton.backend.messages import MODES, ModelSpec, parse_json_object
+from serverless_triton.backend.messages import MODES, ModelSpec
 from serverless_triton.backend.model_config import parse_parameters, render_config
 from serverless_triton.backend.model_parts import converted_bytes
 from serverless_triton.loader import Checkpoint, fetch_model_files

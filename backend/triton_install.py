@@ -26,7 +26,7 @@ _PYTHON_BACKEND_LIBRARY = "libtriton_python.so"
 _STUB = "triton_python_backend_stub"
 
 # What model.py imports of ours; it stands beside a copy of these, so that the stub's Python needs no install of ours.
-STUB_MODULES = ("answers", "channel", "messages", "outbox", "stub_metrics", "triton_tensors")
+STUB_MODULES = ("answers", "channel", "client_json", "messages", "outbox", "stub_metrics", "triton_tensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

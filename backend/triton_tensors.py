@@ -13,15 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serverless_triton.backend.messages import (
-    CatchUp,
-    CaughtUp,
-    Generate,
-    Position,
-    Tokens,
-    parse_json_object,
-    parse_messages,
-)
+from serverless_triton.backend.client_json import parse_json_object, parse_messages
+from serverless_triton.backend.messages import CatchUp, CaughtUp, Generate, Position, Tokens
 
 Array = npt.NDArray[Any]
 Arrays = list[tuple[str, Array]]

@@ -249,8 +249,11 @@ class Worker:
         threading.Thread(target=self._listen_to_stub, args=(stub,), daemon=True).start()
 
     def _listen_to_stub(self, stub: StubLink) -> None:
-        stub.listen(lambda message: self._commands.put(self._command_of_stub(message)))
-        self._commands.put(self._stop)
+        """Whatever ends the listening ends the worker: one that hears no request any more must not live on."""
+        try:
+            stub.listen(lambda message: self._commands.put(self._command_of_stub(message)))
+        finally:
+            self._commands.put(self._stop)
 
     def _command_of_stub(self, message: Asked) -> Command:
         if isinstance(message, Cancel):

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from tritonclient.grpc import service_pb2 as pb
 
-from serverless_triton.backend.messages import parse_json_object, parse_messages
+from serverless_triton.backend.client_json import parse_json_object, parse_messages
 from serverless_triton.scheduler.admission import StreamId
 from serverless_triton.scheduler.catalogue import PRIVATE_INPUTS, ModelEntry
 from serverless_triton.scheduler.errors import InvalidRequest
@@ -30,7 +30,6 @@ from serverless_triton.scheduler.journal import ResumePoint
 
 PROMPTS = ("text_input", "input_ids", "messages")
 _SEED_BITS = 53  # exact in JSON whoever reads it
-_MOST_LEVELS = 16  # of lists and objects in each other; more could not be written back as JSON
 EMPTY_FINAL = "triton_enable_empty_final_response"
 _PRIVATE_PARAMETERS = frozenset(
     {*PRIVATE_INPUTS, "attempt", "token_state", "deadline_unix_s", "reservation", "start_position", "freeze"}
@@ -159,7 +158,7 @@ def _check_prompt(inputs: Mapping[str, Tensor], entry: ModelEntry) -> None:
         )
     _text(inputs, "text_input")
     if "messages" in inputs:
-        _check_depth("messages", _parsed("messages", inputs, parse_messages))
+        _parsed("messages", inputs, parse_messages)
 
 
 def _flag(inputs: Mapping[str, Tensor], name: str, *, default: bool) -> bool:
@@ -184,7 +183,6 @@ def _sampling(inputs: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> di
     said: dict[str, Any] = {}
     if _text(inputs, "sampling_parameters"):
         said = _parsed("sampling_parameters", inputs, parse_json_object)
-        _check_depth("sampling_parameters", said)
     merged = {**{name: value for name, value in parameters.items() if name not in _TRITON_PARAMETERS}, **said}
     if merged.get("temperature") and merged.get("seed") is None:
         merged["seed"] = secrets.randbits(
@@ -204,23 +202,8 @@ def _text(inputs: Mapping[str, Tensor], name: str) -> str:
 def _parsed(name: str, inputs: Mapping[str, Tensor], parse: Callable[[str, str], _Parsed]) -> _Parsed:
     try:
         return parse(_text(inputs, name), f"input '{name}'")
-    except RecursionError as error:
-        raise _too_deep(name) from error
     except ValueError as error:
         raise InvalidRequest(str(error)) from error
-
-
-def _check_depth(name: str, value: Any) -> None:
-    level = [value]
-    for _ in range(_MOST_LEVELS + 1):
-        containers = [item for item in level if isinstance(item, (dict, list))]
-        level = [inner for item in containers for inner in (item.values() if isinstance(item, dict) else item)]
-    if level:
-        raise _too_deep(name)
-
-
-def _too_deep(name: str) -> InvalidRequest:
-    return InvalidRequest(f"input '{name}' is nested too deeply; use at most {_MOST_LEVELS} levels")
 
 
 def _outputs(request: pb.ModelInferRequest, entry: ModelEntry, inputs: Mapping[str, Tensor]) -> frozenset[str]:

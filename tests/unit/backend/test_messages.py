@@ -59,6 +59,27 @@ def test_what_is_no_message_is_a_protocol_error_without_its_content(data: bytes)
         decode(data)
 
 
+def nested(levels: int) -> list[object]:
+    value: list[object] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("levels", [16, 300, *range(900, 1000, 3), 200_000])
+def test_a_message_that_is_nested_too_deeply_is_refused_by_who_says_it_or_who_hears_it(levels: int):
+    try:
+        data = encode(Generate(request=1, text="x", sampling_parameters={"stop": nested(levels)}))
+        assert encode(decode(data)) == data
+    except ProtocolError:
+        assert levels > 300
+
+
+def test_bytes_that_are_nested_without_end_are_no_message():
+    with pytest.raises(ProtocolError, match="RecursionError"):
+        decode(b"[" * 200_000)
+
+
 def test_an_answer_begins_after_what_is_resumed_or_caught_up():
     assert Generate(request=1, text="x", resume_token_ids=[4, 5]).next_position == 2
     assert CatchUp(request=1, reservation="s", attempt=0, start_position=3, resume_token_ids=[4]).next_position == 4

@@ -10,6 +10,8 @@ import pytest
 from serverless_triton.backend.messages import CatchUp, CaughtUp, Generate, Position, Tokens
 from serverless_triton.backend.triton_tensors import read_request, response_arrays, stream_to_freeze
 
+NESTED = b'{"stop": ' + b"[" * 988 + b"]" * 988 + b"}"  # that some processes parse, and some don't
+
 
 def read(parameters: dict[str, Any] | None = None, **tensors: Any) -> Generate | CatchUp:
     return read_request(7, tensors.get, parameters or {})
@@ -61,6 +63,7 @@ def test_token_ids_and_a_past_to_go_on_from():
         ({"text_input": strings(b"\xff")}, "'text_input' is not UTF-8 at byte 0"),
         ({"text_input": strings(b"a"), "sampling_parameters": strings(b"{")}, "'sampling_parameters' is not JSON"),
         ({"text_input": strings(b"a"), "sampling_parameters": strings(b"[]")}, "must be a JSON object"),
+        ({"text_input": strings(b"a"), "sampling_parameters": strings(NESTED)}, "nested too deeply; use at most 16"),
         ({"text_input": strings(b"a"), "return_logprobs": np.array([True])}, "'return_logprobs' is true"),
     ],
 )
@@ -192,7 +195,7 @@ def test_a_chat():
     ("text", "words"),
     [
         (b"{", "'messages' is not JSON"),
-        (b"[" * 100_000, "'messages' is not JSON"),
+        (b"[" * 100_000, "'messages' is nested too deeply; use at most 16 levels"),
         (b"{}", "'messages' must be a JSON list of objects"),
         (b'["hi"]', "'messages' must be a JSON list of objects"),
         (b"[]", "'messages' is empty"),

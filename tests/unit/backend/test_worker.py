@@ -270,6 +270,25 @@ def test_a_worker_without_its_stub_stops(bench: Bench):
     assert bench.ended()
 
 
+def test_a_worker_whose_stub_says_what_nobody_can_parse_stops(bench: Bench):
+    """Alive and deaf it would hear no request and no cancellation any more."""
+    stub, body = bench.serve(), b"[" * 200_000
+    stub._socket.sendall(len(body).to_bytes(4, "little") + body)
+    assert bench.ended()
+
+
+def test_a_worker_that_listens_no_more_stops_whatever_the_reason(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    def break_down(*_: object) -> None:
+        raise ZeroDivisionError
+
+    broke_down = threading.Event()
+    monkeypatch.setattr(StubLink, "listen", break_down)
+    monkeypatch.setattr(threading, "excepthook", lambda _: broke_down.set())
+    bench.serve()
+    assert bench.ended()
+    assert broke_down.wait(WAIT_S)
+
+
 def test_a_cancelled_request_ends(bench: Bench):
     stub = bench.serve()
     stub.send(prompt(1, max_tokens=50))

@@ -137,7 +137,7 @@ def test_a_chat_goes_upstream_as_it_is(parse):
         (b"[]", "'messages' is empty"),
         (b"\xff", "'messages' is not UTF-8 at byte 0"),
         (b'[{"content": ' + b"[" * 20 + b"]" * 20 + b"}]", "'messages' is nested too deeply"),
-        (b"[" * 100_000, "'messages' is not JSON"),
+        (b"[" * 100_000, "'messages' is nested too deeply"),
     ],
 )
 def test_a_chat_that_is_none(parse, text, words):
