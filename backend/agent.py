@@ -236,7 +236,7 @@ class NodeAgent:
                 if isinstance(message, Loaded) and not replica.loaded.done():
                     replica.loaded.set_result(message)
                     self.touch()
-                    await self.pool.learn([replica.parameters])
+                    self.pool.learn([replica.parameters])
 
     def _end(self, replica: Replica, why: StartFailed, *, drops_stub: bool = False) -> None:
         """Forget the replica, tell everyone, kill its worker; its stub waits for another, or is dropped. Idempotent."""

@@ -24,7 +24,7 @@ from serverless_triton.backend.devices import CPU, Devices, device_names
 from serverless_triton.backend.messages import Acquire, ProtocolError, WorkerHello
 from serverless_triton.backend.model_repository import read_parameters
 from serverless_triton.backend.tiers import TierWatcher
-from serverless_triton.backend.worker_pool import WorkerPool
+from serverless_triton.backend.worker_pool import LEARNED_AHEAD, WorkerPool
 from serverless_triton.loader.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ async def serve(config: AgentConfig) -> None:
     pool = WorkerPool(config.zygote_socket, config.spare_workers)
     agent = NodeAgent(pool, Devices(dict.fromkeys(device_names(config.devices), config.device_memory_bytes)))
     tiers = TierWatcher(agent, config.store_socket)
-    await pool.learn(read_parameters(config.model_repository))
+    pool.learn(read_parameters(config.model_repository)[:LEARNED_AHEAD])
     with _listening(config.socket) as listener:
         server = await _grpc_server(config, AgentService(config.node, agent, tiers))
         tasks = [asyncio.ensure_future(work) for work in (pool.run(), tiers.run(), _accept(listener, agent))]

@@ -11,9 +11,8 @@ import contextlib
 import logging
 import socket
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from serverless_triton.backend.async_channel import AsyncChannel
@@ -24,9 +23,12 @@ from serverless_triton.backend.processes import ProcessHandle
 logger = logging.getLogger(__name__)
 
 ZYGOTE_RETRY_S = 0.2
-MAX_LEARNED = 16
+MAX_LEARNED = 64  # as many as an engine's builder keeps
+LEARNED_AHEAD = 16  # by a new zygote before its first fork: each takes a fraction of a second, and starts wait for it
 REFILL_DELAY_S = 0.5
 FORK_TIMEOUT_S = 5.0
+
+Learnt = tuple[str, str, str]  # an engine, the folder with the files that it reads, a dtype
 
 
 class WorkerLink:
@@ -68,7 +70,9 @@ class WorkerPool:
         self._clock = clock
         self._forks: deque[float] = deque()  # by when each that was asked for must have said hello
         self._zygote: AsyncChannel | None = None
-        self._learned: dict[str, Learn] = {}
+        self._learned: OrderedDict[Learnt, Learn] = OrderedDict()  # the model used last at the end
+        self._untold: OrderedDict[Learnt, Learn] = OrderedDict()  # what the zygote has still to hear
+        self._idle_know_less = False
         self.has_forked = False
         self._later: asyncio.Task[None] | None = None
 
@@ -95,8 +99,9 @@ class WorkerPool:
         return AsyncChannel(connection)
 
     async def _serve(self, zygote: AsyncChannel) -> None:
-        for learn in self._learned.values():
-            await zygote.send(learn)
+        while len(self._learned) > LEARNED_AHEAD:
+            self._learned.popitem(last=False)
+        self._untold, self._idle_know_less = self._learned.copy(), False
         keeping = asyncio.ensure_future(self._keep_full())
         try:
             await zygote.receive()  # a zygote never speaks; this returns by its end
@@ -111,6 +116,7 @@ class WorkerPool:
 
     async def _keep_full(self) -> None:
         while True:
+            await self._teach()
             await self.refill()
             await asyncio.sleep(FORK_TIMEOUT_S)
 
@@ -119,20 +125,30 @@ class WorkerPool:
             with contextlib.suppress(ChannelClosed):  # `run` notices, and tells the next one
                 await self._zygote.send(message)
 
-    async def learn(self, models: Iterable[dict[str, str]]) -> None:
-        """Have the zygote prepare these models' weight-free parts; idle workers forked without them are replaced."""
-        news = {p["checkpoint"]: Learn(parameters=p) for p in models if p["checkpoint"] not in self._learned}
-        added = dict(islice(news.items(), MAX_LEARNED - len(self._learned)))
-        self._learned |= added
-        for message in added.values():
-            await self._tell_zygote(message)
-        if added:
-            await self._replace_idle()
+    def learn(self, models: Iterable[dict[str, str]]) -> None:
+        """These models are in use: have the zygote keep their weight-free parts, or prepare them.
 
-    async def _replace_idle(self) -> None:
-        while self._idle:
-            await self._retire(self._idle.popleft())
-        await self.refill()
+        It hears so a moment later, since a start may be under way; idle workers forked without them are replaced then.
+        It keeps as many as are learned here, and forgets the same.
+        """
+        for parameters in models:
+            key = _learnt(parameters)
+            self._idle_know_less |= key not in self._learned
+            for models_by_use in (self._learned, self._untold):
+                models_by_use[key] = Learn(parameters=parameters)
+                models_by_use.move_to_end(key)
+        while len(self._learned) > MAX_LEARNED:
+            self._learned.popitem(last=False)
+        self._refill_soon()
+
+    async def _teach(self) -> None:
+        untold, self._untold = self._untold, OrderedDict()
+        for message in untold.values():
+            await self._tell_zygote(message)
+        if self._idle_know_less:
+            self._idle_know_less = False
+            while self._idle:
+                await self._retire(self._idle.popleft())
 
     async def refill(self) -> None:
         """Ask for the workers that are missing."""
@@ -187,6 +203,7 @@ class WorkerPool:
     async def _refill_later(self) -> None:
         """A fork beside a start takes its processor; the next start waits milliseconds for one if it comes too soon."""
         await asyncio.sleep(REFILL_DELAY_S)
+        await self._teach()
         await self.refill()
 
     async def _wait(self, timeout_s: float) -> WorkerLink:
@@ -194,9 +211,15 @@ class WorkerPool:
         self._waiting.append(waiter)
         await self.refill()
         try:
-            return await asyncio.wait_for(waiter, timeout_s)
-        except asyncio.TimeoutError as error:
-            raise TimeoutError(f"no engine worker came within {timeout_s:.0f} s; see the zygote's log") from error
+            await asyncio.wait({waiter}, timeout=timeout_s)  # unlike `wait_for` it loses no worker that comes just now
         finally:
             with contextlib.suppress(ValueError):  # `add` took it out
                 self._waiting.remove(waiter)
+        if not waiter.done():
+            raise TimeoutError(f"no engine worker came within {timeout_s:.0f} s; see the zygote's log")
+        return waiter.result()
+
+
+def _learnt(parameters: Mapping[str, str]) -> Learnt:
+    directory = parameters.get("files") or parameters["checkpoint"]
+    return parameters.get("engine", ""), directory, parameters.get("dtype", "auto")

@@ -79,7 +79,7 @@ class HandPool:
         self.workers.append(HandWorker())
         return self.workers[-1]
 
-    async def learn(self, models: list[dict[str, str]]) -> None:
+    def learn(self, models: list[dict[str, str]]) -> None:
         self.learned += models
 
 

@@ -14,7 +14,7 @@ from serverless_triton.backend import worker_pool
 from serverless_triton.backend.async_channel import AsyncChannel
 from serverless_triton.backend.channel import ChannelClosed
 from serverless_triton.backend.messages import Fork, Learn, Message, Retire
-from serverless_triton.backend.worker_pool import FORK_TIMEOUT_S, MAX_LEARNED, WorkerLink, WorkerPool
+from serverless_triton.backend.worker_pool import FORK_TIMEOUT_S, LEARNED_AHEAD, MAX_LEARNED, WorkerLink, WorkerPool
 
 WAIT_S = 10.0
 
@@ -93,8 +93,8 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     await bench.stop()
 
 
-def model(checkpoint: str) -> dict[str, str]:
-    return {"checkpoint": checkpoint}
+def model(checkpoint: str, **parameters: str) -> dict[str, str]:
+    return {"checkpoint": checkpoint, **parameters}
 
 
 async def settle() -> None:
@@ -126,6 +126,24 @@ async def test_who_waits_too_long_is_told_and_no_longer_counted(bench: Bench):
     await bench.pool.refill()
     assert await bench.told() == Fork()
     assert await bench.nothing_told()
+
+
+async def test_a_worker_that_comes_as_the_time_is_over_is_not_lost(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    loop = asyncio.get_running_loop()
+    began_s, passed_s = loop.time(), 0.0
+    monkeypatch.setattr(loop, "time", lambda: began_s + passed_s)
+    taking = asyncio.ensure_future(bench.pool.take(WAIT_S))
+    await settle()
+    link = HandLink()
+    adding = bench.pool.add(link)  # type: ignore[arg-type]
+
+    def add_now() -> None:
+        with contextlib.suppress(StopIteration):
+            adding.send(None)
+
+    loop.call_later(WAIT_S - 1, add_now)
+    passed_s = WAIT_S + 1  # both are due in the same turn of the loop
+    assert await taking is link
 
 
 async def test_a_worker_too_many_is_retired(bench: Bench):
@@ -165,7 +183,7 @@ async def test_a_worker_that_was_taken_dies_without_the_pools_grief(bench: Bench
 
 async def test_what_is_learned_replaces_idle_workers_and_is_told_to_the_next_zygote(bench: Bench):
     link = await bench.add()
-    await bench.pool.learn([model("/a"), model("/a")])
+    bench.pool.learn([model("/a"), model("/a")])
     assert [await bench.told(), await bench.told()] == [Learn(parameters=model("/a")), Fork()]
     assert link.channel.sent == [Retire()]
     bench.zygote.close()
@@ -173,15 +191,64 @@ async def test_what_is_learned_replaces_idle_workers_and_is_told_to_the_next_zyg
     assert [await bench.told(), await bench.told()] == [Learn(parameters=model("/a")), Fork()]
 
 
-async def test_what_is_known_or_too_much_to_learn_leaves_idle_workers_alone(bench: Bench):
-    known = [model(f"/{number}") for number in range(MAX_LEARNED)]
-    await bench.pool.learn(known)
-    for parameters in known:
+async def learned(bench: Bench, *models: dict[str, str]) -> HandLink:
+    """An idle worker that knows these models."""
+    bench.pool.learn(models)
+    for parameters in models:
         assert await bench.told() == Learn(parameters=parameters)
-    link = await bench.add()
-    await bench.pool.learn(known)
-    await bench.pool.learn([model("/one-more")])
+    return await bench.add()
+
+
+async def test_a_known_model_is_told_again_as_the_one_used_last_and_idle_workers_stay(bench: Bench):
+    link = await learned(bench, model("/a"), model("/b"))
+    bench.pool.learn([model("/a")])
+    assert await bench.told() == Learn(parameters=model("/a"))
+    assert await bench.nothing_told()
     assert link.channel.sent == []
+
+
+@pytest.mark.parametrize("change", [{"engine": "other"}, {"dtype": "float32"}, {"files": "/elsewhere"}])
+async def test_another_engine_dtype_or_folder_of_a_known_checkpoint_is_learned_too(
+    bench: Bench, change: dict[str, str]
+):
+    link = await learned(bench, model("/a"))
+    bench.pool.learn([model("/a", **change)])
+    assert [await bench.told(), await bench.told()] == [Learn(parameters=model("/a", **change)), Fork()]
+    assert link.channel.sent == [Retire()]
+
+
+async def test_however_many_are_learned_the_next_is_too_and_the_one_unused_for_longest_forgotten(bench: Bench):
+    known = [model(f"/{number}") for number in range(MAX_LEARNED)]
+    await learned(bench, *known)
+    await learned_anew(bench, model("/one-more"))
+    bench.pool.learn([known[1]])
+    assert await bench.told() == Learn(parameters=known[1])
+    assert await bench.nothing_told()
+    await learned_anew(bench, known[0])
+
+
+async def learned_anew(bench: Bench, parameters: dict[str, str]) -> None:
+    """It was not known: the idle worker is replaced."""
+    bench.pool.learn([parameters])
+    assert [await bench.told(), await bench.told()] == [Learn(parameters=parameters), Fork()]
+    await bench.add()
+
+
+async def test_a_new_zygote_first_learns_what_was_used_last(bench: Bench):
+    models = [model(f"/{number}") for number in range(LEARNED_AHEAD + 2)]
+    bench.pool.learn(models)
+    for parameters in models:
+        assert await bench.told() == Learn(parameters=parameters)
+    bench.zygote.close()
+    await bench.accept()
+    for parameters in models[2:]:
+        assert await bench.told() == Learn(parameters=parameters)
+    assert await bench.told() == Fork()
+
+
+async def test_a_model_is_learned_a_moment_after_its_start(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(worker_pool, "REFILL_DELAY_S", WAIT_S)
+    bench.pool.learn([model("/a")])
     assert await bench.nothing_told()
 
 
