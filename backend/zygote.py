@@ -113,8 +113,7 @@ class Zygote:
             die_with_parent(parent)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            self._selector.close()
-            self._listener.close()
+            self._leave_sockets()
             config = self._config
             Worker(self._engines, config.agent_socket, config.store_socket, retirement=config.retirement).run()
             status = 0
@@ -122,6 +121,14 @@ class Zygote:
             logger.exception("worker_crashed pid=%d", os.getpid())
         finally:
             os._exit(status)
+
+    def _leave_sockets(self) -> None:
+        """A worker keeps none of its zygote's connections open: their end is how an agent hears of the zygote's."""
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.data, Channel):
+                key.data.leave()
+        self._selector.close()
+        self._listener.close()
 
 
 def _reap(*_: object) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import os
 import selectors
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from serverless_triton.backend import zygote as zygote_module
 from serverless_triton.backend.channel import Channel
 from serverless_triton.backend.messages import Fork, Learn
 from serverless_triton.backend.zygote import Zygote, ZygoteConfig
@@ -62,6 +65,24 @@ def test_a_model_that_cannot_be_learned_is_only_a_warning(
     agent.send(Learn(parameters=parameters))
     it._serve(ours)
     assert "learn_failed" in caplog.text
+
+
+def test_a_worker_keeps_no_connection_of_its_zygote_and_ends_none(
+    zygote: tuple[Zygote, Channel, Channel], monkeypatch: pytest.MonkeyPatch
+):
+    it, ours, agent = zygote
+    held: list[int] = []
+    worker = SimpleNamespace(run=lambda: held.append(ours.fileno()))
+    exits: list[int] = []
+    monkeypatch.setattr(zygote_module, "die_with_parent", lambda parent: None)
+    monkeypatch.setattr(zygote_module, "Worker", lambda *_, **__: worker)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(os, "_exit", exits.append)
+    with ours._socket.dup() as zygotes:
+        it._become_worker(os.getppid())
+        assert (held, exits) == ([-1], [0])
+        zygotes.sendall(b"x")
+        assert agent._socket.recv(1) == b"x"
 
 
 def test_an_agent_that_leaves_is_forgotten(zygote: tuple[Zygote, Channel, Channel]):
