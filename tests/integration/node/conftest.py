@@ -205,6 +205,8 @@ class Node:
     agent_socket: Path
     watcher: Watcher
     stubs: list[HandStub]
+    zygote: subprocess.Popen[bytes]
+    start_zygote: Callable[[], subprocess.Popen[bytes]]
 
     def stub(self, model: str, parameters: dict[str, str]) -> HandStub:
         self.stubs.append(HandStub(self.agent_socket, model, parameters))
@@ -212,20 +214,30 @@ class Node:
 
 
 @pytest.fixture
-def node(processes: Processes, tmp_path: Path) -> Iterator[Node]:
-    store, zygote, agent = processes.start_store(), processes.socket("zygote"), processes.socket("agent")
-    address = f"127.0.0.1:{free_port()}"
+def repository(tmp_path: Path) -> Path:
+    """No models, unless a test puts some there before it asks for a node."""
     repository = tmp_path / "models"
     repository.mkdir()
-    sockets = ("--agent-socket", str(agent), "--store-socket", str(store))
-    processes.start("zygote", "-m", "serverless_triton.backend.zygote", "--socket", str(zygote), *sockets)
+    return repository
+
+
+@pytest.fixture
+def node(processes: Processes, repository: Path) -> Iterator[Node]:
+    store, zygote, agent = processes.start_store(), processes.socket("zygote"), processes.socket("agent")
+    address = f"127.0.0.1:{free_port()}"
+
+    def start_zygote() -> subprocess.Popen[bytes]:
+        sockets = ("--agent-socket", str(agent), "--store-socket", str(store))
+        return processes.start("zygote", "-m", "serverless_triton.backend.zygote", "--socket", str(zygote), *sockets)
+
+    first_zygote = start_zygote()
     options = ("--model-repository", str(repository), "--device-memory-bytes", "1000000", "--spare-workers", "2")
     sockets = ("--socket", str(agent), "--zygote-socket", str(zygote), "--store-socket", str(store))
     name = ("--node", "node", "--grpc-address", address)
     processes.start("agent", "-m", "serverless_triton.backend.agent_server", *sockets, *name, *options)
     watcher = Watcher(address)
     watcher.until(lambda state: state.workers_ready)
-    node = Node(agent, watcher, [])
+    node = Node(agent, watcher, [], first_zygote, start_zygote)
     yield node
     for stub in node.stubs:
         stub.close()
