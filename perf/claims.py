@@ -17,6 +17,7 @@ from perf.engine import rivals as engine_rivals
 from perf.formulas import (
     CappedShare,
     Formula,
+    Largest,
     Median,
     MedianRatio,
     MetricRatio,
@@ -201,6 +202,15 @@ CLAIMS = (
         comparison="≥",
         goal=20.0,
         says="a sequence of 512 tokens in exact mode: how many times faster a token is recomputed than decoded",
+    ),
+    Claim(
+        id="worker.death_reported_s",
+        benchmark="worker-death",
+        formula=Largest(metric="last_to_hear_s", of="killed_worker"),
+        comparison="≤",
+        goal=0.1,
+        says="a worker killed by SIGKILL in the middle of a stream: "
+        "seconds until both its client and the scheduler have heard, in the slowest round",
     ),
 )
 

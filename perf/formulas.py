@@ -35,6 +35,17 @@ class Median:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Largest:
+    """Of a bound that each round has to keep, and not their median alone."""
+
+    metric: str
+    of: str
+
+    def value(self, rounds: Sequence[Round]) -> float | None:
+        return max(values_of(rounds, self.of, self.metric), default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MedianRatio:
     """The median of one rival's figure over that of another, in the same rounds."""
 

@@ -1,7 +1,7 @@
 """How soon a worker's death is known: killed by SIGKILL in the middle of a stream, while a neighbour streams on.
 
 The engines are fakes with a pace, so that what is measured is who is told and when, and not who computes meanwhile. All
-processes are real. `python -m perf.worker_death`; the goal is a tenth of a second to whoever hears last.
+processes are real. `python -m perf.worker_death`; the claim is a tenth of a second to whoever hears last.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """A worker that is killed in the middle of a stream, among real processes: who hears of it, and who does not.
 
-How soon is `perf.worker_death`'s.
+How soon to the millisecond is `perf.worker_death`'s.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 
 from serverless_triton.backend import agent_pb2
 from tests.integration.node.conftest import HandStub, Node
@@ -21,6 +22,18 @@ def kill(node: Node, stub: HandStub, model: str) -> int:
     os.kill(worker, signal.SIGKILL)
     stub.until_ended()
     return worker
+
+
+def test_both_its_stub_and_the_scheduler_hear_of_it_within_a_second(node: Node, parameters: dict[str, str]):
+    """A tenth of one, on a machine with nothing else to do. Whoever asked at intervals would take longer than this."""
+    stub = node.stub("victim", parameters)
+    stub.until(stub.ask(ENDLESS), 10)
+    worker = node.watcher.worker_of("victim")
+    killed_s = time.monotonic()
+    os.kill(worker, signal.SIGKILL)
+    assert stub.until_ended() - killed_s < 1.0
+    node.watcher.until(lambda state: not any(replica.worker_pid for replica in state.replicas))
+    assert time.monotonic() - killed_s < 1.0
 
 
 def test_the_scheduler_hears_that_only_its_stub_is_left_and_its_memory_free(node: Node, parameters: dict[str, str]):

@@ -2,7 +2,16 @@
 
 import pytest
 
-from perf.formulas import CappedShare, Formula, Median, MedianRatio, PairedOverhead, PairedRatioToBest, RatioToBest
+from perf.formulas import (
+    CappedShare,
+    Formula,
+    Largest,
+    Median,
+    MedianRatio,
+    PairedOverhead,
+    PairedRatioToBest,
+    RatioToBest,
+)
 from perf.results import Measurement, Round
 from tests.unit.perf.runs import round_of
 
@@ -31,6 +40,7 @@ def test_a_formula_is_about_medians(formula: Formula, value: float):
     "formula",
     [
         Median(metric=METRIC, of="absent"),
+        Largest(metric=METRIC, of="absent"),
         MedianRatio(metric=METRIC, of="a", to="absent"),
         MedianRatio(metric="absent_s", of="a", to="b"),
         RatioToBest(metric=METRIC, of="a", to=("absent",)),
@@ -51,6 +61,10 @@ def paired(number: int, **rows: tuple[float, float]) -> Round:
 
 
 PAIRED = PairedRatioToBest(of="ours_s", to="s", rows=("slow", "best"))
+
+
+def test_a_bound_is_for_the_worst_round():
+    assert Largest(metric=METRIC, of="a").value(ROUNDS) == 90.0
 
 
 def test_a_paired_ratio_does_not_see_what_slows_both_of_a_pair():

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from perf import worker_death
+from perf.claims import judge
 from perf.harness import InvalidRound
+from perf.results import Measurement, Round
 from perf.worker_death import WorkerWatch, longest_pause
 from serverless_triton.backend import agent_pb2
+from tests.unit.perf.runs import run_of
 
 
 def test_the_longest_pause_is_that_before_the_latest_response():
@@ -22,6 +25,16 @@ def test_a_pause_that_began_before_counts_where_it_ended():
 
 def test_without_a_response_all_of_the_time_is_a_pause():
     assert longest_pause((0.5, 3.0), 1.0, 2.0) == 1.0
+
+
+def test_one_round_in_which_a_death_was_heard_of_late_breaks_the_claim():
+    told_s = [0.02, 0.11, 0.02]
+    rounds = [
+        Round(number=n, order=(), measurements={"killed_worker": Measurement(figures={"last_to_hear_s": s})})
+        for n, s in enumerate(told_s)
+    ]
+    (verdict,) = judge(run_of(*rounds, benchmark="worker-death"))
+    assert verdict == {"id": "worker.death_reported_s", "value": 0.11, "goal": 0.1, "holds": False}
 
 
 def states(*workers: list[int]) -> Iterator[agent_pb2.NodeState]:
