@@ -292,7 +292,8 @@ class NodeAgent:
             return
         replica = self._adopt(hello.replica, hello.model, hello.parameters, hello.shares)
         if not replica.loaded.done():
-            replica.loaded.set_result(Loaded(replica=replica.id, tier="dram", bytes=0, spans=[]))
+            loaded = Loaded(replica=replica.id, tier="dram", bytes=0, spans=[], exactness=hello.exactness)
+            replica.loaded.set_result(loaded)
         self._employ(replica, worker)
         self.touch()
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%serverless_triton/backend/agent.proto\x12\x19serverless_triton.backend\"\x0e\n\x0cWatchRequest\"\xe6\x02\n\tNodeState\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x15\n\rhighest_epoch\x18\x03 \x01(\x04\x12\x1b\n\x13\x64\x65vice_memory_bytes\x18\x04 \x01(\x04\x12\x1c\n\x14\x64\x65vice_granted_bytes\x18\x05 \x01(\x04\x12\x12\n\ndram_bytes\x18\x06 \x01(\x04\x12\x19\n\x11\x64ram_leased_bytes\x18\x07 \x01(\x04\x12\x1c\n\x14ssd_bytes_per_second\x18\x08 \x01(\x01\x12\x34\n\x08replicas\x18\t \x03(\x0b\x32\".serverless_triton.backend.Replica\x12\x30\n\x06images\x18\n \x03(\x0b\x32 .serverless_triton.backend.Image\x12\x1c\n\x14\x64\x65vice_holds_weights\x18\x0c \x01(\x08\x12\x15\n\rworkers_ready\x18\x0b \x01(\x08\"\xad\x01\n\x07Replica\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12/\n\x05phase\x18\x03 \x01(\x0e\x32 .serverless_triton.backend.Phase\x12\x14\n\x0c\x64\x65vice_bytes\x18\x04 \x01(\x04\x12\x12\n\nworker_pid\x18\x05 \x01(\r\x12\x10\n\x08stub_pid\x18\x06 \x01(\r\x12\x1a\n\x12stub_private_bytes\x18\x07 \x01(\x04\":\n\x05Image\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06leased\x18\x03 \x01(\x08\"\xcd\x01\n\x0cStartRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12K\n\nparameters\x18\x04 \x03(\x0b\x32\x37.serverless_triton.backend.StartRequest.ParametersEntry\x12\x0e\n\x06parked\x18\x05 \x01(\t\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa7\x01\n\nStartReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x33\n\x05spans\x18\x04 \x03(\x0b\x32$.serverless_triton.backend.StartSpan\x12\x1f\n\x12stub_waited_from_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x15\n\x13_stub_waited_from_s\"9\n\tStartSpan\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07start_s\x18\x02 \x01(\x01\x12\r\n\x05\x65nd_s\x18\x03 \x01(\x01\"0\n\x0eReleaseRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07replica\x18\x02 \x01(\t\"\x1f\n\x0cReleaseReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\"-\n\x0bParkRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07replica\x18\x02 \x01(\t\"\x1c\n\tParkReply\x12\x0f\n\x07version\x18\x01 \x01(\x04*7\n\x05Phase\x12\x0b\n\x07LOADING\x10\x00\x12\n\n\x06LOADED\x10\x01\x12\t\n\x05READY\x10\x02\x12\n\n\x06PARKED\x10\x03\x32\xf3\x02\n\tNodeAgent\x12X\n\x05Watch\x12\'.serverless_triton.backend.WatchRequest\x1a$.serverless_triton.backend.NodeState0\x01\x12W\n\x05Start\x12\'.serverless_triton.backend.StartRequest\x1a%.serverless_triton.backend.StartReply\x12]\n\x07Release\x12).serverless_triton.backend.ReleaseRequest\x1a\'.serverless_triton.backend.ReleaseReply\x12T\n\x04Park\x12&.serverless_triton.backend.ParkRequest\x1a$.serverless_triton.backend.ParkReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%serverless_triton/backend/agent.proto\x12\x19serverless_triton.backend\"\x0e\n\x0cWatchRequest\"\xe6\x02\n\tNodeState\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x15\n\rhighest_epoch\x18\x03 \x01(\x04\x12\x1b\n\x13\x64\x65vice_memory_bytes\x18\x04 \x01(\x04\x12\x1c\n\x14\x64\x65vice_granted_bytes\x18\x05 \x01(\x04\x12\x12\n\ndram_bytes\x18\x06 \x01(\x04\x12\x19\n\x11\x64ram_leased_bytes\x18\x07 \x01(\x04\x12\x1c\n\x14ssd_bytes_per_second\x18\x08 \x01(\x01\x12\x34\n\x08replicas\x18\t \x03(\x0b\x32\".serverless_triton.backend.Replica\x12\x30\n\x06images\x18\n \x03(\x0b\x32 .serverless_triton.backend.Image\x12\x1c\n\x14\x64\x65vice_holds_weights\x18\x0c \x01(\x08\x12\x15\n\rworkers_ready\x18\x0b \x01(\x08\"\xe6\x01\n\x07Replica\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12/\n\x05phase\x18\x03 \x01(\x0e\x32 .serverless_triton.backend.Phase\x12\x14\n\x0c\x64\x65vice_bytes\x18\x04 \x01(\x04\x12\x12\n\nworker_pid\x18\x05 \x01(\r\x12\x10\n\x08stub_pid\x18\x06 \x01(\r\x12\x1a\n\x12stub_private_bytes\x18\x07 \x01(\x04\x12\x37\n\texactness\x18\x08 \x01(\x0b\x32$.serverless_triton.backend.Exactness\";\n\tExactness\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x08\x63ontract\x18\x03 \x01(\t\":\n\x05Image\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06leased\x18\x03 \x01(\x08\"\xcd\x01\n\x0cStartRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12K\n\nparameters\x18\x04 \x03(\x0b\x32\x37.serverless_triton.backend.StartRequest.ParametersEntry\x12\x0e\n\x06parked\x18\x05 \x01(\t\x1a\x31\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe0\x01\n\nStartReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x33\n\x05spans\x18\x04 \x03(\x0b\x32$.serverless_triton.backend.StartSpan\x12\x1f\n\x12stub_waited_from_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x37\n\texactness\x18\x06 \x01(\x0b\x32$.serverless_triton.backend.ExactnessB\x15\n\x13_stub_waited_from_s\"9\n\tStartSpan\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07start_s\x18\x02 \x01(\x01\x12\r\n\x05\x65nd_s\x18\x03 \x01(\x01\"0\n\x0eReleaseRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07replica\x18\x02 \x01(\t\"\x1f\n\x0cReleaseReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\"-\n\x0bParkRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07replica\x18\x02 \x01(\t\"\x1c\n\tParkReply\x12\x0f\n\x07version\x18\x01 \x01(\x04*7\n\x05Phase\x12\x0b\n\x07LOADING\x10\x00\x12\n\n\x06LOADED\x10\x01\x12\t\n\x05READY\x10\x02\x12\n\n\x06PARKED\x10\x03\x32\xf3\x02\n\tNodeAgent\x12X\n\x05Watch\x12\'.serverless_triton.backend.WatchRequest\x1a$.serverless_triton.backend.NodeState0\x01\x12W\n\x05Start\x12\'.serverless_triton.backend.StartRequest\x1a%.serverless_triton.backend.StartReply\x12]\n\x07Release\x12).serverless_triton.backend.ReleaseRequest\x1a\'.serverless_triton.backend.ReleaseReply\x12T\n\x04Park\x12&.serverless_triton.backend.ParkRequest\x1a$.serverless_triton.backend.ParkReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,32 +33,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STARTREQUEST_PARAMETERSENTRY']._loaded_options = None
   _globals['_STARTREQUEST_PARAMETERSENTRY']._serialized_options = b'8\001'
-  _globals['_PHASE']._serialized_start=1278
-  _globals['_PHASE']._serialized_end=1333
+  _globals['_PHASE']._serialized_start=1453
+  _globals['_PHASE']._serialized_end=1508
   _globals['_WATCHREQUEST']._serialized_start=68
   _globals['_WATCHREQUEST']._serialized_end=82
   _globals['_NODESTATE']._serialized_start=85
   _globals['_NODESTATE']._serialized_end=443
   _globals['_REPLICA']._serialized_start=446
-  _globals['_REPLICA']._serialized_end=619
-  _globals['_IMAGE']._serialized_start=621
-  _globals['_IMAGE']._serialized_end=679
-  _globals['_STARTREQUEST']._serialized_start=682
-  _globals['_STARTREQUEST']._serialized_end=887
-  _globals['_STARTREQUEST_PARAMETERSENTRY']._serialized_start=838
-  _globals['_STARTREQUEST_PARAMETERSENTRY']._serialized_end=887
-  _globals['_STARTREPLY']._serialized_start=890
-  _globals['_STARTREPLY']._serialized_end=1057
-  _globals['_STARTSPAN']._serialized_start=1059
-  _globals['_STARTSPAN']._serialized_end=1116
-  _globals['_RELEASEREQUEST']._serialized_start=1118
-  _globals['_RELEASEREQUEST']._serialized_end=1166
-  _globals['_RELEASEREPLY']._serialized_start=1168
-  _globals['_RELEASEREPLY']._serialized_end=1199
-  _globals['_PARKREQUEST']._serialized_start=1201
-  _globals['_PARKREQUEST']._serialized_end=1246
-  _globals['_PARKREPLY']._serialized_start=1248
-  _globals['_PARKREPLY']._serialized_end=1276
-  _globals['_NODEAGENT']._serialized_start=1336
-  _globals['_NODEAGENT']._serialized_end=1707
+  _globals['_REPLICA']._serialized_end=676
+  _globals['_EXACTNESS']._serialized_start=678
+  _globals['_EXACTNESS']._serialized_end=737
+  _globals['_IMAGE']._serialized_start=739
+  _globals['_IMAGE']._serialized_end=797
+  _globals['_STARTREQUEST']._serialized_start=800
+  _globals['_STARTREQUEST']._serialized_end=1005
+  _globals['_STARTREQUEST_PARAMETERSENTRY']._serialized_start=956
+  _globals['_STARTREQUEST_PARAMETERSENTRY']._serialized_end=1005
+  _globals['_STARTREPLY']._serialized_start=1008
+  _globals['_STARTREPLY']._serialized_end=1232
+  _globals['_STARTSPAN']._serialized_start=1234
+  _globals['_STARTSPAN']._serialized_end=1291
+  _globals['_RELEASEREQUEST']._serialized_start=1293
+  _globals['_RELEASEREQUEST']._serialized_end=1341
+  _globals['_RELEASEREPLY']._serialized_start=1343
+  _globals['_RELEASEREPLY']._serialized_end=1374
+  _globals['_PARKREQUEST']._serialized_start=1376
+  _globals['_PARKREQUEST']._serialized_end=1421
+  _globals['_PARKREPLY']._serialized_start=1423
+  _globals['_PARKREPLY']._serialized_end=1451
+  _globals['_NODEAGENT']._serialized_start=1511
+  _globals['_NODEAGENT']._serialized_end=1882
 # @@protoc_insertion_point(module_scope)

@@ -51,7 +51,7 @@ class NodeState(_message.Message):
     def __init__(self, node: _Optional[str] = ..., version: _Optional[int] = ..., highest_epoch: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., device_granted_bytes: _Optional[int] = ..., dram_bytes: _Optional[int] = ..., dram_leased_bytes: _Optional[int] = ..., ssd_bytes_per_second: _Optional[float] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., device_holds_weights: _Optional[bool] = ..., workers_ready: _Optional[bool] = ...) -> None: ...
 
 class Replica(_message.Message):
-    __slots__ = ("id", "model", "phase", "device_bytes", "worker_pid", "stub_pid", "stub_private_bytes")
+    __slots__ = ("id", "model", "phase", "device_bytes", "worker_pid", "stub_pid", "stub_private_bytes", "exactness")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class Replica(_message.Message):
     WORKER_PID_FIELD_NUMBER: _ClassVar[int]
     STUB_PID_FIELD_NUMBER: _ClassVar[int]
     STUB_PRIVATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXACTNESS_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     phase: Phase
@@ -66,7 +67,18 @@ class Replica(_message.Message):
     worker_pid: int
     stub_pid: int
     stub_private_bytes: int
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., phase: _Optional[_Union[Phase, str]] = ..., device_bytes: _Optional[int] = ..., worker_pid: _Optional[int] = ..., stub_pid: _Optional[int] = ..., stub_private_bytes: _Optional[int] = ...) -> None: ...
+    exactness: Exactness
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., phase: _Optional[_Union[Phase, str]] = ..., device_bytes: _Optional[int] = ..., worker_pid: _Optional[int] = ..., stub_pid: _Optional[int] = ..., stub_private_bytes: _Optional[int] = ..., exactness: _Optional[_Union[Exactness, _Mapping]] = ...) -> None: ...
+
+class Exactness(_message.Message):
+    __slots__ = ("kind", "reason", "contract")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    reason: str
+    contract: str
+    def __init__(self, kind: _Optional[str] = ..., reason: _Optional[str] = ..., contract: _Optional[str] = ...) -> None: ...
 
 class Image(_message.Message):
     __slots__ = ("checkpoint", "bytes", "leased")
@@ -100,18 +112,20 @@ class StartRequest(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., replica: _Optional[str] = ..., model: _Optional[str] = ..., parameters: _Optional[_Mapping[str, str]] = ..., parked: _Optional[str] = ...) -> None: ...
 
 class StartReply(_message.Message):
-    __slots__ = ("version", "tier", "bytes", "spans", "stub_waited_from_s")
+    __slots__ = ("version", "tier", "bytes", "spans", "stub_waited_from_s", "exactness")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
     STUB_WAITED_FROM_S_FIELD_NUMBER: _ClassVar[int]
+    EXACTNESS_FIELD_NUMBER: _ClassVar[int]
     version: int
     tier: str
     bytes: int
     spans: _containers.RepeatedCompositeFieldContainer[StartSpan]
     stub_waited_from_s: float
-    def __init__(self, version: _Optional[int] = ..., tier: _Optional[str] = ..., bytes: _Optional[int] = ..., spans: _Optional[_Iterable[_Union[StartSpan, _Mapping]]] = ..., stub_waited_from_s: _Optional[float] = ...) -> None: ...
+    exactness: Exactness
+    def __init__(self, version: _Optional[int] = ..., tier: _Optional[str] = ..., bytes: _Optional[int] = ..., spans: _Optional[_Iterable[_Union[StartSpan, _Mapping]]] = ..., stub_waited_from_s: _Optional[float] = ..., exactness: _Optional[_Union[Exactness, _Mapping]] = ...) -> None: ...
 
 class StartSpan(_message.Message):
     __slots__ = ("name", "start_s", "end_s")

@@ -12,6 +12,7 @@ import grpc
 
 from serverless_triton.backend import agent_pb2, agent_pb2_grpc
 from serverless_triton.backend.agent import NodeAgent, StaleEpoch
+from serverless_triton.backend.messages import WireExactness
 from serverless_triton.backend.parked_stubs import ParkedStub
 from serverless_triton.backend.processes import private_bytes
 from serverless_triton.backend.replica import Replica, StartFailed
@@ -55,6 +56,7 @@ class AgentService(agent_pb2_grpc.NodeAgentServicer):
             tier=loaded.tier,
             bytes=loaded.bytes,
             spans=spans,
+            exactness=_exactness(loaded.exactness),
             stub_waited_from_s=None if stub_came_s is None else stub_came_s - received_s,
         )
 
@@ -107,7 +109,12 @@ def _replica(replica: Replica) -> agent_pb2.Replica:
         device_bytes=replica.device_bytes,
         worker_pid=replica.worker.pid if replica.worker else 0,
         stub_pid=replica.stub_channel.peer_pid if replica.stub_channel else 0,
+        exactness=_exactness(replica.exactness),
     )
+
+
+def _exactness(told: WireExactness) -> agent_pb2.Exactness | None:
+    return agent_pb2.Exactness(**told) if told else None
 
 
 def _parked(stub: ParkedStub) -> agent_pb2.Replica:

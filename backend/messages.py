@@ -21,6 +21,7 @@ MODES = ("auto", "exact", "fast")
 
 Span = tuple[str, float, float]  # name, start and end in seconds on this host's monotonic clock
 WireShare = tuple[str, int, int]  # device, parts and bytes of a device_map.Share
+WireExactness = dict[str, str]  # the fields of an engines.protocol.Exactness
 
 
 class ProtocolError(Exception):
@@ -180,6 +181,7 @@ class WorkerHello:
     model: str | None = None
     parameters: dict[str, str] = field(default_factory=dict)
     shares: list[WireShare] = field(default_factory=list)  # as in its Load
+    exactness: WireExactness = field(default_factory=dict)  # as in its Loaded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,12 +196,16 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """Worker → agent, worker → stub: the engine is warm. `tier` is where its bytes came from."""
+    """Worker → agent, worker → stub: the engine is warm. `tier` is where its bytes came from.
+
+    `exactness` is what the engine promises of a stream that moves.
+    """
 
     replica: str
     tier: str
     bytes: int
     spans: list[Span]
+    exactness: WireExactness = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from serverless_triton.backend.async_channel import AsyncChannel
 from serverless_triton.backend.device_map import Share
-from serverless_triton.backend.messages import Loaded
+from serverless_triton.backend.messages import Loaded, WireExactness
 from serverless_triton.backend.parked_stubs import ParkedStub
 from serverless_triton.backend.worker_pool import WorkerLink
 
@@ -49,6 +49,11 @@ class Replica:
     @property
     def is_loaded(self) -> bool:
         return self.loaded.done() and not self.loaded.cancelled() and self.loaded.exception() is None
+
+    @property
+    def exactness(self) -> WireExactness:
+        """What its engine promises; nothing yet before that is loaded."""
+        return self.loaded.result().exactness if self.is_loaded else {}
 
     @property
     def is_attached(self) -> bool:

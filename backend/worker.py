@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -229,10 +230,21 @@ class Worker:
     def _become(self, message: Load, loaded: LoadedEngine) -> None:
         self._engine, self._store = loaded.engine, loaded.store
         self._memory = WorkerMemory(tuple(device for device, _, _ in message.shares))
+        exactness = asdict(loaded.engine.exactness)
         self._hello = WorkerHello(
-            replica=message.replica, model=message.model, parameters=message.parameters, shares=message.shares
+            replica=message.replica,
+            model=message.model,
+            parameters=message.parameters,
+            shares=message.shares,
+            exactness=exactness,
         )
-        self._loaded = Loaded(replica=message.replica, tier=loaded.tier, bytes=loaded.bytes, spans=loaded.spans)
+        self._loaded = Loaded(
+            replica=message.replica, tier=loaded.tier, bytes=loaded.bytes, spans=loaded.spans, exactness=exactness
+        )
+        logger.info(
+            "engine_ready model=%s replica=%s exactness=%s reason=%r contract=%s",
+            *(message.model, message.replica, exactness["kind"], exactness["reason"], exactness["contract"]),
+        )
         self._tell_agent(self._loaded)
 
     def _refuse(self, message: Load, code: str, reason: object) -> None:

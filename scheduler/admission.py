@@ -31,6 +31,17 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Exactness:
+    """What a replica's engine promises of a stream that moves: between two of one contract, both exact, it goes on to
+    the bit.
+    """
+
+    kind: str  # "exact" or "best_effort"
+    reason: str
+    contract: str  # digest of all that decides a token's bits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartRecord:
     """How a replica came to be, for the receipts of the requests that waited for it."""
 
@@ -52,6 +63,7 @@ class Assignment:
     replica: ReplicaId
     epoch: int
     start: StartRecord | None  # None: the replica was ready when the stream came
+    exactness: Exactness | None = None
     lost: asyncio.Future[str] = field(
         repr=False, compare=False
     )  # resolves to the reason once the replica is known dead
@@ -88,9 +100,15 @@ class FakeAdmission:
     `hold`, kill with `lose`, and read `admitted` and `finished`.
     """
 
-    def __init__(self, servers: Mapping[str, str] | None = None, start: StartRecord | None = None) -> None:
+    def __init__(
+        self,
+        servers: Mapping[str, str] | None = None,
+        start: StartRecord | None = None,
+        exactness: Exactness | None = None,
+    ) -> None:
         self._servers = dict(servers or {f"server-{n}": f"fake:{n}" for n in range(5)})
         self._start = start
+        self._exactness = exactness
         self._refusals: deque[SchedulerError] = deque()
         self._gate = asyncio.Event()
         self._gate.set()
@@ -160,6 +178,7 @@ class FakeAdmission:
             replica=replica,
             epoch=1,
             start=self._start,
+            exactness=self._exactness,
             lost=asyncio.get_running_loop().create_future(),
         )
         self.admitted.append(assignment)

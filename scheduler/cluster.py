@@ -7,7 +7,14 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from serverless_triton.scheduler.admission import ReplicaId, ServerName, StartRecord, StartState, StreamId
+from serverless_triton.scheduler.admission import (
+    Exactness,
+    ReplicaId,
+    ServerName,
+    StartRecord,
+    StartState,
+    StreamId,
+)
 from serverless_triton.scheduler.parked import ParkedStubs
 from serverless_triton.scheduler.view import ClusterView, FixedStarts, ModelView, Phase, ReplicaView, ServerView
 
@@ -66,6 +73,7 @@ class ReplicaState:
     reads_ssd: bool = False
     suspect: bool = False  # a stream broke on it: it takes no more, and goes when the last one has left
     start: StartRecord | None = None
+    exactness: Exactness | None = None  # of its engine, once that is there
 
     def view(self) -> ReplicaView:
         return ReplicaView(

@@ -205,6 +205,7 @@ class ControlLoop:
             replica=replica.id,
             epoch=self.epoch,
             start=start,
+            exactness=replica.exactness,
             lost=replica.lost,
         )
         self._room.give_place(waiting, place)
@@ -263,7 +264,7 @@ class ControlLoop:
         if replica.id not in self.cluster.replicas:  # lost meanwhile; whoever waited has been sent on
             self._clean_up(replica)
             return
-        replica.phase, replica.start = Phase.READY, record
+        replica.phase, replica.start, replica.exactness = Phase.READY, record, engine.exactness
         replica.shown_from_version, replica.idle_since_s = engine.version, self.clock()
         server = self.cluster.servers[replica.server]
         actual_s = self.clock() - record.spans[0].end_s

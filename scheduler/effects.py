@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from serverless_triton.scheduler.admission import ReplicaId, ServerName, Span
+from serverless_triton.scheduler.admission import Exactness, ReplicaId, ServerName, Span
 
 
 class EffectFailed(Exception):
@@ -43,6 +43,7 @@ class EngineStarted:
     tier: str
     bytes: int
     spans: tuple[Span, ...]
+    exactness: Exactness | None = None
     stub_waited_from_s: float | None = None  # on our clock; None: the engine was there before Triton's stub came
 
 
@@ -70,6 +71,7 @@ class FakeEffects:
     """Records every call; each one waits until the test resolves it, or succeeds at once where `automatic`."""
 
     automatic: bool = True
+    exactness: Exactness | None = None  # of every engine
     orders: list[EngineOrder] = field(default_factory=list)
     calls: list[tuple[str, ServerName, str]] = field(default_factory=list)
     pending: dict[tuple[str, ServerName, str], asyncio.Future[None]] = field(default_factory=dict)
@@ -77,7 +79,7 @@ class FakeEffects:
     async def start_engine(self, server: ServerName, order: EngineOrder) -> EngineStarted:
         self.orders.append(order)
         await self._happen("start_engine", server, order.model)
-        return EngineStarted(version=0, tier="ssd", bytes=0, spans=())
+        return EngineStarted(version=0, tier="ssd", bytes=0, spans=(), exactness=self.exactness)
 
     async def load_model(self, server: ServerName, model: str, replica: ReplicaId) -> None:
         await self._happen("load_model", server, model)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, Literal
 
-from serverless_triton.scheduler.admission import ServerName, Span, StreamId
+from serverless_triton.scheduler.admission import Exactness, ServerName, Span, StreamId
 
 UNEXPLAINED = "unexplained"
 Kind = Literal["warm", "cold", "parked", "resumed"]
@@ -45,6 +45,7 @@ class Receipt:
     start_s: float
     first_token_s: float
     spans: tuple[Span, ...]
+    exactness: Exactness | None = None  # of the replica's engine; None: its server has not told
 
     @property
     def actual_s(self) -> float:
@@ -137,8 +138,15 @@ def from_json(body: Mapping[str, Any]) -> Receipt:
     spans = tuple(
         Span(name=s["name"], start_s=s["start_s"], end_s=s["end_s"], parent=s["parent"]) for s in body["spans"]
     )
+    told = body.get("exactness")
     same = {name: body[name] for name in ("stream", "model", "server", "kind", "tier", "bytes", "predicted_s")}
-    return Receipt(**same, start_s=0.0, first_token_s=body["actual_s"], spans=spans)
+    return Receipt(
+        **same,
+        start_s=0.0,
+        first_token_s=body["actual_s"],
+        spans=spans,
+        exactness=None if told is None else Exactness(**told),
+    )
 
 
 def _relative(stretch: Span | Segment, origin_s: float) -> dict[str, Any]:

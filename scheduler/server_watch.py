@@ -15,7 +15,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serverless_triton.backend import agent_pb2, agent_pb2_grpc
-from serverless_triton.scheduler.admission import ReplicaId
+from serverless_triton.scheduler.admission import Exactness, ReplicaId
 from serverless_triton.scheduler.cluster import ReplicaState, ServerState
 from serverless_triton.scheduler.control_loop import ControlLoop
 from serverless_triton.scheduler.errors import SchedulerError
@@ -144,6 +144,7 @@ class ServerWatch:
                     phase=Phase.READY,
                     lost=asyncio.get_running_loop().create_future(),
                     idle_since_s=self.loop.clock(),
+                    exactness=exactness_of(shown),
                 )
             )
 
@@ -186,6 +187,13 @@ class ServerWatch:
             for replica in self.loop.cluster.on_server(self.server.name):
                 self.loop.lose(replica, f"server {self.server.name} went down")
         self.loop.dispatch()
+
+
+def exactness_of(told: agent_pb2.Replica | agent_pb2.StartReply) -> Exactness | None:
+    if not told.HasField("exactness"):
+        return None
+    said = told.exactness
+    return Exactness(kind=said.kind, reason=said.reason, contract=said.contract)
 
 
 def _is_parked(shown: agent_pb2.Replica) -> bool:

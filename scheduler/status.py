@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from serverless_triton.scheduler.cluster import ServerState
@@ -39,6 +40,7 @@ def _server(loop: ControlLoop, server: ServerState) -> dict[str, Any]:
                 "streams": len(replica.streams),
                 "worker_pid": server.worker_pids.get(replica.id, 0),
                 "stub_pid": server.stub_pids.get(replica.id, 0),
+                "exactness": None if replica.exactness is None else asdict(replica.exactness),
             }
             for replica in sorted(loop.cluster.on_server(server.name), key=lambda r: r.id)
         ],

@@ -16,7 +16,7 @@ from serverless_triton.backend.messages import REPLICA_PARAMETER
 from serverless_triton.scheduler.admission import ADMISSION_SPAN, ReplicaId, ServerName, Span
 from serverless_triton.scheduler.effects import EffectFailed, EngineOrder, EngineStarted
 from serverless_triton.scheduler.errors import SchedulerError
-from serverless_triton.scheduler.server_watch import CHANNEL_OPTIONS
+from serverless_triton.scheduler.server_watch import CHANNEL_OPTIONS, exactness_of
 
 _AGENT_SPAN = "agent.start"
 
@@ -76,6 +76,7 @@ class TritonEffects:
             tier=reply.tier,
             bytes=reply.bytes,
             spans=tuple(spans),
+            exactness=exactness_of(reply),
             stub_waited_from_s=sent_s + reply.stub_waited_from_s if reply.HasField("stub_waited_from_s") else None,
         )
 

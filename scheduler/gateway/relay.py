@@ -262,6 +262,7 @@ class RelayedStream:
             start_s=self._waiting_since_s,
             first_token_s=now_s,
             spans=(*own, *(start.spans if start else ())),
+            exactness=assignment.exactness,
         )
         self._relay.receipts.add(receipt)
         self._relay.metrics.first_token_seconds.labels(assignment.model, kind).observe(receipt.actual_s)

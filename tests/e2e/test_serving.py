@@ -80,6 +80,15 @@ def test_a_warm_model_answers_without_a_start(cluster: LocalCluster) -> None:
     assert starts(cluster, "alpha") == before
 
 
+def test_a_client_can_read_whether_a_move_would_be_exact(cluster: LocalCluster) -> None:
+    heard = cluster.generate("alpha", PROMPT, max_tokens=1)
+    promise = receipts(cluster, heard.stream_id)[0]["exactness"]
+    assert promise["kind"] in ("exact", "best_effort")
+    assert len(promise["contract"]) == 64
+    (replica,) = cluster.replicas("alpha")
+    assert replica["exactness"] == promise
+
+
 def test_tokens_arrive_as_they_are_made(cluster: LocalCluster) -> None:
     """No clock: the worker is stopped after the first tokens, so a text that comes at once would be here or never."""
     cluster.generate("alpha", PROMPT, max_tokens=1)

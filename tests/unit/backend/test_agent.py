@@ -380,7 +380,8 @@ async def test_a_new_agent_adopts_a_replica_from_its_two_halves(monkeypatch: pyt
     agent, _ = node(budget=10)
     worker = HandWorker()
     monkeypatch.setattr("serverless_triton.backend.agent.WorkerLink", lambda channel: worker)
-    hello = WorkerHello(replica="r1", model="m", parameters=PARAMETERS)
+    exactness = {"kind": "exact", "reason": "proven", "contract": "0"}
+    hello = WorkerHello(replica="r1", model="m", parameters=PARAMETERS, exactness=exactness)
     stub = HandChannel()
     request = Acquire(model="m", parameters=PARAMETERS, replica="r1", attached=True)
     task = asyncio.ensure_future(agent.welcome_stub(stub, request))  # type: ignore[arg-type]
@@ -388,6 +389,7 @@ async def test_a_new_agent_adopts_a_replica_from_its_two_halves(monkeypatch: pyt
     await agent.welcome_worker(worker.channel, hello)  # type: ignore[arg-type]
     replica = agent.replicas["r1"]
     assert replica.is_loaded
+    assert replica.exactness == exactness
     assert replica.stub is not None
     assert agent.devices.granted_bytes == 60
     assert not task.done()

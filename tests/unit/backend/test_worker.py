@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import queue
@@ -197,6 +198,18 @@ def test_a_loaded_worker_generates_for_its_stub(bench: Bench):
     assert isinstance(first, Tokens)
     assert isinstance(last, Tokens)
     assert (first.first_position, last.first_position, last.finish_reason) == (0, 1, "length")
+
+
+def test_a_loaded_worker_says_what_its_engine_promises_also_to_the_next_agent(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.INFO):
+        loaded = bench.load()
+    assert isinstance(loaded, Loaded)
+    assert loaded.exactness == dataclasses.asdict(bench.engine.exactness)
+    assert bench.worker._hello is not None
+    assert bench.worker._hello.exactness == loaded.exactness
+    assert "engine_ready model=m replica=r1 exactness=exact reason=" in caplog.text
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("no kernel"), ZeroDivisionError(), AttributeError("config.heads")])

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
 from itertools import pairwise
 
 import pytest
 
-from serverless_triton.scheduler.admission import ServerName, Span, StreamId
+from serverless_triton.scheduler.admission import Exactness, ServerName, Span, StreamId
 from serverless_triton.scheduler.receipts import (
     UNEXPLAINED,
     Receipt,
     ReceiptBook,
     critical_path,
     format_table,
+    from_json,
     to_json,
 )
 
@@ -125,6 +127,12 @@ def test_json_is_relative_to_the_request():
     assert [row["name"] for row in body["critical_path"]] == ["triton_load", "weights", "forward", UNEXPLAINED]
     assert body["critical_path"][0]["start_s"] == 0
     assert sum(row["duration_s"] for row in body["critical_path"]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("exactness", [None, Exactness(kind="exact", reason="proven", contract="0")])
+def test_a_receipt_comes_back_from_its_json(exactness):
+    written = receipt(start_s=0.0, first_token_s=0.5, spans=(span("first_token", 0.0, 0.5),), exactness=exactness)
+    assert from_json(json.loads(json.dumps(to_json(written)))) == written
 
 
 def test_table_shows_predicted_beside_actual_and_the_path():

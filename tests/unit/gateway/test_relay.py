@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from serverless_triton.scheduler.admission import Exactness, FakeAdmission
 from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, NoCapacity, StreamLost
 from serverless_triton.scheduler.gateway.composer import FINAL, STREAM_ID
 from serverless_triton.scheduler.gateway.fake_upstream import FakeEngine, FakeUpstream, token_response
@@ -319,3 +320,12 @@ async def test_statistics_count_what_clients_saw(relay, upstream, admission, str
         1,
     )
     assert report.last_inference > 0
+
+
+async def test_a_receipt_tells_what_the_engine_promised(relay, streamed):
+    promise = Exactness(kind="best_effort", reason="mode is fast", contract="0")
+    upstream = FakeUpstream(FakeEngine(count=3))
+    relay = replace(relay, upstream=upstream, admission=FakeAdmission(exactness=promise))
+    stream = relay.open(streamed)
+    await collect(stream)
+    assert [receipt.exactness for receipt in relay.receipts.of(stream.id)] == [promise]

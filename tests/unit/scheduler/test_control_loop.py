@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from serverless_triton.scheduler.admission import Assignment, ReplicaId, ServerName, StreamId
+from serverless_triton.scheduler.admission import Assignment, Exactness, ReplicaId, ServerName, StreamId
 from serverless_triton.scheduler.cluster import ReplicaState
 from serverless_triton.scheduler.control_loop import ControlLimits
 from serverless_triton.scheduler.effects import EffectFailed
 from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge, NoCapacity, UnknownModel
+from serverless_triton.scheduler.status import cluster_status
 from serverless_triton.scheduler.view import Phase
 from tests.unit.scheduler.worlds import GB, World, model, world
 
@@ -48,6 +49,16 @@ async def test_a_warm_model_is_not_started_again() -> None:
     place = await w.loop.admit(StreamId("y"), "a", timeout_s=1.0)
     assert place.start is None
     assert len(calls(w, "start_engine")) == 1
+
+
+async def test_every_place_says_what_its_engine_promises() -> None:
+    w = world("s0", models=(A,))
+    w.effects.exactness = Exactness(kind="exact", reason="proven", contract="0")
+    cold = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    warm = await w.loop.admit(StreamId("y"), "a", timeout_s=1.0)
+    assert cold.exactness == warm.exactness == w.effects.exactness
+    (shown,) = cluster_status(w.loop)["servers"][0]["replicas"]
+    assert shown["exactness"] == {"kind": "exact", "reason": "proven", "contract": "0"}
 
 
 async def test_two_streams_for_one_cold_model_make_one_load() -> None:

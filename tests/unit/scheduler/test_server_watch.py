@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from serverless_triton.backend import agent_pb2
-from serverless_triton.scheduler.admission import ReplicaId, ServerName, StreamId
+from serverless_triton.scheduler.admission import Exactness, ReplicaId, ServerName, StreamId
 from serverless_triton.scheduler.control_loop import ControlLimits
 from serverless_triton.scheduler.server_watch import ServerWatch
 from tests.unit.scheduler.worlds import GB, World, model, world
@@ -72,6 +72,15 @@ async def test_replicas_of_an_earlier_scheduler_are_adopted_only_when_ready_and_
     assert w.loop.cluster.replicas == {}
     hear(news, state(2, "a-1", "unheard-1"))
     assert set(w.loop.cluster.replicas) == {"a-1"}
+
+
+async def test_what_an_adopted_replicas_engine_promises_is_known() -> None:
+    w = world("s0", models=(A,))
+    told = state(1, "a-1")
+    told.replicas[0].exactness.CopyFrom(agent_pb2.Exactness(kind="exact", reason="proven", contract="0"))
+    hear(watch(w), told)
+    place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    assert place.exactness == Exactness(kind="exact", reason="proven", contract="0")
 
 
 async def test_a_replica_that_is_shown_no_more_is_lost() -> None:
