@@ -7,15 +7,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import pytest
 import tritonclient.grpc as triton_grpc
 
+from serverless_triton.backend import agent_pb2, agent_pb2_grpc
 from serverless_triton.backend.processes import private_bytes
 from serverless_triton.backend.sentinel import SHARED_MEMORY, processes_of
 from serverless_triton.cli.local_cluster import LocalCluster
+from serverless_triton.loader import Store
 from tests.e2e.conftest import DRAM_BYTES, ROOM_FOR_ONE
 
 MODELS = ("alpha", "beta")
+WAIT_S = 10.0
 CYCLES = int(os.environ.get("CYCLES", "50"))
 TURNS = CYCLES // len(MODELS)  # each takes every model through a cycle
 WARM_UP_TURNS = 3
@@ -50,10 +54,14 @@ def test_cycles_of_load_park_wake_and_unload_leave_nothing(cluster: LocalCluster
     for _ in range(WARM_UP_TURNS):
         take_turn(cluster)
     before = usage(cluster)
+    cluster.until(lambda: all(leases == 0 for _, _, leases in images(cluster)), "no weights leased")
+    kept = images(cluster)
     for _ in range(TURNS):
         take_turn(cluster)
     cluster.until(lambda: usage(cluster).processes == before.processes, "as many processes as before")
     cluster.until(lambda: usage(cluster).shared_memory_files == before.shared_memory_files, "as many shm segments")
+    cluster.until(lambda: granted_bytes(cluster) == 0, "no device memory granted")
+    cluster.until(lambda: images(cluster) == kept, "the images as before, and nobody's lease on them")
     after = usage(cluster)
     assert after.pids == before.pids, "a process died, and what it had leaked with it"
     for name in PROCESSES:
@@ -94,3 +102,16 @@ def usage(cluster: LocalCluster) -> Usage:
         descriptors={name: len(list(Path(f"/proc/{pid}/fd").iterdir())) for name, pid in pids.items()},
         private_bytes={name: private_bytes(pid) for name, pid in pids.items()},
     )
+
+
+def granted_bytes(cluster: LocalCluster) -> int:
+    """Of device memory, by the agent."""
+    with grpc.insecure_channel(cluster.agent_address()) as agent:
+        states = agent_pb2_grpc.NodeAgentStub(agent).Watch(agent_pb2.WatchRequest(), timeout=WAIT_S)
+        return int(next(iter(states)).device_granted_bytes)
+
+
+def images(cluster: LocalCluster) -> list[tuple[str, int, int]]:
+    """What the store holds in its arena: path, bytes and leases of each image."""
+    with Store(cluster.run_directory() / "server-0.store", timeout_s=WAIT_S) as store:
+        return sorted((str(image.path), image.bytes, image.leases) for image in store.status().images)
