@@ -118,7 +118,7 @@ class CaughtUp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Worker → agent, worker → stub: how its engine is doing; once a second while it changes.
+    """Worker → stub: how its engine is doing; once a second while it changes.
 
     Counts of requests and tokens now, `last_batch_tokens` of the last step; the others count from the load on.
     """
@@ -129,7 +129,6 @@ class Stats:
     kv_tokens_used: int
     kv_tokens_total: int
     steps: int
-    generated_tokens: int
     prefilled_tokens: int
     preemptions: int
     last_batch_tokens: int

@@ -151,7 +151,6 @@ class Worker:
         stats = stats_of(engine.stats())
         if stats != self._stats:
             self._stats = stats
-            self._tell_agent(stats)
             self._report(stats)
 
     def _give_up(self, error: Exception) -> None:

@@ -42,7 +42,7 @@ PARAMETERS = {"checkpoint": "/models/a", "checkpoint_bytes": "10", "kv_cache_byt
         Position(request=1, state="prefilling", held_tokens=512, total_tokens=900),
         Stats(
             running=1, waiting=2, reserved=3, kv_tokens_used=4, kv_tokens_total=5, steps=6,
-            generated_tokens=7, prefilled_tokens=8, preemptions=9, last_batch_tokens=10,
+            prefilled_tokens=8, preemptions=9, last_batch_tokens=10,
         ),
     ],
 )  # fmt: skip

@@ -25,7 +25,6 @@ def stats(**changes: int) -> Stats:
         "kv_tokens_used": 96,
         "kv_tokens_total": 512,
         "steps": 10,
-        "generated_tokens": 20,
         "prefilled_tokens": 30,
         "preemptions": 0,
         "last_batch_tokens": 2,
