@@ -18,7 +18,7 @@ from serverless_triton.backend.processes import private_bytes
 from serverless_triton.backend.replica import Replica, StartFailed
 from serverless_triton.backend.tiers import TierWatcher
 
-HEARTBEAT_S = 2.0
+STATE_REPEATED_S = 2.0  # a watcher takes a longer silence for a dead machine
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -35,8 +35,8 @@ class AgentService(agent_pb2_grpc.NodeAgentServicer):
         while True:
             state = self._state()
             yield state
-            with contextlib.suppress(asyncio.TimeoutError):  # said again: a watcher takes silence for a dead machine
-                await asyncio.wait_for(self._agent.changed_since(state.version), HEARTBEAT_S)
+            with contextlib.suppress(asyncio.TimeoutError):  # nothing new: said again
+                await asyncio.wait_for(self._agent.changed_since(state.version), STATE_REPEATED_S)
 
     async def Start(self, request: agent_pb2.StartRequest, context: Context) -> agent_pb2.StartReply:
         received_s = time.monotonic()

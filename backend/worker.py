@@ -50,7 +50,7 @@ from serverless_triton.backend.retirement import RetirementRule, WorkerMemory
 from serverless_triton.backend.token_state import TokenStateError, encode_token_state
 from serverless_triton.backend.worker_load import LoadedEngine, load_engine
 from serverless_triton.backend.worker_stub import (
-    HEARTBEAT_S,
+    SIGN_OF_LIFE_S,
     Asked,
     StubLink,
     catch_up_of,
@@ -276,7 +276,7 @@ class Worker:
     def _keep_known(self, stub: StubLink) -> None:
         with suppress(ChannelClosed):  # `_listen_to_stub` notices too
             while True:
-                time.sleep(HEARTBEAT_S)
+                time.sleep(SIGN_OF_LIFE_S)
                 self._beat(stub)
                 self._commands.put(self._retire_if_due)
 

@@ -37,7 +37,7 @@ from serverless_triton.backend.messages import (
 )
 from serverless_triton.backend.outbox import News, Outbox
 
-HEARTBEAT_S = 5.0
+SIGN_OF_LIFE_S = 5.0  # how often a worker looks for requests of which it has said nothing for as long
 Asked = Generate | CatchUp | Freeze | Cancel
 
 
@@ -107,11 +107,15 @@ class StubLink:
         self._outbox.close()
 
     def beat(self) -> None:
-        """An empty message for every request that is queued or in a long prefill. Raises ChannelClosed."""
+        """An empty message for every request that nothing was said of for SIGN_OF_LIFE_S. Raises ChannelClosed.
+
+        The engine tells positions of those that wait or prefill, but only between steps: this is for steps that take
+        longer, and for requests that the main thread has not taken up yet.
+        """
         now_s = self._clock()
         with self._lock:
             for request, (position, heard_s) in self._told.items():
-                if now_s - heard_s >= HEARTBEAT_S:
+                if now_s - heard_s >= SIGN_OF_LIFE_S:
                     self._put(
                         Tokens(request=request, first_position=position, output_ids=[], text="", num_input_tokens=0)
                     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the fake engine and the agent do without torch
     import torch
 
 RESERVATION_S = 10.0  # how long a reservation outlives its last round
-HEARTBEAT_S = 1.0  # how often a request that waits or prefills tells its position
+POSITION_S = 1.0  # how often a request that waits or prefills tells its position, where steps are not longer
 
 
 class EngineError(Exception):
@@ -122,7 +122,7 @@ class CaughtUpEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositionEvent:
-    """A sign of life of a request without tokens to tell, at most one in HEARTBEAT_S. Never a request's last."""
+    """A sign of life of a request without tokens to tell, at most one in POSITION_S. Never a request's last."""
 
     request: int
     state: Literal["queued", "prefilling"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from serverless_triton.backend.engines.generation import Generation
 from serverless_triton.backend.engines.intake import Intake
 from serverless_triton.backend.engines.protocol import (
-    HEARTBEAT_S,
+    POSITION_S,
     CatchUpRequest,
     CaughtUpEvent,
     EngineEvent,
@@ -260,10 +260,10 @@ class ScheduledEngine(ABC):
         self._prefilled_tokens += sum(work.tokens for work in works if not work.decodes)
 
     def _positions(self, now_s: float) -> list[EngineEvent]:
-        """Signs of life of those who have had none for HEARTBEAT_S."""
+        """Signs of life of those who have had none for POSITION_S."""
         events: list[EngineEvent] = []
         for stream in (*self._schedule.waiting, *self._schedule.holding):
-            if stream.idle or now_s - stream.told_s < HEARTBEAT_S:
+            if stream.idle or now_s - stream.told_s < POSITION_S:
                 continue
             stream.told_s = now_s
             if stream.total_tokens - stream.held_tokens > 1:

@@ -10,7 +10,7 @@ class RelayLimits:
     """How long one stream may take, and how often it may break. None: no limit."""
 
     admission_timeout_s: float = 300.0
-    inactivity_timeout_s: float | None = 20.0  # without a message from upstream; workers send heartbeats every 5 s
+    inactivity_timeout_s: float | None = 20.0  # without a message from upstream; a worker says something every 10 s
     overall_timeout_s: float | None = 3600.0
     max_deaths: int = 3  # the stream is lost with this many
 

@@ -40,7 +40,7 @@ from serverless_triton.backend.messages import (
 )
 from serverless_triton.backend.token_state import parse_token_state
 from serverless_triton.backend.worker import STUCK_S, TICK_S, Worker
-from serverless_triton.backend.worker_stub import HEARTBEAT_S, Asked, StubLink
+from serverless_triton.backend.worker_stub import SIGN_OF_LIFE_S, Asked, StubLink
 
 WAIT_S = 10.0
 PARAMETERS = {"checkpoint": "/models/a", "checkpoint_bytes": "10", "kv_cache_bytes": "60", "engine": "fake"}
@@ -481,10 +481,10 @@ def link() -> Iterator[Link]:
 
 def test_a_request_that_no_step_has_taken_up_yet_is_heard_of(link: Link):
     link.send(Generate(request=1, text="x", resume_token_ids=[5, 6]))
-    link.now_s = HEARTBEAT_S - 1
+    link.now_s = SIGN_OF_LIFE_S - 1
     link.link.beat()
     assert link.quiet()
-    link.now_s = HEARTBEAT_S
+    link.now_s = SIGN_OF_LIFE_S
     link.link.beat()
     assert heard(link.stub) == Tokens(request=1, first_position=2, output_ids=[], text="", num_input_tokens=0)
 
@@ -492,26 +492,26 @@ def test_a_request_that_no_step_has_taken_up_yet_is_heard_of(link: Link):
 def test_a_request_that_was_just_heard_of_or_has_ended_needs_no_heartbeat(link: Link):
     for number in (1, 2):
         link.send(Generate(request=number, text="x"))
-    link.now_s = HEARTBEAT_S
+    link.now_s = SIGN_OF_LIFE_S
     link.link.say(Tokens(request=1, first_position=0, output_ids=[7], text="a", num_input_tokens=1))
     link.link.say(Failed(request=2, code="INTERNAL", message=""))
     assert [heard(link.stub).request for _ in range(2)] == [1, 2]
     link.link.beat()
     assert link.quiet()
-    link.now_s += HEARTBEAT_S
+    link.now_s += SIGN_OF_LIFE_S
     link.link.beat()
     assert heard(link.stub) == Tokens(request=1, first_position=1, output_ids=[], text="", num_input_tokens=0)
 
 
 def test_a_position_is_a_sign_of_life_and_moves_nothing(link: Link):
     link.send(Generate(request=1, text="x", resume_token_ids=[5, 6]))
-    link.now_s = HEARTBEAT_S
+    link.now_s = SIGN_OF_LIFE_S
     position = Position(request=1, state="queued", held_tokens=0, total_tokens=9)
     link.link.say(position)
     assert link.stub.receive()[0] == position
     link.link.beat()
     assert link.quiet()
-    link.now_s += HEARTBEAT_S
+    link.now_s += SIGN_OF_LIFE_S
     link.link.beat()
     assert heard(link.stub) == Tokens(request=1, first_position=2, output_ids=[], text="", num_input_tokens=0)
 
