@@ -46,12 +46,3 @@ class ContractFacts:
             {"contract": VERSION, **asdict(self)}, sort_keys=True, separators=(",", ":"), ensure_ascii=True
         )
         return hashlib.sha256(canonical.encode()).hexdigest()
-
-    def differences(self, other: ContractFacts) -> tuple[str, ...]:
-        """The names of the facts that two contracts disagree on, for a message to whoever wonders why."""
-        mine, theirs = asdict(self), asdict(other)
-        return tuple(name for name in mine if _plain(mine[name]) != _plain(theirs[name]))
-
-
-def _plain(value: object) -> str:
-    return json.dumps(value, sort_keys=True)

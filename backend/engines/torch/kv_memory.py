@@ -99,10 +99,6 @@ class KVMemory:
         self.layers = [(self.pool[:, layer, 0], self.pool[:, layer, 1]) for layer in range(shape.layers)]
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.pool.dtype
-
-    @property
     def device(self) -> torch.device:
         return self.pool.device
 
@@ -136,10 +132,6 @@ class SpannedKVMemory:
         ]
         self.max_sequence_tokens = plan.max_sequence_tokens
         self.layers = [layer for memory in self._memories for layer in memory.layers]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._memories[0].dtype
 
     @property
     def device(self) -> torch.device:
