@@ -8,6 +8,9 @@ SchedulerError
 ├── LoadFailed         a server tried to start the model and could not; carries the cause
 ├── ModelTooLarge      no server has what it needs, whatever else runs
 ├── NoCapacity         too many wait for it already
+├── Unauthenticated    no key, or one that nobody has
+├── Forbidden          the key's owner may not do that
+├── RateLimited        the key has had what it may have; carries when to come again
 ├── AdmissionTimeout   it did not start within the request's time
 ├── StreamLost         a stream broke and could not be continued anywhere
 ├── UpstreamError      how a call to a server ended; most are resumed, some reach the client (gateway/upstream.py)
@@ -16,11 +19,14 @@ SchedulerError
 
 from __future__ import annotations
 
+from typing import Literal
+
 
 class SchedulerError(Exception):
-    """Base. `code` is the gRPC status name a client sees."""
+    """Base. `code` is the gRPC status name a client sees; `retry_after_s` how long it should wait, where that helps."""
 
     code = "INTERNAL"
+    retry_after_s: float | None = None
 
 
 class InvalidModelName(SchedulerError):
@@ -49,6 +55,25 @@ class ModelTooLarge(SchedulerError):
 
 class NoCapacity(SchedulerError):
     code = "RESOURCE_EXHAUSTED"
+
+
+class Unauthenticated(SchedulerError):
+    code = "UNAUTHENTICATED"
+
+
+class Forbidden(SchedulerError):
+    code = "PERMISSION_DENIED"
+
+
+class RateLimited(SchedulerError):
+    """`what` ran out: "requests" or "tokens" for the moment, or the day's "quota"."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, *, what: Literal["requests", "tokens", "quota"], retry_after_s: float) -> None:
+        super().__init__(message)
+        self.what = what
+        self.retry_after_s = retry_after_s
 
 
 class AdmissionTimeout(SchedulerError):

@@ -1,7 +1,8 @@
-"""What all HTTP answers have in common: the status that an error's code becomes, the header with a stream's id."""
+"""What answers have in common: the HTTP status that an error's code becomes, and the headers beside it."""
 
 from __future__ import annotations
 
+import math
 from http import HTTPStatus
 
 from serverless_triton.scheduler.errors import SchedulerError
@@ -9,6 +10,8 @@ from serverless_triton.scheduler.errors import SchedulerError
 STREAM_ID_HEADER = "Triton-Stream-Id"
 _STATUSES = {
     "INVALID_ARGUMENT": HTTPStatus.BAD_REQUEST,
+    "UNAUTHENTICATED": HTTPStatus.UNAUTHORIZED,
+    "PERMISSION_DENIED": HTTPStatus.FORBIDDEN,
     "NOT_FOUND": HTTPStatus.NOT_FOUND,
     "RESOURCE_EXHAUSTED": HTTPStatus.TOO_MANY_REQUESTS,
     "UNIMPLEMENTED": HTTPStatus.NOT_IMPLEMENTED,
@@ -22,3 +25,22 @@ _STATUSES = {
 
 def http_status(error: SchedulerError) -> HTTPStatus:
     return _STATUSES.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def error_headers(error: SchedulerError) -> dict[str, str]:
+    """What an HTTP answer says beside status and body."""
+    headers = {}
+    if error.code == "UNAUTHENTICATED":
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = _whole_seconds(error.retry_after_s)
+    return headers
+
+
+def trailing_metadata(error: SchedulerError) -> tuple[tuple[str, str], ...]:
+    """What a gRPC call ends with beside its status."""
+    return () if error.retry_after_s is None else (("retry-after", _whole_seconds(error.retry_after_s)),)
+
+
+def _whole_seconds(seconds: float) -> str:
+    return str(max(1, math.ceil(seconds)))
