@@ -22,7 +22,8 @@ from serverless_triton.backend.triton_install import assemble_backend_directory,
 from serverless_triton.cli.readiness import announce_readiness
 from serverless_triton.loader.memory_limits import dram_budget, read_memory_limits
 from serverless_triton.loader.store_config import Pages
-from serverless_triton.scheduler.config import ConfigError, ControlConfig, parse_dataclass
+from serverless_triton.scheduler.config import ConfigError, ControlConfig, check_exposure, parse_dataclass
+from serverless_triton.scheduler.gateway.keys import KeyRing
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ def load_cluster_config(path: Path | None, overrides: dict[str, Any]) -> Cluster
     if "model_repository" in raw:
         raw["model_repository"] = Path(raw["model_repository"]).resolve()
     config = parse_dataclass(ClusterConfig, raw, "configuration")
+    check_exposure(config.gateway)
     try:
         device_names(config.node.devices)
     except ValueError as error:
@@ -90,13 +92,16 @@ def _read(path: Path) -> dict[str, Any]:
 def run_cluster(config: ClusterConfig, logs: Path, report: Callable[[str], None]) -> None:
     """Until SIGINT or SIGTERM.
 
-    Raises ConfigError for a port that is taken, TritonNotFound, StubUnusable, PackageUnavailable.
+    Raises ConfigError for a port that is taken and for keys that cannot be read, TritonNotFound, StubUnusable,
+    PackageUnavailable.
     """
     if not config.model_repository.is_dir():
         raise ConfigError(
             f"model_repository: {config.model_repository} is no directory; `serverless-triton add` makes one"
         )
     _require_free(config.gateway)
+    if config.gateway.keys_file is not None:
+        KeyRing(config.gateway.keys_file)
     installation = find_triton(report=report)
     nodes = _nodes(config)
     with Run.create() as run:
@@ -153,12 +158,17 @@ def _scheduler(config: ClusterConfig, nodes: list[NodeConfig], run: Run) -> Proc
             {
                 "model_repository": str(config.model_repository),
                 "servers": servers,
-                **{name: asdict(value) for name, value in settings.items()},
+                **{name: asdict(value, dict_factory=_plain) for name, value in settings.items()},
             }
         )
     )
     command = [sys.executable, "-m", "serverless_triton.scheduler.service", "--config", str(file)]
     return ProcessSpec(name="scheduler", command=command)
+
+
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For YAML, which knows no paths; a process elsewhere must find them too."""
+    return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in items}
 
 
 def free_ports(count: int) -> list[int]:

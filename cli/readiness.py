@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,24 @@ async def announce_readiness(address: str, servers: int, repository: Path, repor
     """Waits until every server takes starts, then says so once. `address` is the gateway's HTTP host:port."""
     timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        while await _servers_ready(session, address) < servers:  # noqa: ASYNC110 - another process becomes ready
+        while await _servers_ready(session, address, servers) < servers:  # noqa: ASYNC110 - of another process
             await asyncio.sleep(POLL_S)
     models = ", ".join(sorted(file.parent.name for file in repository.glob("*/config.pbtxt"))) or "none yet"
     report(f"ready: {servers} servers; models: {models}; Ctrl-C ends it")
 
 
-async def _servers_ready(session: aiohttp.ClientSession, address: str) -> int:
+async def _servers_ready(session: aiohttp.ClientSession, address: str, servers: int) -> int:
+    """How many. A gateway that wants a key for that says only whether one is; then all are taken for ready."""
     try:
         async with session.get(f"http://{address}/v2/cluster/status") as answer:
+            if answer.status == HTTPStatus.UNAUTHORIZED:
+                return servers * await _is_ready(session, address)
             status: dict[str, Any] = await answer.json()
     except (aiohttp.ClientError, asyncio.TimeoutError, ValueError):
         return 0  # it does not listen yet
     return sum(bool(server["takes_starts"]) for server in status["servers"])
+
+
+async def _is_ready(session: aiohttp.ClientSession, address: str) -> bool:
+    async with session.get(f"http://{address}/v2/health/ready") as answer:
+        return answer.status == HTTPStatus.OK

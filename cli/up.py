@@ -18,6 +18,8 @@ DEFAULT_LOGS = Path("build/logs")
 @click.option("--servers", type=click.IntRange(1), help="How many servers. [default: 2]")
 @click.option("--model-repository", type=click.Path(path_type=Path), help="Default: one with the demo model.")
 @click.option("--host", help="Where the gateway listens. [default: 127.0.0.1]")
+@click.option("--keys-file", type=click.Path(path_type=Path), help="API keys, as docs/gateway.md describes them.")
+@click.option("--allow-anonymous", is_flag=True, default=None, help="Other machines may do everything without a key.")
 @click.option("--http-port", type=click.IntRange(1, 65535), help="[default: 8000]")
 @click.option("--grpc-port", type=click.IntRange(1, 65535), help="[default: 8001]")
 @click.option("--metrics-port", type=click.IntRange(1, 65535), help="[default: 8002]")
@@ -44,7 +46,7 @@ def command(config: Path | None, logs: Path, **options: Any) -> None:
 def _overrides(options: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value is not None}
     groups = {
-        "gateway": ("host", "http_port", "grpc_port", "metrics_port"),
+        "gateway": ("host", "keys_file", "allow_anonymous", "http_port", "grpc_port", "metrics_port"),
         "node": ("device_memory_bytes", "dram_bytes", "ssd_bytes_per_second"),
     }
     overrides: dict[str, Any] = {name: given[name] for name in ("servers", "model_repository") if name in given}

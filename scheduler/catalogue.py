@@ -10,12 +10,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from serverless_triton.backend.messages import ModelSpec
 from serverless_triton.scheduler.errors import InvalidModelName, InvalidRequest, UnknownModel
+from serverless_triton.scheduler.identity import ModelRule
 
 SERVED_BACKEND = "serverless"
 # What only the gateway may say to a backend, and hear from it: no client sees these tensors.
@@ -88,28 +90,37 @@ class _Stamp:
     directory_mtime_ns: int
 
 
+class Models(Protocol):
+    """Models by name, as somebody sees them."""
+
+    def entry(self, name: str) -> ModelEntry:
+        """Raises InvalidModelName, and UnknownModel in Triton's words (with the reason where the model is broken)."""
+
+    def entries(self) -> tuple[ModelEntry, ...]:
+        """Every sound model, by name."""
+
+    def broken(self) -> tuple[BrokenModel, ...]:
+        """Every directory that could not be read as a model, by name."""
+
+
 class Catalogue:
-    """A model repository on disk. Every answer is checked against the directory's times, and parsed again on change."""
+    """`Models` on disk. Every answer is checked against the directory's times, and parsed again on change."""
 
     def __init__(self, model_repository: Path) -> None:
         self._root = model_repository
         self._known: dict[str, tuple[_Stamp, ModelEntry | BrokenModel]] = {}
 
     def entry(self, name: str) -> ModelEntry:
-        """Raises InvalidModelName, and UnknownModel in Triton's words (with the reason where the model is broken)."""
         check_name(name)
         found = self._look(name)
         if isinstance(found, ModelEntry):
             return found
-        reason = f": {found.reason}" if found is not None else ""
-        raise UnknownModel(f"Request for unknown model: '{name}' is not found{reason}")
+        raise _not_found(name, f": {found.reason}" if found is not None else "")
 
     def entries(self) -> tuple[ModelEntry, ...]:
-        """Every sound model, by name."""
         return tuple(found for found in self._look_all() if isinstance(found, ModelEntry))
 
     def broken(self) -> tuple[BrokenModel, ...]:
-        """Every directory that could not be read as a model, by name."""
         return tuple(found for found in self._look_all() if isinstance(found, BrokenModel))
 
     def _look_all(self) -> list[ModelEntry | BrokenModel]:
@@ -129,6 +140,30 @@ class Catalogue:
         if known is None or known[0] != stamp:
             known = self._known[name] = (stamp, _read(directory))
         return known[1]
+
+
+class VisibleModels:
+    """What a rule shows of a catalogue. Everything else is as if it were not there."""
+
+    def __init__(self, catalogue: Models, rule: ModelRule) -> None:
+        self._catalogue = catalogue
+        self._rule = rule
+
+    def entry(self, name: str) -> ModelEntry:
+        check_name(name)
+        if not self._rule.allows(name):
+            raise _not_found(name)
+        return self._catalogue.entry(name)
+
+    def entries(self) -> tuple[ModelEntry, ...]:
+        return tuple(entry for entry in self._catalogue.entries() if self._rule.allows(entry.name))
+
+    def broken(self) -> tuple[BrokenModel, ...]:
+        return tuple(broken for broken in self._catalogue.broken() if self._rule.allows(broken.name))
+
+
+def _not_found(name: str, reason: str = "") -> UnknownModel:
+    return UnknownModel(f"Request for unknown model: '{name}' is not found{reason}")
 
 
 def is_name(name: str) -> bool:

@@ -83,7 +83,18 @@ def parse_config(value: object) -> SchedulerConfig:
         raise ConfigError(f"servers: names must differ; got {', '.join(names)}")
     if isinstance(raw.get("model_repository"), str):
         raw["model_repository"] = Path(raw["model_repository"])
-    return parse_dataclass(SchedulerConfig, raw, "configuration")
+    config = parse_dataclass(SchedulerConfig, raw, "configuration")
+    check_exposure(config.gateway)
+    return config
+
+
+def check_exposure(gateway: GatewaySettings) -> None:
+    """Raises ConfigError where the gateway would give every right to everybody on the network."""
+    if gateway.is_open_to_all:
+        raise ConfigError(
+            f"configuration.gateway.host: other machines reach {gateway.host!r}, and without keys they may do "
+            "everything; give gateway.keys_file, or gateway.allow_anonymous: true where that is meant"
+        )
 
 
 def _mapping(value: object, path: str) -> Mapping[str, Any]:

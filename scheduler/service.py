@@ -54,7 +54,7 @@ def model_orders(catalogue: Catalogue) -> Callable[[str], ModelOrder]:
 
 
 async def serve(config: SchedulerConfig) -> None:
-    """Until SIGTERM or SIGINT. Raises OSError or RuntimeError where a port is taken."""
+    """Until SIGTERM or SIGINT. Raises OSError or RuntimeError where a port is taken, ConfigError for unusable keys."""
     catalogue = Catalogue(config.model_repository)
     cluster = Cluster(
         {ServerName(s.name): ServerState(name=ServerName(s.name), grpc_address=s.triton) for s in config.servers}
@@ -132,11 +132,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options: Any = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        config = load_config(options.config)
+        asyncio.run(serve(load_config(options.config)))
     except ConfigError as error:
         print(f"serverless-triton scheduler: {error}", file=sys.stderr)  # noqa: T201 - a command's answer
         return 2
-    asyncio.run(serve(config))
     return 0
 
 

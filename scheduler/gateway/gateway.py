@@ -9,9 +9,12 @@ from typing import Any
 
 from serverless_triton.scheduler.admission import Admission
 from serverless_triton.scheduler.catalogue import Catalogue
+from serverless_triton.scheduler.gateway.access import Access, CheckedCalls
 from serverless_triton.scheduler.gateway.grpc_v2 import GrpcFrontend, GrpcServer
 from serverless_triton.scheduler.gateway.http_site import HttpSite
 from serverless_triton.scheduler.gateway.http_v2 import HttpFrontend
+from serverless_triton.scheduler.gateway.keys import KeyRing
+from serverless_triton.scheduler.gateway.limits import Limiter
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics, metrics_app
 from serverless_triton.scheduler.gateway.openai.frontend import OpenAIFrontend
 from serverless_triton.scheduler.gateway.relay import Relay
@@ -38,8 +41,10 @@ class Gateway:
         can_serve: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """It calls itself ready while it listens and `can_serve`."""
+        """It calls itself ready while it listens and `can_serve`. Raises ConfigError for keys that cannot be read."""
         settings = settings or GatewaySettings()
+        self._access = Access(None if settings.keys_file is None else KeyRing(settings.keys_file))
+        self._limiter = Limiter(clock, time.time)
         self.metrics = metrics or GatewayMetrics()
         self.journal = Journal()
         self.receipts = ReceiptBook()
@@ -60,6 +65,7 @@ class Gateway:
             metrics=self.metrics,
             statistics=self._statistics,
             limits=settings.relay,
+            spend=self._limiter.spend,
             clock=clock,
         )
 
@@ -69,6 +75,7 @@ class Gateway:
             admission=admission,
             relay=self._relay,
             statistics=self._statistics,
+            limiter=self._limiter,
             admin_timeout_s=settings.admin_timeout_s,
             is_ready=lambda: self._open and self._can_serve(),
         )
@@ -77,10 +84,11 @@ class Gateway:
         self, service: InferenceService, settings: GatewaySettings, cluster_status: Callable[[], dict[str, Any]]
     ) -> None:
         """One server a port; none listens before `start`."""
-        self._grpc = GrpcServer(GrpcFrontend(service, self.metrics, settings), settings)
-        frontend = HttpFrontend(service, self.metrics, self.receipts, cluster_status)
+        checks = CheckedCalls(self._access, lambda error: self.metrics.errors.labels(error.code).inc())
+        self._grpc = GrpcServer(GrpcFrontend(service, self._access, self.metrics, settings), checks, settings)
+        frontend = HttpFrontend(service, self._access, self.metrics, self.receipts, cluster_status)
         self.http_app = frontend.app(settings.max_message_bytes)
-        self.http_app.add_subapp("/v1", OpenAIFrontend(service, self.metrics).app())
+        self.http_app.add_subapp("/v1", OpenAIFrontend(service, self._access, self.metrics).app())
         self._http_site = HttpSite(self.http_app, settings.host, settings.http_port, drain_s=settings.drain_timeout_s)
         self._metrics_site = HttpSite(metrics_app(self.metrics.registry), settings.host, settings.metrics_port)
 

@@ -19,11 +19,13 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from serverless_triton.scheduler.errors import SchedulerError
+from serverless_triton.scheduler.gateway.access import Access, CheckedCalls
 from serverless_triton.scheduler.gateway.composer import FINAL
 from serverless_triton.scheduler.gateway.grpc_wire import ReadableMessages
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.service import InferenceService
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
+from serverless_triton.scheduler.gateway.statuses import trailing_metadata
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +47,11 @@ _REFUSED = {
 class GrpcFrontend(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # tritonclient has no types
     """The servicer. Method names are the protocol's."""
 
-    def __init__(self, service: InferenceService, metrics: GatewayMetrics, settings: GatewaySettings) -> None:
+    def __init__(
+        self, service: InferenceService, access: Access, metrics: GatewayMetrics, settings: GatewaySettings
+    ) -> None:
         self._service = service
+        self._access = access
         self._metrics = metrics
         self._max_requests = settings.max_requests_per_stream
         for name, words in _REFUSED.items():
@@ -62,68 +67,84 @@ class GrpcFrontend(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
         return self._service.server_metadata()
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
-        ready = await self._answer(context, lambda: self._service.model_ready(request.name, request.version))
+        ready = await self._answer(context, lambda service: service.model_ready(request.name, request.version))
         return pb.ModelReadyResponse(ready=ready)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
-        return await self._answer(context, lambda: self._service.model_metadata(request.name, request.version))
+        return await self._answer(context, lambda service: service.model_metadata(request.name, request.version))
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
-        return await self._answer(context, lambda: self._service.model_config(request.name, request.version))
+        return await self._answer(context, lambda service: service.model_config(request.name, request.version))
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
-        return await self._answer(context, lambda: self._service.model_statistics(request.name, request.version))
+        return await self._answer(context, lambda service: service.model_statistics(request.name, request.version))
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
         name, ready = request.repository_name, request.ready
-        return await self._answer(context, lambda: self._service.repository_index(name, ready_only=ready))
+        return await self._answer(context, lambda service: service.repository_index(name, ready_only=ready))
 
     async def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: Context
     ) -> pb.RepositoryModelLoadResponse:
-        load = self._service.load(request.model_name, request.repository_name, request.parameters)
-        await self._finish(context, load)
+        name, repository, parameters = request.model_name, request.repository_name, request.parameters
+        await self._finish(context, lambda service: service.load(name, repository, parameters))
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: Context
     ) -> pb.RepositoryModelUnloadResponse:
-        await self._finish(context, self._service.unload(request.model_name, request.repository_name))
+        name, repository = request.model_name, request.repository_name
+        await self._finish(context, lambda service: service.unload(name, repository))
         return pb.RepositoryModelUnloadResponse()
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """The whole text in one response, which stock Triton refuses for decoupled models."""
-        return await self._finish(context, self._infer(request))
-
-    async def _infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
-        stream = self._service.open(request, unary=True)
-        async with aclosing(stream.responses()) as responses:
-            return [response async for response in responses][-1]
+        return await self._finish(context, lambda service: _whole(service, request))
 
     async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:
-        await ClientStream(self._service, self._metrics, context, self._max_requests).serve(requests)
+        stream = ClientStream(lambda: self._of(context), self._metrics, context, self._max_requests)
+        await stream.serve(requests)
 
-    async def _answer(self, context: Context, answer: Callable[[], _Answer]) -> _Answer:
+    def _of(self, context: Context) -> InferenceService:
+        """What the caller may see and do. Raises Unauthenticated."""
+        return self._service.of(self._access.caller(context.invocation_metadata() or ()))
+
+    async def _answer(self, context: Context, answer: Callable[[InferenceService], _Answer]) -> _Answer:
         try:
-            return answer()
+            return answer(self._of(context))
         except SchedulerError as error:
             await self._abort(context, error)
 
-    async def _finish(self, context: Context, work: Awaitable[_Answer]) -> _Answer:
+    async def _finish(self, context: Context, work: Callable[[InferenceService], Awaitable[_Answer]]) -> _Answer:
         try:
-            return await work
+            return await work(self._of(context))
         except SchedulerError as error:
             await self._abort(context, error)
 
     async def _abort(self, context: Context, error: SchedulerError) -> NoReturn:
         self._metrics.errors.labels(error.code).inc()
-        await context.abort(grpc.StatusCode[error.code], str(error))
+        await context.abort(grpc.StatusCode[error.code], str(error), trailing_metadata(error))
+
+
+async def _whole(service: InferenceService, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+    stream = service.open(request, unary=True)
+    async with aclosing(stream.responses()) as responses:
+        return [response async for response in responses][-1]
 
 
 class ClientStream:
-    """One ModelStreamInfer call of a client, with any number of requests on it."""
+    """One ModelStreamInfer call of a client, with any number of requests on it.
 
-    def __init__(self, service: InferenceService, metrics: GatewayMetrics, context: Context, max_requests: int) -> None:
+    `service` is asked for with every request: a key that is taken back ends what an open stream may do.
+    """
+
+    def __init__(
+        self,
+        service: Callable[[], InferenceService],
+        metrics: GatewayMetrics,
+        context: Context,
+        max_requests: int,
+    ) -> None:
         self._service = service
         self._metrics = metrics
         self._context = context
@@ -145,7 +166,8 @@ class ClientStream:
             await _cancel({reading, failing} | self._tasks)
         if self._failure is not None:
             self._metrics.errors.labels(self._failure.code).inc()
-            await self._context.abort(grpc.StatusCode[self._failure.code], str(self._failure))
+            status = grpc.StatusCode[self._failure.code]
+            await self._context.abort(status, str(self._failure), trailing_metadata(self._failure))
 
     async def _read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
         async for request in requests:
@@ -159,7 +181,7 @@ class ClientStream:
     async def _relay(self, request: pb.ModelInferRequest) -> None:
         failed = pb.ModelInferResponse(id=request.id)
         try:
-            stream = self._service.open(request)
+            stream = self._service().open(request)
             failed.model_name = request.model_name
             failed.parameters[FINAL].bool_param = True
             async with aclosing(stream.responses()) as responses:
@@ -213,9 +235,9 @@ def _refusing(words: str) -> Callable[[Any, Context], Awaitable[NoReturn]]:
 class GrpcServer:
     """The listening side. `port` is the one it got."""
 
-    def __init__(self, frontend: GrpcFrontend, settings: GatewaySettings) -> None:
+    def __init__(self, frontend: GrpcFrontend, checks: CheckedCalls, settings: GatewaySettings) -> None:
         self._server = grpc.aio.server(
-            interceptors=(ReadableMessages(),),
+            interceptors=(checks, ReadableMessages()),
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", -1),

@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from serverless_triton.scheduler.admission import StreamId
 from serverless_triton.scheduler.errors import SchedulerError
+from serverless_triton.scheduler.gateway.access import Access
 from serverless_triton.scheduler.gateway.generate import read_generate_body, write_generate_body
 from serverless_triton.scheduler.gateway.http_body import close_if_unreadable, read_body
 from serverless_triton.scheduler.gateway.http_infer import HEADER_LENGTH, read_infer_body, write_infer_body
@@ -26,7 +27,7 @@ from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.openapi import document
 from serverless_triton.scheduler.gateway.relay import RelayedStream
 from serverless_triton.scheduler.gateway.service import InferenceService, Unsupported
-from serverless_triton.scheduler.gateway.statuses import STREAM_ID_HEADER, http_status
+from serverless_triton.scheduler.gateway.statuses import STREAM_ID_HEADER, error_headers, http_status
 from serverless_triton.scheduler.receipts import Receipt, ReceiptBook, to_json
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -49,17 +50,19 @@ class HttpFrontend:
     def __init__(
         self,
         service: InferenceService,
+        access: Access,
         metrics: GatewayMetrics,
         receipts: ReceiptBook,
         cluster_status: Callable[[], dict[str, Any]],
     ) -> None:
         self._service = service
+        self._access = access
         self._metrics = metrics
         self._receipts = receipts
         self._cluster_status = cluster_status
 
     def app(self, max_body_bytes: int) -> web.Application:
-        app = web.Application(client_max_size=max_body_bytes, middlewares=[self._errors])
+        app = web.Application(client_max_size=max_body_bytes, middlewares=[self._errors, self._access.middleware])
         app.on_response_prepare.append(close_if_unreadable)
         for path, handler in self._gets().items():
             app.router.add_get(path, handler)
@@ -107,9 +110,14 @@ class HttpFrontend:
             return await handler(request)
         except SchedulerError as error:
             self._metrics.errors.labels(error.code).inc()
-            return _error(http_status(error), str(error))
+            return _error(http_status(error), str(error), error_headers(error))
         except web.HTTPException as error:
-            return _error(HTTPStatus(error.status), error.reason, error.headers.get("Allow"))
+            allow = error.headers.get("Allow")
+            return _error(HTTPStatus(error.status), error.reason, {"Allow": allow} if allow else None)
+
+    def _of(self, request: web.Request) -> InferenceService:
+        """What its sender may see and do."""
+        return self._service.of(self._access.caller(request.headers.items()))
 
     async def _openapi(self, request: web.Request) -> web.StreamResponse:
         return _json(document())
@@ -124,32 +132,32 @@ class HttpFrontend:
         return web.Response(status=HTTPStatus.OK if self._service.is_ready() else HTTPStatus.BAD_REQUEST)
 
     async def _model_metadata(self, request: web.Request) -> web.StreamResponse:
-        return _message(self._service.model_metadata(*_model(request)))
+        return _message(self._of(request).model_metadata(*_model(request)))
 
     async def _model_ready(self, request: web.Request) -> web.StreamResponse:
-        ready = self._service.model_ready(*_model(request))
+        ready = self._of(request).model_ready(*_model(request))
         return web.Response() if ready else _error(HTTPStatus.BAD_REQUEST, "Model version not ready")
 
     async def _model_config(self, request: web.Request) -> web.StreamResponse:
-        return _message(self._service.model_config(*_model(request)).config)
+        return _message(self._of(request).model_config(*_model(request)).config)
 
     async def _statistics(self, request: web.Request) -> web.StreamResponse:
-        return _message(self._service.model_statistics(*_model(request)))
+        return _message(self._of(request).model_statistics(*_model(request)))
 
     async def _index(self, request: web.Request) -> web.StreamResponse:
         ready = (await _options(request)).get("ready") is True
-        index = self._service.repository_index("", ready_only=ready)
+        index = self._of(request).repository_index("", ready_only=ready)
         models = [message_to_json(model) for model in index.models]
         return _json([{key: text for key, text in model.items() if text} for model in models])
 
     async def _load(self, request: web.Request) -> web.StreamResponse:
         parameters = members((await _options(request)).get("parameters", {}), "Unable to parse 'parameters'")
-        await self._service.load(request.match_info["model"], "", parameters)
+        await self._of(request).load(request.match_info["model"], "", parameters)
         return web.Response(content_type="application/json")
 
     async def _unload(self, request: web.Request) -> web.StreamResponse:
         await _options(request)
-        await self._service.unload(request.match_info["model"], "")
+        await self._of(request).unload(request.match_info["model"], "")
         return web.Response(content_type="application/json")
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
@@ -169,7 +177,7 @@ class HttpFrontend:
     async def _infer(self, request: web.Request) -> web.StreamResponse:
         """The whole text in one response, which stock Triton refuses for decoupled models."""
         asked = read_infer_body(await read_body(request), request.headers.get(HEADER_LENGTH), *_model(request))
-        stream = self._service.open(asked.request, unary=True)
+        stream = self._of(request).open(asked.request, unary=True)
         body, header_length = write_infer_body(await _whole(stream), asked)
         headers: dict[str, str] = {STREAM_ID_HEADER: stream.id}
         if header_length is not None:
@@ -178,12 +186,12 @@ class HttpFrontend:
         return web.Response(body=body, headers=headers, content_type=kind)
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
-        stream = self._service.open(await self._generate_request(request), unary=True)
+        stream = self._of(request).open(await self._generate_request(request), unary=True)
         body = write_generate_body(await _whole(stream))
         return _json(body, headers={STREAM_ID_HEADER: stream.id})
 
     async def _generate_stream(self, request: web.Request) -> web.StreamResponse:
-        stream = self._service.open(await self._generate_request(request))
+        stream = self._of(request).open(await self._generate_request(request))
         async with aclosing(stream.responses()) as responses:
             first = await anext(responses)  # an error before it still has a status of its own
             answer = web.StreamResponse(headers={STREAM_ID_HEADER: stream.id})
@@ -201,7 +209,7 @@ class HttpFrontend:
 
     async def _generate_request(self, request: web.Request) -> pb.ModelInferRequest:
         name, version = _model(request)
-        entry = self._service.catalogue.entry(name)
+        entry = self._of(request).catalogue.entry(name)
         return read_generate_body(await read_body(request), entry, version)
 
 
@@ -236,8 +244,7 @@ def _message(message: Message) -> web.Response:
     return _json(message_to_json(message))
 
 
-def _error(status: HTTPStatus, message: str, allow: str | None = None) -> web.Response:
-    headers = {"Allow": allow} if allow else None
+def _error(status: HTTPStatus, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
     return _json({"error": message}, status, headers)
 
 

@@ -18,8 +18,18 @@ def document() -> dict[str, Any]:
     """Not to be changed. What a model has, its versions have too."""
     written: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     paths = written["paths"]
+    _add_refusals(paths)
     of_models = {path: item for path, item in paths.items() if path.startswith(_MODEL) and path not in _UNVERSIONED}
     for path, item in of_models.items():
         versioned = {**item, "parameters": [*item["parameters"], _VERSION]}
         paths[path.replace(_MODEL, f"{_MODEL}/versions/{{version}}")] = versioned
     return written
+
+
+def _add_refusals(paths: dict[str, Any]) -> None:
+    """Every call that needs a key may be refused for it, in the shape of its API's errors."""
+    for path, item in paths.items():
+        shape = "OpenAIError" if path.startswith("/v1/") else "TritonError"
+        for operation in (item[method] for method in ("get", "post") if method in item):
+            if operation.get("security") != []:
+                operation["responses"]["401"] = {"$ref": f"#/components/responses/{shape}"}

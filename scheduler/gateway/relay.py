@@ -29,6 +29,7 @@ from serverless_triton.scheduler.gateway.settings import RelayLimits
 from serverless_triton.scheduler.gateway.statistics import Statistics
 from serverless_triton.scheduler.gateway.upstream import RequestFailed, Upstream, UpstreamCall, UpstreamError
 from serverless_triton.scheduler.gateway.watchdog import Watchdog
+from serverless_triton.scheduler.identity import ANONYMOUS, Caller
 from serverless_triton.scheduler.journal import Journal, Verdict
 from serverless_triton.scheduler.receipts import Kind, Receipt, ReceiptBook
 
@@ -49,13 +50,14 @@ class Relay:
     metrics: GatewayMetrics
     statistics: Statistics
     limits: RelayLimits = field(default_factory=RelayLimits)
+    spend: Callable[[Caller, int], None] = lambda caller, tokens: None  # of a stream that has ended
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     _ending: set[asyncio.Task[None]] = field(default_factory=set, init=False, repr=False)
 
-    def open(self, request: GenerationRequest) -> RelayedStream:
+    def open(self, request: GenerationRequest, caller: Caller = ANONYMOUS) -> RelayedStream:
         """A stream with an id of its own. Nothing is sent until its responses are asked for, which must happen."""
-        return RelayedStream(self, request)
+        return RelayedStream(self, request, caller)
 
     def let_end(self, call: UpstreamCall) -> None:
         """Reads a call that has said everything to its end: cancelling it would race with the server's own."""
@@ -84,9 +86,10 @@ async def _drain(call: UpstreamCall) -> None:
 class RelayedStream:
     """One stream of one client."""
 
-    def __init__(self, relay: Relay, request: GenerationRequest) -> None:
+    def __init__(self, relay: Relay, request: GenerationRequest, caller: Caller) -> None:
         self._relay = relay
         self._request = request
+        self._caller = caller
         self._journal = relay.journal.open(request.model)
         self._composer = Composer(request, self._journal)
         self._avoid: set[ReplicaId] = set()
@@ -128,6 +131,7 @@ class RelayedStream:
         finally:
             relay.metrics.open_streams.dec()
             relay.journal.close(self.id)
+            relay.spend(self._caller, journal.num_input_tokens + len(journal.output_ids))
 
     def _deadline(self) -> float | None:
         limit = self._relay.limits.overall_timeout_s

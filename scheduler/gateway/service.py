@@ -7,16 +7,18 @@ Triton's words.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tritonclient.grpc import service_pb2 as pb
 
 from serverless_triton.scheduler.admission import Admission
-from serverless_triton.scheduler.catalogue import Catalogue, ModelEntry
+from serverless_triton.scheduler.catalogue import ModelEntry, Models, VisibleModels
 from serverless_triton.scheduler.errors import InvalidModelName, InvalidRequest, LoadFailed, UnknownModel
+from serverless_triton.scheduler.gateway.limits import Limiter
 from serverless_triton.scheduler.gateway.relay import Relay, RelayedStream
 from serverless_triton.scheduler.gateway.request import GenerationRequest, parse_request
 from serverless_triton.scheduler.gateway.statistics import Statistics
+from serverless_triton.scheduler.identity import ANONYMOUS, Caller
 
 SERVER_NAME = "triton"
 # The server whose surface this is; clients decide by it what they may ask.
@@ -34,22 +36,34 @@ EXTENSIONS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceService:
-    """`admin_timeout_s` bounds load and unload."""
+    """For one caller, who is everybody until `of` says otherwise. `admin_timeout_s` bounds load and unload."""
 
-    catalogue: Catalogue
+    catalogue: Models
     admission: Admission
     relay: Relay
     statistics: Statistics
+    limiter: Limiter
     admin_timeout_s: float
     is_ready: Callable[[], bool] = lambda: True
+    caller: Caller = ANONYMOUS
+
+    def of(self, caller: Caller) -> InferenceService:
+        """The same for a caller; models that it may not use are as if they were not there."""
+        return replace(self, caller=caller, catalogue=VisibleModels(self.catalogue, caller.models))
+
+    def count_request(self) -> None:
+        """Raises RateLimited where the caller has had enough."""
+        self.limiter.take(self.caller)
 
     def parse(self, request: pb.ModelInferRequest, *, unary: bool = False) -> GenerationRequest:
         """Raises InvalidModelName, UnknownModel, InvalidRequest."""
         return parse_request(request, self.catalogue.entry(request.model_name), unary=unary)
 
     def open(self, request: pb.ModelInferRequest, *, unary: bool = False) -> RelayedStream:
-        """Raises as `parse` does."""
-        return self.relay.open(self.parse(request, unary=unary))
+        """A request of its own for the limits. Raises as `parse` does, and RateLimited."""
+        wanted = self.parse(request, unary=unary)
+        self.count_request()
+        return self.relay.open(wanted, self.caller)
 
     def server_metadata(self) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(name=SERVER_NAME, version=SERVER_VERSION, extensions=EXTENSIONS)

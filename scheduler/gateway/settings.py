@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +19,10 @@ class RelayLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
-    """Port 0 takes a free one. Sizes are of one message or body."""
+    """Port 0 takes a free one. Sizes are of one message or body.
+
+    Without `keys_file` everybody has every right, so it listens on loopback only, unless `allow_anonymous`.
+    """
 
     host: str = "127.0.0.1"
     http_port: int = 8000
@@ -27,4 +32,18 @@ class GatewaySettings:
     max_requests_per_stream: int = 512  # in flight on one client stream; a client that sends more is read more slowly
     admin_timeout_s: float = 300.0
     drain_timeout_s: float = 30.0
+    keys_file: Path | None = None
+    allow_anonymous: bool = False
     relay: RelayLimits = field(default_factory=RelayLimits)
+
+    @property
+    def is_open_to_all(self) -> bool:
+        """Whether other machines could do everything without having been meant to."""
+        return self.keys_file is None and not self.allow_anonymous and not _is_loopback(self.host)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # a name, which may lead anywhere
+        return False

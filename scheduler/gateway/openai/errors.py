@@ -8,12 +8,14 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-from serverless_triton.scheduler.errors import InvalidRequest, SchedulerError
+from serverless_triton.scheduler.errors import InvalidRequest, RateLimited, SchedulerError
 from serverless_triton.scheduler.gateway.statuses import http_status
 
 _MOST_SHOWN = 128  # characters of what a client wrote
 _TYPES = {HTTPStatus.TOO_MANY_REQUESTS: "requests"}
+_OUT_OF_QUOTA = "insufficient_quota"  # both type and code
 _CODES = {
+    HTTPStatus.UNAUTHORIZED: "invalid_api_key",
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_exceeded",
     HTTPStatus.SERVICE_UNAVAILABLE: "service_unavailable",
     HTTPStatus.GATEWAY_TIMEOUT: "timeout",
@@ -46,7 +48,16 @@ def error_body(error: SchedulerError) -> tuple[HTTPStatus, dict[str, Any]]:
         code, param = "model_not_found", "model"
     if isinstance(error, InvalidParameter):
         code, param = error.openai_code, error.param
-    return status, shape(status, str(error), param, code)
+    body = shape(status, str(error), param, code)
+    if isinstance(error, RateLimited):
+        body["error"].update(_ran_out(error))
+    return status, body
+
+
+def _ran_out(error: RateLimited) -> dict[str, str]:
+    if error.what == "quota":
+        return {"type": _OUT_OF_QUOTA, "code": _OUT_OF_QUOTA}
+    return {"type": error.what}
 
 
 def shape(status: HTTPStatus, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:

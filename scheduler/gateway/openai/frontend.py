@@ -18,6 +18,7 @@ from aiohttp import web
 
 from serverless_triton.scheduler.catalogue import ModelEntry
 from serverless_triton.scheduler.errors import InvalidModelName, SchedulerError, UnknownModel
+from serverless_triton.scheduler.gateway.access import Access
 from serverless_triton.scheduler.gateway.http_body import read_body
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.openai.answers import Answer, Piece, read_piece
@@ -26,7 +27,7 @@ from serverless_triton.scheduler.gateway.openai.merge import merged
 from serverless_triton.scheduler.gateway.openai.requests import Asked, read_chat, read_completion
 from serverless_triton.scheduler.gateway.request import GenerationRequest
 from serverless_triton.scheduler.gateway.service import InferenceService
-from serverless_triton.scheduler.gateway.statuses import STREAM_ID_HEADER
+from serverless_triton.scheduler.gateway.statuses import STREAM_ID_HEADER, error_headers
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Pieces = AsyncGenerator[tuple[int, Piece], None]
@@ -38,15 +39,20 @@ class OpenAIFrontend:
     """The handlers. `wall_clock` tells Unix time."""
 
     def __init__(
-        self, service: InferenceService, metrics: GatewayMetrics, wall_clock: Callable[[], float] = time.time
+        self,
+        service: InferenceService,
+        access: Access,
+        metrics: GatewayMetrics,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._service = service
+        self._access = access
         self._metrics = metrics
         self._wall_clock = wall_clock
 
     def app(self) -> web.Application:
         """To be mounted; limits are those of the application above it."""
-        app = web.Application(middlewares=[self._errors])
+        app = web.Application(middlewares=[self._errors, self._access.middleware])
         app.router.add_get("/models", self._models)
         app.router.add_get("/models/{model}", self._model)
         app.router.add_post("/completions", self._completions)
@@ -58,7 +64,7 @@ class OpenAIFrontend:
         try:
             return await handler(request)
         except SchedulerError as error:
-            return _json(*self._failed(error))
+            return _json(*self._failed(error), error_headers(error))
         except web.HTTPException as error:
             status = HTTPStatus(error.status)
             allow = error.headers.get("Allow")
@@ -68,28 +74,33 @@ class OpenAIFrontend:
         self._metrics.errors.labels(error.code).inc()
         return error_body(error)
 
+    def _of(self, request: web.Request) -> InferenceService:
+        """What its sender may see and do."""
+        return self._service.of(self._access.caller(request.headers.items()))
+
     async def _models(self, request: web.Request) -> web.StreamResponse:
-        served = [entry for entry in self._service.catalogue.entries() if entry.spec is not None]
+        served = [entry for entry in self._of(request).catalogue.entries() if entry.spec is not None]
         return _json(HTTPStatus.OK, {"object": "list", "data": [_described(entry) for entry in served]})
 
     async def _model(self, request: web.Request) -> web.StreamResponse:
-        return _json(HTTPStatus.OK, _described(self._entry(request.match_info["model"])))
+        return _json(HTTPStatus.OK, _described(_entry(self._of(request), request.match_info["model"])))
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._answer(request, read_completion(await read_body(request)))
+        return await self._answer(request, self._of(request), read_completion(await read_body(request)))
 
     async def _chat_completions(self, request: web.Request) -> web.StreamResponse:
-        asked = read_chat(await read_body(request))
-        if not any(tensor.name == "messages" for tensor in self._entry(asked.model).config.input):
+        asked, service = read_chat(await read_body(request)), self._of(request)
+        if not any(tensor.name == "messages" for tensor in _entry(service, asked.model).config.input):
             how = "its config.pbtxt has no input 'messages'; `serverless-triton add --replace` writes one"
             raise InvalidParameter("model", f"model '{asked.model}' takes no chats: {how}", "unsupported_model")
-        return await self._answer(request, asked)
+        return await self._answer(request, service, asked)
 
-    async def _answer(self, request: web.Request, asked: Asked) -> web.StreamResponse:
-        spec = self._entry(asked.model).served()
-        wanted = [self._service.parse(one) for one in asked.infer_requests(spec.max_sequence_tokens)]
+    async def _answer(self, request: web.Request, service: InferenceService, asked: Asked) -> web.StreamResponse:
+        spec = _entry(service, asked.model).served()
+        wanted = [service.parse(one) for one in asked.infer_requests(spec.max_sequence_tokens)]
+        service.count_request()
         answer = Answer(asked, id=secrets.token_hex(12), created_unix_s=int(self._wall_clock()))
-        async with aclosing(merged([self._pieces(one) for one in wanted])) as pieces:
+        async with aclosing(merged([_pieces(service, one) for one in wanted])) as pieces:
             if asked.stream:
                 return await self._stream(request, answer, pieces, len(wanted))
             said: list[list[Piece]] = [[] for _ in wanted]
@@ -97,12 +108,6 @@ class OpenAIFrontend:
                 said[index].append(piece)
             headers = _headers(answer, said[0][0], len(wanted))
             return _json(HTTPStatus.OK, answer.whole(said), headers)
-
-    async def _pieces(self, wanted: GenerationRequest) -> AsyncGenerator[Piece, None]:
-        """Opens a stream when its first piece is asked for."""
-        async with aclosing(self._service.relay.open(wanted).responses()) as responses:
-            async for response in responses:
-                yield read_piece(response)
 
     async def _stream(self, request: web.Request, answer: Answer, pieces: Pieces, count: int) -> web.StreamResponse:
         index, first = await anext(pieces)  # an error before it still has a status of its own
@@ -120,13 +125,21 @@ class OpenAIFrontend:
         await events.write_eof()
         return events
 
-    def _entry(self, name: str) -> ModelEntry:
-        try:
-            entry = self._service.catalogue.entry(name)
-        except (InvalidModelName, UnknownModel) as error:
-            raise NoSuchModel(name) from error
-        entry.served()
-        return entry
+
+async def _pieces(service: InferenceService, wanted: GenerationRequest) -> AsyncGenerator[Piece, None]:
+    """Opens a stream when its first piece is asked for."""
+    async with aclosing(service.relay.open(wanted, service.caller).responses()) as responses:
+        async for response in responses:
+            yield read_piece(response)
+
+
+def _entry(service: InferenceService, name: str) -> ModelEntry:
+    try:
+        entry = service.catalogue.entry(name)
+    except (InvalidModelName, UnknownModel) as error:
+        raise NoSuchModel(name) from error
+    entry.served()
+    return entry
 
 
 def _described(entry: ModelEntry) -> dict[str, Any]:

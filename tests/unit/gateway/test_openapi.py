@@ -63,6 +63,8 @@ def test_every_reference_leads_somewhere_and_every_component_is_referred_to():
     for reference in references:
         assert resolved(reference)
     kinds = document()["components"].items()
+    # Security schemes are referred to by their names.
+    references |= {f"#/components/securitySchemes/{name}" for scheme in document()["security"] for name in scheme}
     assert references == {f"#/components/{kind}/{name}" for kind, found in kinds for name in found}
 
 

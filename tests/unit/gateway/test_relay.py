@@ -15,6 +15,7 @@ from serverless_triton.scheduler.gateway.fake_upstream import FakeEngine, FakeUp
 from serverless_triton.scheduler.gateway.settings import RelayLimits
 from serverless_triton.scheduler.gateway.tensors import read_outputs
 from serverless_triton.scheduler.gateway.upstream import UpstreamError
+from serverless_triton.scheduler.identity import ALL, Caller
 
 
 async def collect(stream):
@@ -329,3 +330,23 @@ async def test_a_receipt_tells_what_the_engine_promised(relay, streamed):
     stream = relay.open(streamed)
     await collect(stream)
     assert [receipt.exactness for receipt in relay.receipts.of(stream.id)] == [promise]
+
+
+async def test_tokens_of_a_stream_that_its_client_left_are_its_callers_to_pay(relay, upstream, streamed):
+    paid = []
+    caller = Caller(tenant="t", models=ALL)
+    stream = replace(relay, spend=lambda *what: paid.append(what)).open(streamed, caller)
+    async with aclosing(stream.responses()) as responses:
+        first = asyncio.ensure_future(anext(responses))
+        (await upstream.call(0)).tokens(0, 10, 11)
+        await first
+        assert paid == []
+    assert paid == [(caller, 3)]  # one of the prompt
+
+
+async def test_a_stream_that_got_no_place_costs_nothing(relay, admission, streamed):
+    paid = []
+    admission.refuse(NoCapacity("full"))
+    with pytest.raises(NoCapacity):
+        await collect(replace(relay, spend=lambda *what: paid.append(what)).open(streamed))
+    assert [tokens for _, tokens in paid] == [0]

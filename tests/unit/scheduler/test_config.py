@@ -45,6 +45,19 @@ def test_wrong_configuration_fails_with_its_path(change: dict[str, Any], words: 
         parse_config({**MINIMAL, **change})
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "", "gateway.example"])
+def test_other_machines_get_no_rights_by_accident(host: str):
+    with pytest.raises(ConfigError, match=r"configuration\.gateway\.host: .* give gateway\.keys_file, or"):
+        parse_config({**MINIMAL, "gateway": {"host": host}})
+    for meant in ({"keys_file": "/keys.yaml"}, {"allow_anonymous": True}):
+        assert parse_config({**MINIMAL, "gateway": {"host": host, **meant}}).gateway.host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_needs_no_keys(host: str):
+    assert parse_config({**MINIMAL, "gateway": {"host": host}}).gateway.keys_file is None
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"nothing\.yaml: cannot be read"):
         load_config(tmp_path / "nothing.yaml")

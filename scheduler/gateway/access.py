@@ -1,0 +1,118 @@
+"""Who may call what, over HTTP and gRPC alike: requests are refused here before their bodies are read.
+
+Health needs no key. Calls that act on the cluster need the admin right. Which models a caller may use is
+`service.py`'s, how much it may take `limits.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import grpc
+from aiohttp import web
+
+from serverless_triton.scheduler.errors import Forbidden, SchedulerError, Unauthenticated
+from serverless_triton.scheduler.gateway.keys import KeyRing
+from serverless_triton.scheduler.gateway.statuses import trailing_metadata
+from serverless_triton.scheduler.identity import ANONYMOUS, Caller
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Context = grpc.aio.ServicerContext[Any, Any]
+RpcHandler = Any  # grpc.RpcMethodHandler, which grpc-stubs gives no fields
+
+_OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
+_ADMIN_PATHS = frozenset({"/v2/repository/models/{model}/load", "/v2/repository/models/{model}/unload"})
+_ADMIN_PREFIX = "/v2/cluster/"
+_SERVICE = "/inference.GRPCInferenceService/"
+_OPEN_METHODS = frozenset({f"{_SERVICE}ServerLive", f"{_SERVICE}ServerReady"})
+_OPEN_SERVICE = "/grpc.health.v1.Health/"
+_ADMIN_METHODS = frozenset({f"{_SERVICE}RepositoryModelLoad", f"{_SERVICE}RepositoryModelUnload"})
+
+
+class Access:
+    """The gateway's door. Without keys everybody has every right."""
+
+    def __init__(self, keys: KeyRing | None = None) -> None:
+        self._keys = keys
+
+    def caller(self, headers: Iterable[tuple[str, str | bytes]]) -> Caller:
+        """Who sends these headers, or this metadata. Raises Unauthenticated."""
+        return ANONYMOUS if self._keys is None else self._keys.caller(presented_key(headers))
+
+    @property
+    def middleware(self) -> Any:
+        """For an application that has its own errors; each application below another needs it too."""
+
+        @web.middleware
+        async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+            if request.match_info.apps[-1] is request.app:
+                self._check_http(request)
+            return await handler(request)
+
+        return check
+
+    def _check_http(self, request: web.Request) -> None:
+        """By the route that was found, not by how the client wrote its path. Raises Unauthenticated, Forbidden."""
+        resource = request.match_info.route.resource
+        path = "" if resource is None else resource.canonical
+        if path not in _OPEN_PATHS:
+            needs_admin = path in _ADMIN_PATHS or path.startswith(_ADMIN_PREFIX)
+            _check_right(self.caller(request.headers.items()), needs_admin)
+
+    def check_grpc(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        """`method` with its service, as gRPC names it. Raises Unauthenticated, Forbidden."""
+        if method not in _OPEN_METHODS and not method.startswith(_OPEN_SERVICE):
+            _check_right(self.caller(metadata), method in _ADMIN_METHODS)
+
+
+def presented_key(headers: Iterable[tuple[str, str | bytes]]) -> str | None:
+    """The one key that a request shows, if any. Raises Unauthenticated where it shows several, or no bearer token."""
+    shown = set()
+    for name, value in headers:
+        text = value.decode(errors="replace") if isinstance(value, bytes) else value
+        if name.lower() == "x-api-key":
+            shown.add(text.strip())
+        elif name.lower() == "authorization":
+            scheme, _, key = text.strip().partition(" ")
+            if scheme.lower() != "bearer":
+                raise Unauthenticated("the Authorization header must be 'Bearer KEY'")
+            shown.add(key.strip())
+    if len(shown) > 1:
+        raise Unauthenticated("several API keys were given")
+    return next(iter(shown), None)
+
+
+def _check_right(caller: Caller, needs_admin: bool) -> None:
+    if needs_admin and not caller.admin:
+        raise Forbidden(f"the key '{caller.key}' has no admin right")
+
+
+class CheckedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it takes none at run time
+    """Ends calls that may not be made, before their messages are parsed."""
+
+    def __init__(self, access: Access, on_error: Callable[[SchedulerError], None]) -> None:
+        self._access = access
+        self._on_error = on_error
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> RpcHandler:
+        handler = await continuation(handler_call_details)
+        try:
+            self._access.check_grpc(handler_call_details.method, handler_call_details.invocation_metadata or ())
+        except SchedulerError as error:
+            self._on_error(error)
+            return None if handler is None else _refusing(handler, error)
+        return handler
+
+
+def _refusing(handler: RpcHandler, error: SchedulerError) -> RpcHandler:
+    async def refuse(_: Any, context: Context) -> None:
+        await context.abort(grpc.StatusCode[error.code], str(error), trailing_metadata(error))
+
+    if handler.request_streaming:
+        return handler._replace(request_deserializer=None, stream_stream=refuse)
+    return handler._replace(request_deserializer=None, unary_unary=refuse)

@@ -1,0 +1,139 @@
+"""Rates and quotas of keys, as unmodified clients hear of them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import aiohttp
+import grpc
+import openai
+import pytest
+import yaml
+from openai import AsyncOpenAI
+from tritonclient.grpc import service_pb2_grpc
+
+from serverless_triton.scheduler.catalogue import Catalogue
+from serverless_triton.scheduler.gateway.gateway import Gateway
+from tests.integration.gateway.conftest import SETTINGS
+from tests.unit.gateway.samples import infer_request
+
+TOKENS = 5  # of every request: one of the prompt, four of the answer
+QUOTAS = {
+    "slow": {"requests_per_second": 0.01},
+    "small": {"tokens_per_minute": TOKENS},
+    "daily": {"tokens_per_day": TOKENS},
+    "other": {},
+}
+PROMPT = {"text_input": "hi"}
+
+
+@pytest.fixture
+async def gateway(repository, admission, upstream, tmp_path_factory):
+    file = tmp_path_factory.mktemp("keys") / "keys.yaml"
+    keys = [
+        {"name": name, "sha256": hashlib.sha256(name.encode()).hexdigest(), "models": ["*"], **quota}
+        for name, quota in QUOTAS.items()
+    ]
+    file.write_text(yaml.safe_dump({"keys": keys}))
+    gateway = Gateway(
+        catalogue=Catalogue(repository),
+        admission=admission,
+        upstream=upstream,
+        settings=replace(SETTINGS, keys_file=file),
+    )
+    await gateway.start()
+    yield gateway
+    await gateway.stop()
+
+
+@pytest.fixture
+async def http(gateway):
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{gateway.http_port}") as session:
+        yield session
+
+
+@pytest.fixture
+async def stub(gateway):
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
+        yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+def metadata(key):
+    return (("authorization", f"Bearer {key}"),)
+
+
+def openai_client(gateway, key):
+    return AsyncOpenAI(base_url=f"http://127.0.0.1:{gateway.http_port}/v1", api_key=key, max_retries=0)
+
+
+async def generate(http, key):
+    async with http.post("/v2/models/m/generate", json=PROMPT, headers={"X-API-Key": key}) as answer:
+        return answer.status, dict(answer.headers), await answer.json()
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [("slow", "0.01 requests a second"), ("small", "5 tokens a minute"), ("daily", "5 tokens a day")],
+)
+async def test_http_says_when_to_come_again(http, key, words):
+    assert (await generate(http, key))[0] == 200
+    status, headers, body = await generate(http, key)
+    assert status == 429
+    assert 1 <= int(headers["Retry-After"]) <= 24 * 3600
+    assert words in body["error"]
+    assert (await generate(http, "other"))[0] == 200
+
+
+async def test_grpc_says_when_to_come_again(stub):
+    await stub.ModelInfer(infer_request(), metadata=metadata("slow"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ModelInfer(infer_request(), metadata=metadata("slow"))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert 90 <= int(dict(caught.value.trailing_metadata())["retry-after"]) <= 100
+
+
+async def test_each_request_of_a_client_stream_counts(stub):
+    requests = iter([infer_request(client_id="1"), infer_request(client_id="2")])
+    call = stub.ModelStreamInfer(requests, metadata=metadata("slow"))
+    found = [await call.read(), await call.read()]
+    assert sorted(bool(message.error_message) for message in found) == [False, True]
+    assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_a_request_that_was_wrong_counts_for_nothing(http, stub):
+    for _ in range(3):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ModelInfer(infer_request(model="nope"), metadata=metadata("slow"))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert (await generate(http, "slow"))[0] == 200
+
+
+async def test_what_asks_for_no_tokens_is_not_limited(http):
+    for _ in range(5):
+        async with http.get("/v2/models/m", headers={"X-API-Key": "slow"}) as answer:
+            assert answer.status == 200
+
+
+async def test_openai_hears_which_limit_it_was(gateway):
+    for key, kind, code in (
+        ("slow", "requests", "rate_limit_exceeded"),
+        ("small", "tokens", "rate_limit_exceeded"),
+        ("daily", "insufficient_quota", "insufficient_quota"),
+    ):
+        async with openai_client(gateway, key) as client:
+            await client.completions.create(model="m", prompt="hi")
+            with pytest.raises(openai.RateLimitError) as caught:
+                await client.completions.create(model="m", prompt="hi")
+            assert (caught.value.type, caught.value.code) == (kind, code)
+            assert int(caught.value.response.headers["retry-after"]) >= 1
+
+
+async def test_choices_of_one_request_are_one_request_with_all_their_tokens(gateway):
+    async with openai_client(gateway, "slow") as client:
+        assert len((await client.completions.create(model="m", prompt="hi", n=3)).choices) == 3
+    async with openai_client(gateway, "small") as client:
+        await client.completions.create(model="m", prompt="hi", n=3)
+        with pytest.raises(openai.RateLimitError) as caught:
+            await client.completions.create(model="m", prompt="hi")
+        assert int(caught.value.response.headers["retry-after"]) > 2 * 60
