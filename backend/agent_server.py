@@ -9,20 +9,22 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 from serverless_triton.backend import agent_pb2_grpc
 from serverless_triton.backend.agent import NodeAgent
-from serverless_triton.backend.agent_service import AgentService
+from serverless_triton.backend.agent_service import AgentService, Context
 from serverless_triton.backend.async_channel import AsyncChannel
 from serverless_triton.backend.channel import ChannelClosed
 from serverless_triton.backend.devices import CPU, Devices, device_names
 from serverless_triton.backend.messages import Acquire, ProtocolError, WorkerHello
 from serverless_triton.backend.model_repository import read_parameters
+from serverless_triton.backend.node_secret import NodeSecret
 from serverless_triton.backend.tiers import TierWatcher
 from serverless_triton.backend.worker_pool import LEARNED_AHEAD, WorkerPool
 from serverless_triton.loader.errors import CheckpointError
@@ -34,7 +36,10 @@ HELLO_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentConfig:
-    """One node's agent. Addresses are host:port; each of the `devices`, with commas between, has so many bytes."""
+    """One node's agent. Addresses are host:port; each of the `devices`, with commas between, has so many bytes.
+
+    `secret_file`: what gRPC calls have to show; without it everybody who reaches the port is served.
+    """
 
     node: str
     socket: Path
@@ -45,12 +50,13 @@ class AgentConfig:
     device_memory_bytes: int
     devices: str = CPU
     spare_workers: int = 1
+    secret_file: Path | None = None
 
 
 async def serve(config: AgentConfig) -> None:
     """Until SIGTERM or SIGINT. Workers and stubs outlive it.
 
-    Raises OSError where an address is taken, ValueError for devices that a node does not have.
+    Raises OSError where an address is taken, ValueError for devices that a node does not have, SecretUnusable.
     """
     pool = WorkerPool(config.zygote_socket, config.spare_workers)
     agent = NodeAgent(pool, Devices(dict.fromkeys(device_names(config.devices), config.device_memory_bytes)))
@@ -71,7 +77,8 @@ async def serve(config: AgentConfig) -> None:
 
 async def _grpc_server(config: AgentConfig, service: AgentService) -> grpc.aio.Server:
     # Without the option a second server would share the port, and each would get half of the calls.
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    checks = [] if config.secret_file is None else [SecretCalls(NodeSecret.read(config.secret_file))]
+    server = grpc.aio.server(interceptors=checks, options=[("grpc.so_reuseport", 0)])
     agent_pb2_grpc.add_NodeAgentServicer_to_server(service, server)
     try:
         server.add_insecure_port(config.grpc_address)
@@ -79,6 +86,29 @@ async def _grpc_server(config: AgentConfig, service: AgentService) -> grpc.aio.S
         raise OSError(f"the agent's address {config.grpc_address} is taken; choose another") from error
     await server.start()
     return server
+
+
+class SecretCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it takes none at run time
+    """Serves only calls that show the secret."""
+
+    def __init__(self, secret: NodeSecret) -> None:
+        self._secret = secret
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None or self._secret.is_shown_in(handler_call_details.invocation_metadata):
+            return handler
+        logger.warning("call_refused method=%s reason=%r", handler_call_details.method, "it did not show the secret")
+        answers = "unary_stream" if handler.response_streaming else "unary_unary"
+        return handler._replace(request_deserializer=None, **{answers: _refuse})
+
+
+async def _refuse(_: bytes, context: Context) -> None:
+    await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the call does not show the cluster's secret")
 
 
 def _stop_signal() -> asyncio.Task[None]:
@@ -140,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device-memory-bytes", type=int, required=True)
     parser.add_argument("--devices", default=CPU)
     parser.add_argument("--spare-workers", type=int, default=1)
+    parser.add_argument("--secret-file", type=Path)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     asyncio.run(serve(AgentConfig(**vars(parser.parse_args(arguments)))))
     return 0

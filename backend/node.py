@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from serverless_triton.backend.node_secret import NodeSecret
 from serverless_triton.backend.supervisor import ProcessSpec, Run
 from serverless_triton.backend.triton_install import BackendDirectory, TritonInstallation
 from serverless_triton.backend.triton_server import TritonServerConfig, triton_process
@@ -20,6 +21,7 @@ class NodeConfig:
     """One node's share of its machine. Several nodes on one machine throttle their SSDs, so that locality is real.
 
     `dram_bytes`: the store's budget; None for the share that a store takes by itself, which is too much for several.
+    `secret_file`: what Triton and the agent want to be shown; without it they serve everybody who reaches them.
     `devices`: "cpu", or GPUs with commas between, as "cuda:0,cuda:1"; each has `device_memory_bytes`.
     """
 
@@ -30,6 +32,7 @@ class NodeConfig:
     metrics_port: int
     agent_port: int
     host: str = "127.0.0.1"
+    secret_file: Path | None = None
     devices: str = "cpu"
     device_memory_bytes: int = 4 << 30
     dram_bytes: int | None = None
@@ -46,7 +49,10 @@ class NodeConfig:
 def node_processes(
     config: NodeConfig, run: Run, installation: TritonInstallation, backends: BackendDirectory
 ) -> list[ProcessSpec]:
-    """The node's processes. They find each other by sockets in the run directory and may start in any order."""
+    """The node's processes. They find each other by sockets in the run directory and may start in any order.
+
+    Raises SecretUnusable, StubUnusable.
+    """
     sockets = {part: run.directory / f"{config.name}.{part}" for part in ("store", "zygote", "agent")}
     server = TritonServerConfig(
         name=f"{config.name}.triton",
@@ -57,6 +63,7 @@ def node_processes(
         model_repository=config.model_repository,
         shm_prefix=f"{run.shm_prefix}{config.name}-",
         agent_socket=sockets["agent"],
+        secret=None if config.secret_file is None else NodeSecret.read(config.secret_file),
     )
     return [
         _store(config, sockets["store"]),
@@ -98,5 +105,6 @@ def _agent(config: NodeConfig, socket: Path, zygote: Path, store: Path) -> Proce
         *("--model-repository", str(config.model_repository)),
         *("--devices", config.devices, "--device-memory-bytes", str(config.device_memory_bytes)),
         *("--spare-workers", str(config.spare_workers)),
+        *(() if config.secret_file is None else ("--secret-file", str(config.secret_file))),
     )
     return ProcessSpec(name=f"{config.name}.agent", command=command)

@@ -5,16 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from serverless_triton.backend.node_secret import TRITON_KEY, NodeSecret
 from serverless_triton.backend.supervisor import ProcessSpec
 from serverless_triton.backend.triton_install import BackendDirectory, TritonInstallation, server_environment
 
 AGENT_SOCKET_VARIABLE = "SERVERLESS_TRITON_AGENT_SOCKET"
 EXIT_TIMEOUT_S = 3
 
+# All of Triton's. Over HTTP health stays open, for those who watch containers; nothing of ours speaks HTTP to it.
+_GRPC_PROTOCOLS = (
+    "health",
+    "metadata",
+    "inference",
+    "shared-memory",
+    "model-config",
+    "model-repository",
+    "statistics",
+    "trace",
+    "logging",
+)
+_HTTP_APIS = tuple(name for name in _GRPC_PROTOCOLS if name != "health")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TritonServerConfig:
-    """One server. Ports are its own; `shm_prefix` must be no prefix of another server's."""
+    """One server. Ports are its own; `shm_prefix` must be no prefix of another server's.
+
+    With a `secret` it serves only those who show it, but for health over HTTP and its metrics.
+    """
 
     name: str
     host: str
@@ -24,6 +42,7 @@ class TritonServerConfig:
     model_repository: Path
     shm_prefix: str
     agent_socket: Path
+    secret: NodeSecret | None = None
 
 
 def triton_process(
@@ -48,7 +67,19 @@ def triton_process(
         f"--metrics-port={config.metrics_port}",
         # A backend written in Python takes its shared-memory settings from the Python backend's.
         f"--backend-config=python,shm-region-prefix-name={config.shm_prefix}",
+        *_restrictions(config.secret),
     ]
     environment = server_environment(installation)
     environment[AGENT_SOCKET_VARIABLE] = str(config.agent_socket)
     return ProcessSpec(name=config.name, command=command, environment=environment, shm_prefix=config.shm_prefix)
+
+
+def _restrictions(secret: NodeSecret | None) -> tuple[str, ...]:
+    """Triton reads no file for it and no environment, so what it wants to be shown stands on its command line."""
+    if secret is None:
+        return ()
+    wanted = f"{TRITON_KEY}={secret.for_triton}"
+    return (
+        f"--grpc-restricted-protocol={','.join(_GRPC_PROTOCOLS)}:{wanted}",
+        f"--http-restricted-api={','.join(_HTTP_APIS)}:{wanted}",
+    )

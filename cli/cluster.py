@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import yaml
 
 from serverless_triton.backend.devices import device_names
 from serverless_triton.backend.node import NodeConfig, node_processes
+from serverless_triton.backend.node_secret import NodeSecret
 from serverless_triton.backend.supervisor import ProcessSpec, Run, Supervisor
 from serverless_triton.backend.triton_install import assemble_backend_directory, find_triton
 from serverless_triton.cli.readiness import announce_readiness
@@ -27,6 +28,8 @@ from serverless_triton.scheduler.gateway.keys import KeyRing
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
 
 logger = logging.getLogger(__name__)
+
+SECRET_FILE = "secret"  # in the run directory, which only its user may enter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +106,11 @@ def run_cluster(config: ClusterConfig, logs: Path, report: Callable[[str], None]
     if config.gateway.keys_file is not None:
         KeyRing(config.gateway.keys_file)
     installation = find_triton(report=report)
-    nodes = _nodes(config)
     with Run.create() as run:
         backends = assemble_backend_directory(installation, run.directory / "backends")
+        secret_file = run.directory / SECRET_FILE
+        NodeSecret.create(secret_file)
+        nodes = [replace(node, secret_file=secret_file) for node in _nodes(config)]
         specs = [spec for node in nodes for spec in node_processes(node, run, installation, backends)]
         specs.append(_scheduler(config, nodes, run))
         address = f"{config.gateway.host}:{config.gateway.http_port}"
@@ -158,6 +163,7 @@ def _scheduler(config: ClusterConfig, nodes: list[NodeConfig], run: Run) -> Proc
             {
                 "model_repository": str(config.model_repository),
                 "servers": servers,
+                "secret_file": str(run.directory / SECRET_FILE),
                 **{name: asdict(value, dict_factory=_plain) for name, value in settings.items()},
             }
         )

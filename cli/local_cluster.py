@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
+from serverless_triton.backend.node_secret import Metadata, NodeSecret
 from serverless_triton.backend.processes import die_with_parent
-from serverless_triton.cli.cluster import free_ports
+from serverless_triton.cli.cluster import SECRET_FILE, free_ports
 from serverless_triton.cli.stream_client import GrpcStream, Heard
 
 START_TIMEOUT_S = 120.0
@@ -154,6 +155,21 @@ class LocalCluster:
     def agent_address(self, number: int = 0) -> str:
         """Of a server's node agent."""
         return self._address("agent", number)
+
+    def triton_headers(self) -> dict[str, str]:
+        """What a Triton server wants to be shown by gRPC clients."""
+        return dict(self._secret().triton_metadata)
+
+    def triton_secret(self) -> str:
+        """The value of that header, which it wants over HTTP too."""
+        return self._secret().for_triton
+
+    def agent_metadata(self) -> Metadata:
+        """What a node agent wants to be shown."""
+        return self._secret().agent_metadata
+
+    def _secret(self) -> NodeSecret:
+        return NodeSecret.read(self.run_directory() / SECRET_FILE)
 
     def _address(self, part: str, number: int) -> str:
         scheduler = yaml.safe_load((self.run_directory() / "scheduler.yaml").read_text())

@@ -14,6 +14,7 @@ from serverless_triton.backend.supervisor import Run
 from serverless_triton.backend.triton_install import assemble_backend_directory, find_triton
 from serverless_triton.cli.cluster import supervise
 from serverless_triton.loader.store_config import PAGES
+from serverless_triton.scheduler.gateway.settings import is_loopback
 
 _PORT = click.IntRange(1, 65535)
 
@@ -30,6 +31,7 @@ def _checked(_context: click.Context, _parameter: click.Parameter, devices: str)
 @click.option("--name", required=True, help="What the scheduler's configuration calls it.")
 @click.option("--model-repository", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where Triton and the agent listen.")
+@click.option("--secret-file", type=click.Path(path_type=Path), help="What the scheduler shows, the same file as its.")
 @click.option("--http-port", type=_PORT, default=8000, show_default=True, help="Triton's HTTP.")
 @click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="Triton's gRPC.")
 @click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Triton's metrics.")
@@ -48,6 +50,8 @@ def command(model_repository: Path, logs: Path, **options: Any) -> None:
     """Run one server: its store, zygote, agent and tritonserver, until Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     config = NodeConfig(model_repository=model_repository.resolve(), **options)
+    if config.secret_file is None and not is_loopback(config.host):
+        raise click.UsageError(f"other machines reach {config.host} and could load and run models; give --secret-file")
     installation = find_triton(report=lambda message: click.echo(message, err=True))
     with Run.create() as run:
         backends = assemble_backend_directory(installation, run.directory / "backends")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,11 +34,14 @@ class Heard:
 class GrpcStream:
     """One request on one client stream of tritonclient, read as it comes."""
 
-    def __init__(self, address: str, model: str, prompt: str, **sampling: Any) -> None:
+    def __init__(
+        self, address: str, model: str, prompt: str, *, headers: Mapping[str, str] | None = None, **sampling: Any
+    ) -> None:
+        """`headers` go with the stream."""
         self.heard = Heard()
         self.client = triton_grpc.InferenceServerClient(address)
         self._queue: queue.Queue[tuple[Any, Any]] = queue.Queue()
-        self.client.start_stream(callback=lambda result, error: self._queue.put((result, error)))
+        self.client.start_stream(callback=lambda result, error: self._queue.put((result, error)), headers=headers)
         self.client.async_stream_infer(
             model,
             generation_inputs(prompt, **sampling),

@@ -212,7 +212,7 @@ class OurStarts:
             self.cluster.until(lambda: not self._is_in(server), f"{self.model} is gone from Triton")
 
     def _is_in(self, server: Any) -> bool:
-        index = server.get_model_repository_index().models
+        index = server.get_model_repository_index(headers=self.cluster.triton_headers()).models
         return any(model.name == self.model and model.state != "UNAVAILABLE" for model in index)
 
 

@@ -21,6 +21,7 @@ from perf.harness import InvalidRound, Measure
 from perf.results import Measurement, Run
 from serverless_triton.backend import agent_pb2, agent_pb2_grpc
 from serverless_triton.backend.model_repository import EngineLimits, add_model, describe_checkpoint
+from serverless_triton.backend.node_secret import Metadata
 from serverless_triton.cli.demo_model import ensure_demo_model
 from serverless_triton.cli.local_cluster import LocalCluster
 from serverless_triton.cli.stream_client import GrpcStream
@@ -53,7 +54,8 @@ class WorkerDeathBenchmark:
                 LocalCluster(folder, models, servers=1, dram_bytes=DRAM_BYTES, device_memory_bytes=room_bytes) as up,
                 grpc.insecure_channel(up.agent_address()) as agent,
             ):
-                yield {"killed_worker": Deaths(cluster=up, workers=WorkerWatch(agent)).killed_worker}
+                workers = WorkerWatch(agent, up.agent_metadata())
+                yield {"killed_worker": Deaths(cluster=up, workers=workers).killed_worker}
 
     def documents(self, run: Run) -> Mapping[str, str]:
         return {}
@@ -62,11 +64,12 @@ class WorkerDeathBenchmark:
 class WorkerWatch:
     """What the agent shows of its workers: which there are, and when one was gone."""
 
-    def __init__(self, agent: grpc.Channel) -> None:
+    def __init__(self, agent: grpc.Channel, metadata: Metadata = ()) -> None:
         self._changed = threading.Condition()
         self._shown: frozenset[int] = frozenset()
         self._gone_s: dict[int, float] = {}
-        self._news = agent_pb2_grpc.NodeAgentStub(agent).Watch(agent_pb2.WatchRequest(), wait_for_ready=True)
+        watch = agent_pb2_grpc.NodeAgentStub(agent).Watch
+        self._news = watch(agent_pb2.WatchRequest(), wait_for_ready=True, metadata=metadata)
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -159,7 +162,10 @@ class Deaths:
         for model in MODELS:
             self.cluster.generate(model, PROMPT, max_tokens=1)  # starts it
         server = self.cluster.triton_address()
-        streams = [Listener(GrpcStream(server, m, PROMPT, max_tokens=4000, ignore_eos=True)) for m in MODELS]
+        headers = self.cluster.triton_headers()
+        streams = [
+            Listener(GrpcStream(server, m, PROMPT, headers=headers, max_tokens=4000, ignore_eos=True)) for m in MODELS
+        ]
         for stream in streams:
             stream.until_first()
         victim, neighbour = streams

@@ -53,12 +53,13 @@ class ControlConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """Everything the scheduler process is told."""
+    """Everything the scheduler process is told. `secret_file` is the nodes' own."""
 
     model_repository: Path
     servers: tuple[ServerConfig, ...]
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
     control: ControlConfig = field(default_factory=ControlConfig)
+    secret_file: Path | None = None
 
 
 def load_config(path: Path) -> SchedulerConfig:

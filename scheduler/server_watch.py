@@ -19,6 +19,7 @@ from serverless_triton.scheduler.admission import Exactness, ReplicaId
 from serverless_triton.scheduler.cluster import ReplicaState, ServerState
 from serverless_triton.scheduler.control_loop import ControlLoop
 from serverless_triton.scheduler.errors import SchedulerError
+from serverless_triton.scheduler.node_links import NodeLinks
 from serverless_triton.scheduler.view import Phase
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,10 @@ class ServerWatch:
     loop: ControlLoop
     server: ServerState
     agent_address: str
+    links: NodeLinks = field(default_factory=NodeLinks)
     _seen_agent: bool = False
     _settled: bool = True
+    _refused: bool = False
     _state: agent_pb2.NodeState | None = None
     _timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
@@ -63,14 +66,18 @@ class ServerWatch:
     async def _watch_agent(self) -> None:
         while True:
             async with grpc.aio.insecure_channel(self.agent_address, options=CHANNEL_OPTIONS) as channel:
-                with contextlib.suppress(grpc.aio.AioRpcError, asyncio.TimeoutError):
+                try:
                     await self._follow(agent_pb2_grpc.NodeAgentStub(channel))
+                except asyncio.TimeoutError:
+                    pass
+                except grpc.aio.AioRpcError as error:
+                    self._tell_refusal("agent", error)
             self._set_agent(False)
             await asyncio.sleep(RETRY_S)
 
     async def _follow(self, stub: agent_pb2_grpc.NodeAgentStub) -> None:
         """Until the agent ends, or says nothing for longer than its heartbeats leave between them."""
-        call = stub.Watch(agent_pb2.WatchRequest())
+        call = stub.Watch(agent_pb2.WatchRequest(), metadata=self.links.agent_metadata)
         while state := await asyncio.wait_for(call.read(), SILENCE_S):
             if not self.server.agent_up:
                 self._greet(state)
@@ -173,9 +180,19 @@ class ServerWatch:
 
     async def _is_live(self, stub: service_pb2_grpc.GRPCInferenceServiceStub) -> bool:
         """Live, not ready: Triton is not ready while it loads any model, and serves the others all the same."""
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            return bool((await stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=LIVE_TIMEOUT_S)).live)
+        request, metadata = service_pb2.ServerLiveRequest(), self.links.triton_metadata
+        try:
+            return bool((await stub.ServerLive(request, timeout=LIVE_TIMEOUT_S, metadata=metadata)).live)
+        except grpc.aio.AioRpcError as error:
+            self._tell_refusal("triton", error)
         return False
+
+    def _tell_refusal(self, part: str, error: grpc.aio.AioRpcError) -> None:
+        """Once: a wrong secret does not become right by asking again."""
+        details = error.details() or ""
+        if not self._refused and (error.code() is grpc.StatusCode.UNAUTHENTICATED or "restricted" in details):
+            self._refused = True
+            logger.error("%s_refuses server=%s reason=%r", part, self.server.name, details)
 
     def _set_triton(self, up: bool) -> None:
         if self.server.triton_up == up:

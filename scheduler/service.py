@@ -15,6 +15,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from serverless_triton.backend.node_secret import SecretUnusable
 from serverless_triton.scheduler.admission import ServerName
 from serverless_triton.scheduler.catalogue import Catalogue
 from serverless_triton.scheduler.cluster import Cluster, ServerState
@@ -22,7 +23,9 @@ from serverless_triton.scheduler.config import ConfigError, SchedulerConfig, loa
 from serverless_triton.scheduler.control_loop import ControlLimits, ControlLoop
 from serverless_triton.scheduler.gateway.gateway import Gateway
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
+from serverless_triton.scheduler.gateway.upstream import GrpcUpstream
 from serverless_triton.scheduler.metrics import ControlMetrics
+from serverless_triton.scheduler.node_links import NodeLinks
 from serverless_triton.scheduler.server_watch import ServerWatch
 from serverless_triton.scheduler.status import cluster_status
 from serverless_triton.scheduler.triton_effects import ServerAddresses, TritonEffects
@@ -56,6 +59,7 @@ def model_orders(catalogue: Catalogue) -> Callable[[str], ModelOrder]:
 async def serve(config: SchedulerConfig) -> None:
     """Until SIGTERM or SIGINT. Raises OSError or RuntimeError where a port is taken, ConfigError for unusable keys."""
     catalogue = Catalogue(config.model_repository)
+    links = NodeLinks.with_secret_of(config.secret_file)
     cluster = Cluster(
         {ServerName(s.name): ServerState(name=ServerName(s.name), grpc_address=s.triton) for s in config.servers}
     )
@@ -63,6 +67,7 @@ async def serve(config: SchedulerConfig) -> None:
         {ServerName(s.name): ServerAddresses(triton=s.triton, agent=s.agent) for s in config.servers},
         lambda model: catalogue.entry(model).repository_config,
         time.monotonic,
+        links=links,
         load_timeout_s=config.control.load_timeout_s,
         release_timeout_s=config.control.release_timeout_s,
     )
@@ -85,15 +90,18 @@ async def serve(config: SchedulerConfig) -> None:
         catalogue=catalogue,
         admission=loop,
         settings=config.gateway,
+        upstream=GrpcUpstream(links, max_message_bytes=config.gateway.max_message_bytes),
         metrics=GatewayMetrics(registry),
         cluster_status=lambda: cluster_status(loop),
         can_serve=lambda: any(server.takes_starts for server in cluster.servers.values()),
     )
-    await _run(config, loop, gateway, effects)
+    watches = [ServerWatch(loop, loop.cluster.servers[ServerName(s.name)], s.agent, links) for s in config.servers]
+    await _run(config, loop, gateway, effects, watches)
 
 
-async def _run(config: SchedulerConfig, loop: ControlLoop, gateway: Gateway, effects: TritonEffects) -> None:
-    watches = [ServerWatch(loop, loop.cluster.servers[ServerName(s.name)], s.agent) for s in config.servers]
+async def _run(
+    config: SchedulerConfig, loop: ControlLoop, gateway: Gateway, effects: TritonEffects, watches: list[ServerWatch]
+) -> None:
     tasks = [asyncio.ensure_future(work) for work in (*(watch.run() for watch in watches), _park_overdue(loop))]
     stopped = _stop_signal()
     await gateway.start()
@@ -133,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         asyncio.run(serve(load_config(options.config)))
-    except ConfigError as error:
+    except (ConfigError, SecretUnusable) as error:
         print(f"serverless-triton scheduler: {error}", file=sys.stderr)  # noqa: T201 - a command's answer
         return 2
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import json_format
+from google.protobuf.message import Message
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from serverless_triton.backend import agent_pb2, agent_pb2_grpc
@@ -16,6 +17,7 @@ from serverless_triton.backend.messages import REPLICA_PARAMETER
 from serverless_triton.scheduler.admission import ADMISSION_SPAN, ReplicaId, ServerName, Span
 from serverless_triton.scheduler.effects import EffectFailed, EngineOrder, EngineStarted
 from serverless_triton.scheduler.errors import SchedulerError
+from serverless_triton.scheduler.node_links import NodeLinks
 from serverless_triton.scheduler.server_watch import CHANNEL_OPTIONS, exactness_of
 
 _AGENT_SPAN = "agent.start"
@@ -38,11 +40,13 @@ class TritonEffects:
         config_of: Callable[[str], model_config_pb2.ModelConfig],
         clock: Callable[[], float],
         *,
+        links: NodeLinks,
         load_timeout_s: float,
         release_timeout_s: float,
     ) -> None:
         self._config_of = config_of
         self._clock = clock
+        self._links = links
         self._load_timeout_s = load_timeout_s
         self._release_timeout_s = release_timeout_s
         self._channels = {
@@ -65,7 +69,7 @@ class TritonEffects:
             parked=order.parked or "",
         )
         sent_s = self._clock()
-        reply = await _call(self._agents[server].Start(request, timeout=self._load_timeout_s))
+        reply = await self._ask_agent(self._agents[server].Start, request, self._load_timeout_s)
         spans = [Span(name=_AGENT_SPAN, start_s=sent_s, end_s=self._clock(), parent=ADMISSION_SPAN)]
         spans += [
             Span(name=s.name, start_s=sent_s + s.start_s, end_s=sent_s + s.end_s, parent=_AGENT_SPAN)
@@ -88,19 +92,25 @@ class TritonEffects:
         config.setdefault("parameters", {})[REPLICA_PARAMETER] = {"string_value": replica}
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
         request.parameters["config"].string_param = json.dumps(config)
-        await _call(self._tritons[server].RepositoryModelLoad(request, timeout=self._load_timeout_s))
+        await self._ask_triton(self._tritons[server].RepositoryModelLoad, request, self._load_timeout_s)
 
     async def release_engine(self, server: ServerName, replica: ReplicaId, epoch: int) -> None:
         request = agent_pb2.ReleaseRequest(epoch=epoch, replica=replica)
-        await _call(self._agents[server].Release(request, timeout=self._release_timeout_s))
+        await self._ask_agent(self._agents[server].Release, request, self._release_timeout_s)
 
     async def park_engine(self, server: ServerName, replica: ReplicaId, epoch: int) -> None:
         request = agent_pb2.ParkRequest(epoch=epoch, replica=replica)
-        await _call(self._agents[server].Park(request, timeout=self._release_timeout_s))
+        await self._ask_agent(self._agents[server].Park, request, self._release_timeout_s)
 
     async def unload_model(self, server: ServerName, model: str) -> None:
         request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
-        await _call(self._tritons[server].RepositoryModelUnload(request, timeout=self._release_timeout_s))
+        await self._ask_triton(self._tritons[server].RepositoryModelUnload, request, self._release_timeout_s)
+
+    async def _ask_agent(self, method: Any, request: Message, timeout_s: float) -> Any:
+        return await _call(method(request, timeout=timeout_s, metadata=self._links.agent_metadata))
+
+    async def _ask_triton(self, method: Any, request: Message, timeout_s: float) -> Any:
+        return await _call(method(request, timeout=timeout_s, metadata=self._links.triton_metadata))
 
     async def close(self) -> None:
         for channel in self._channels.values():

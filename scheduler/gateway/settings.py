@@ -39,10 +39,11 @@ class GatewaySettings:
     @property
     def is_open_to_all(self) -> bool:
         """Whether other machines could do everything without having been meant to."""
-        return self.keys_file is None and not self.allow_anonymous and not _is_loopback(self.host)
+        return self.keys_file is None and not self.allow_anonymous and not is_loopback(self.host)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:  # a name, which may lead anywhere

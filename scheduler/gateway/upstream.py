@@ -15,6 +15,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from serverless_triton.scheduler.errors import SchedulerError
+from serverless_triton.scheduler.node_links import NodeLinks
 
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # grpc-stubs leaves it out
 
@@ -64,7 +65,8 @@ class GrpcUpstream:
     No keepalive pings: Triton closes a connection that pings through a long prefill. Silence is the watchdog's.
     """
 
-    def __init__(self, *, max_message_bytes: int = 64 * 1024 * 1024) -> None:
+    def __init__(self, links: NodeLinks | None = None, *, max_message_bytes: int = 64 * 1024 * 1024) -> None:
+        self._metadata = (links or NodeLinks()).triton_metadata
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._options = (
             ("grpc.max_receive_message_length", max_message_bytes),
@@ -79,7 +81,7 @@ class GrpcUpstream:
         stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel(address))
         # Without `triton_grpc_error`: ending a stream by a status, Triton 2.51 handles a cancellation that nobody asked
         # for, and has crashed over it. Our backend's failures come as tensors (`RequestFailed`).
-        return GrpcCall(stub.ModelStreamInfer(_once(request)))
+        return GrpcCall(stub.ModelStreamInfer(_once(request), metadata=self._metadata))
 
     async def close(self) -> None:
         channels = list(self._channels.values())

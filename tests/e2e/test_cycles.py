@@ -77,7 +77,8 @@ def take_turn(cluster: LocalCluster) -> None:
         for model in MODELS:
             client.unload_model(model)
     with triton_grpc.InferenceServerClient(cluster.triton_address()) as triton:
-        cluster.until(lambda: not any(is_in(triton, model) for model in MODELS), "Triton has unloaded both")
+        headers = cluster.triton_headers()
+        cluster.until(lambda: not any(is_in(triton, model, headers) for model in MODELS), "Triton has unloaded both")
 
 
 def kind_of_start(cluster: LocalCluster, model: str) -> str:
@@ -88,8 +89,8 @@ def kind_of_start(cluster: LocalCluster, model: str) -> str:
     return kind
 
 
-def is_in(triton: triton_grpc.InferenceServerClient, model: str) -> bool:
-    index = triton.get_model_repository_index().models
+def is_in(triton: triton_grpc.InferenceServerClient, model: str, headers: dict[str, str]) -> bool:
+    index = triton.get_model_repository_index(headers=headers).models
     return any(entry.name == model and entry.state != "UNAVAILABLE" for entry in index)
 
 
@@ -107,7 +108,8 @@ def usage(cluster: LocalCluster) -> Usage:
 def granted_bytes(cluster: LocalCluster) -> int:
     """Of device memory, by the agent."""
     with grpc.insecure_channel(cluster.agent_address()) as agent:
-        states = agent_pb2_grpc.NodeAgentStub(agent).Watch(agent_pb2.WatchRequest(), timeout=WAIT_S)
+        watch, metadata = agent_pb2_grpc.NodeAgentStub(agent).Watch, cluster.agent_metadata()
+        states = watch(agent_pb2.WatchRequest(), timeout=WAIT_S, metadata=metadata)
         return int(next(iter(states)).device_granted_bytes)
 
 

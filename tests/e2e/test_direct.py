@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import tritonclient.grpc as triton_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from serverless_triton.backend import agent_pb2, agent_pb2_grpc
+from serverless_triton.backend.node_secret import TRITON_GRPC_HEADER, TRITON_HTTP_HEADER
 from serverless_triton.cli.local_cluster import LocalCluster
 from tests.e2e.conftest import DRAM_BYTES
 
@@ -29,18 +33,20 @@ class DirectServer:
     """The ports of the tritonserver behind the gateway."""
 
     def __init__(self, cluster: LocalCluster) -> None:
+        self._secret = cluster.triton_secret()
         pid = cluster.pid("server-0.triton")
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
         options = dict(
             argument.split("=", 1) for argument in arguments if argument.startswith("--") and "=" in argument
         )
         self._http_port, self._metrics_port = int(options["--http-port"]), int(options["--metrics-port"])
-        self._grpc_address = f"127.0.0.1:{options['--grpc-port']}"
+        self.grpc_address = f"127.0.0.1:{options['--grpc-port']}"
 
     def state(self, model: str) -> str:
         """As Triton's repository index has it."""
-        with triton_grpc.InferenceServerClient(self._grpc_address) as client:
-            states = [m.state for m in client.get_model_repository_index().models if m.name == model]
+        with triton_grpc.InferenceServerClient(self.grpc_address) as client:
+            index = client.get_model_repository_index(headers={TRITON_GRPC_HEADER: self._secret})
+        states = [m.state for m in index.models if m.name == model]
         return str(states[-1])
 
     def post(self, path: str, **body: Any) -> tuple[int, str]:
@@ -52,10 +58,16 @@ class DirectServer:
         lines = [line for line in page.splitlines() if line.startswith("serverless_triton_") and f'"{MODEL}"' in line]
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
-    def _ask(self, port: int, method: str, path: str, body: str | None) -> tuple[int, str]:
+    def without_the_secret(self, method: str, path: str) -> tuple[int, str]:
+        return self._ask(self._http_port, method, path, "{}", {})
+
+    def _ask(
+        self, port: int, method: str, path: str, body: str | None, headers: dict[str, str] | None = None
+    ) -> tuple[int, str]:
+        headers = {TRITON_HTTP_HEADER: self._secret} if headers is None else headers
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         try:
-            connection.request(method, path, body)
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
             return response.status, response.read().decode()
         finally:
@@ -140,3 +152,76 @@ def test_a_model_starts_again_while_triton_still_unloads_it(cluster: LocalCluste
     assert len(heard.output_ids) == 4
     assert server.state(MODEL) == "READY"
     assert len(cluster.replicas(MODEL)) == 1
+
+
+def test_triton_serves_nothing_over_grpc_to_those_who_do_not_show_the_secret(server: DirectServer) -> None:
+    for shown in ((), ((TRITON_GRPC_HEADER, "guess"),)):
+        with grpc.insecure_channel(server.grpc_address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
+                call, message = getattr(stub, method.name), getattr(service_pb2, method.input_type.name)()
+                streams = method.name == "ModelStreamInfer"
+                with pytest.raises(grpc.RpcError) as caught:
+                    list(call(iter([message]) if streams else message, metadata=shown, timeout=10))
+                assert "This protocol is restricted" in caught.value.details(), method.name
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v2"),
+        ("GET", f"/v2/models/{MODEL}"),
+        ("GET", f"/v2/models/{MODEL}/config"),
+        ("GET", f"/v2/models/{MODEL}/stats"),
+        ("GET", "/v2/systemsharedmemory/status"),
+        ("GET", "/v2/trace/setting"),
+        ("GET", "/v2/logging"),
+        ("POST", f"/v2/models/{MODEL}/infer"),
+        ("POST", f"/v2/models/{MODEL}/generate"),
+        ("POST", f"/v2/models/{MODEL}/generate_stream"),
+        ("POST", "/v2/repository/index"),
+        ("POST", f"/v2/repository/models/{MODEL}/load"),
+        ("POST", f"/v2/repository/models/{MODEL}/unload"),
+    ],
+)
+def test_triton_serves_nothing_over_http_to_those_who_do_not_show_the_secret(
+    server: DirectServer, method: str, path: str
+) -> None:
+    status, answer = server.without_the_secret(method, path)
+    assert (status, "This API is restricted" in answer) == (403, True)
+
+
+def test_tritons_health_is_open_over_http(server: DirectServer) -> None:
+    assert server.without_the_secret("GET", "/v2/health/live")[0] == 200
+
+
+def test_the_agent_serves_nothing_to_those_who_do_not_show_the_secret(cluster: LocalCluster) -> None:
+    with grpc.insecure_channel(cluster.agent_address()) as channel:
+        agent = agent_pb2_grpc.NodeAgentStub(channel)
+        for ask in (
+            lambda: list(agent.Watch(agent_pb2.WatchRequest(), timeout=10)),
+            lambda: agent.Start(agent_pb2.StartRequest(epoch=1 << 40), timeout=10),
+            lambda: agent.Release(agent_pb2.ReleaseRequest(epoch=1 << 40), timeout=10),
+            lambda: agent.Park(agent_pb2.ParkRequest(epoch=1 << 40), timeout=10),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                ask()
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert cluster.generate(MODEL, PROMPT, max_tokens=1).errors == []  # no epoch was taken from a stranger
+
+
+def test_the_secret_is_in_no_log_and_only_tritons_is_on_a_command_line(
+    cluster: LocalCluster, server: DirectServer
+) -> None:
+    secret = (cluster.run_directory() / "secret").read_text().strip()
+    tritons, agents = cluster.triton_secret(), cluster.agent_metadata()[0][1]
+    for log in cluster.logs.iterdir():
+        text = log.read_text(errors="replace")
+        assert secret not in text, log
+        assert tritons not in text, log
+        assert agents not in text, log
+    for name in ("server-0.store", "server-0.zygote", "server-0.agent", "server-0.triton", "scheduler"):
+        command = Path(f"/proc/{cluster.pid(name)}/cmdline").read_text()
+        assert secret not in command, name
+        assert agents not in command, name
+        assert (tritons in command) is (name == "server-0.triton"), name

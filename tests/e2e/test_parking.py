@@ -72,17 +72,17 @@ def test_parked_models_hold_no_worker(cluster: LocalCluster) -> None:
 def test_a_request_that_triton_sends_to_a_parked_stub_is_unavailable_and_says_why(cluster: LocalCluster) -> None:
     park(cluster, "alpha", "beta")
     with triton_grpc.InferenceServerClient(cluster.triton_address()) as client:
-        assert client.is_model_ready("alpha")
+        assert client.is_model_ready("alpha", headers=cluster.triton_headers())
         with pytest.raises(InferenceServerException) as caught:
-            direct(client, "alpha")
+            direct(client, "alpha", cluster.triton_headers())
     assert "UNAVAILABLE" in str(caught.value.status())
     assert "the engine worker of model 'alpha' is gone" in caught.value.message()
 
 
-def direct(client: Any, model: str) -> None:
+def direct(client: Any, model: str, headers: dict[str, str]) -> None:
     """One request to Triton itself, asked to keep an error's code; raises its error."""
     answers: list[Any] = []
-    client.start_stream(lambda result, error: answers.append(error), headers={"triton_grpc_error": "true"})
+    client.start_stream(lambda result, error: answers.append(error), headers={"triton_grpc_error": "true", **headers})
     client.async_stream_infer(model, generation_inputs(PROMPT, stream=False))
     client.stop_stream()
     for error in answers:
@@ -130,7 +130,8 @@ def test_of_too_many_parked_stubs_the_oldest_leaves_triton(cluster: LocalCluster
         start_of(cluster, model)
     cluster.until(lambda: [stub["model"] for stub in cluster.parked()] == ["beta", "gamma"], "two are parked")
     with triton_grpc.InferenceServerClient(cluster.triton_address()) as client:
-        cluster.until(lambda: not client.is_model_ready("alpha"), "the oldest is unloaded")
+        headers = cluster.triton_headers()
+        cluster.until(lambda: not client.is_model_ready("alpha", headers=headers), "the oldest is unloaded")
     assert start_of(cluster, "alpha")[2] == "cold"
 
 

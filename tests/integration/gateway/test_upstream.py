@@ -9,8 +9,10 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from serverless_triton.backend.node_secret import NodeSecret
 from serverless_triton.scheduler.gateway.fake_upstream import token_response
 from serverless_triton.scheduler.gateway.upstream import GrpcUpstream, UpstreamError
+from serverless_triton.scheduler.node_links import NodeLinks
 
 
 class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -60,6 +62,15 @@ async def upstream():
 
 def infer(upstream, server):
     return upstream.infer(server.address, pb.ModelInferRequest(model_name="m"))
+
+
+async def test_the_servers_secret_is_shown(server, tmp_path):
+    NodeSecret.create(tmp_path / "secret")
+    links = NodeLinks.with_secret_of(tmp_path / "secret")
+    upstream = GrpcUpstream(links)
+    assert (await infer(upstream, server).read()).outputs
+    assert set(links.triton_metadata) <= set(server.metadata)
+    await upstream.close()
 
 
 async def test_responses_then_the_end(upstream, server):

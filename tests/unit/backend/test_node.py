@@ -3,7 +3,9 @@ from typing import Any
 
 import pytest
 
-from serverless_triton.backend.node import NodeConfig, _store
+from serverless_triton.backend.node import NodeConfig, _agent, _store
+from serverless_triton.backend.node_secret import NodeSecret
+from serverless_triton.backend.triton_server import _restrictions
 
 SOCKET = Path("/run/store")
 
@@ -28,3 +30,27 @@ def test_a_store_that_is_told_nothing_decides_by_itself() -> None:
 )
 def test_what_a_node_is_told_reaches_its_store(options: dict[str, Any], arguments: list[str]) -> None:
     assert store_arguments(pages="4k", **options) == ["--socket", "/run/store", "--pages", "4k", *arguments]
+
+
+def test_the_agent_is_told_where_the_secret_is_and_not_the_secret(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    NodeSecret.create(file)
+    ports = {"http_port": 1, "grpc_port": 2, "metrics_port": 3, "agent_port": 4}
+    config = NodeConfig(name="a", model_repository=Path("/models"), secret_file=file, **ports)
+    command = list(_agent(config, SOCKET, SOCKET, SOCKET).command)
+    assert command[-2:] == ["--secret-file", str(file)]
+    assert not any(file.read_text().strip() in argument for argument in command)
+
+
+def test_triton_is_told_a_digest_and_restricts_all_but_its_health_over_http(tmp_path: Path) -> None:
+    secret = NodeSecret.create(tmp_path / "secret")
+    grpc, http = _restrictions(secret)
+    assert grpc == (
+        "--grpc-restricted-protocol=health,metadata,inference,shared-memory,model-config,model-repository,statistics,"
+        f"trace,logging:serverless-triton={secret.for_triton}"
+    )
+    assert http == grpc.replace("--grpc-restricted-protocol=health,", "--http-restricted-api=")
+
+
+def test_without_a_secret_triton_is_as_it_comes() -> None:
+    assert _restrictions(None) == ()

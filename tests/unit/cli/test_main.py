@@ -40,6 +40,13 @@ def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]):
     assert run(*arguments).returncode == 2
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "node.example"])
+def test_a_node_that_others_reach_needs_a_secret(tmp_path: Path, host: str):
+    finished = run("node", "--name", "a", "--model-repository", str(tmp_path), "--host", host)
+    assert finished.returncode == 2
+    assert f"other machines reach {host} and could load and run models; give --secret-file" in finished.stderr
+
+
 def test_add_prints_one_json_object_a_model(tmp_path: Path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "config.json").write_text('{"n_layer": 1, "n_head": 1, "n_embd": 8}')

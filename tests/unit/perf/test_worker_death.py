@@ -45,7 +45,7 @@ def states(*workers: list[int]) -> Iterator[agent_pb2.NodeState]:
 
 def test_a_worker_is_gone_when_the_agent_shows_it_no_more(monkeypatch: pytest.MonkeyPatch):
     news = states([7, 8], [8], [8, 9])
-    stub: Any = SimpleNamespace(Watch=lambda request, wait_for_ready: news)
+    stub: Any = SimpleNamespace(Watch=lambda request, wait_for_ready, metadata: news)
     monkeypatch.setattr(worker_death.agent_pb2_grpc, "NodeAgentStub", lambda channel: stub)
     monkeypatch.setattr(worker_death, "WAIT_S", 0.01)
     watch = WorkerWatch(None)  # type: ignore[arg-type]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
+import pytest
+
 from serverless_triton.backend import agent_pb2
 from serverless_triton.scheduler.admission import Exactness, ReplicaId, ServerName, StreamId
 from serverless_triton.scheduler.control_loop import ControlLimits
@@ -182,3 +185,26 @@ async def test_a_replica_that_was_to_be_parked_and_is_still_shown_is_parked_agai
     hear(news, state(2, "a-1"))
     await asyncio.sleep(0)
     assert w.effects.calls == [("park_engine", S0, "a-1")] * 2
+
+
+def refused(code: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
+
+
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        (grpc.StatusCode.UNAUTHENTICATED, "the call does not show the cluster's secret"),
+        (grpc.StatusCode.UNAVAILABLE, "This protocol is restricted, expecting header 'triton-grpc-protocol-x'"),
+    ],
+)
+async def test_a_server_that_wants_another_secret_is_told_of_once(caplog, code: grpc.StatusCode, details: str) -> None:
+    news = watch(world("s0", models=(A,)))
+    for _ in range(3):
+        news._tell_refusal("agent", refused(code, details))
+    assert [record.getMessage() for record in caplog.records] == [f"agent_refuses server=s0 reason={details!r}"]
+
+
+async def test_a_server_that_is_only_away_is_no_refusal(caplog) -> None:
+    watch(world("s0", models=(A,)))._tell_refusal("triton", refused(grpc.StatusCode.UNAVAILABLE, "Connection refused"))
+    assert caplog.records == []
