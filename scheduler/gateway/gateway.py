@@ -87,10 +87,11 @@ class Gateway:
         checks = CheckedCalls(self._access, lambda error: self.metrics.errors.labels(error.code).inc())
         self._grpc = GrpcServer(GrpcFrontend(service, self._access, self.metrics, settings), checks, settings)
         frontend = HttpFrontend(service, self._access, self.metrics, self.receipts, cluster_status)
-        self.http_app = frontend.app(settings.max_message_bytes)
+        self.http_app = frontend.app(settings.max_message_bytes, settings.connections.body_timeout_s)
         self.http_app.add_subapp("/v1", OpenAIFrontend(service, self._access, self.metrics).app())
-        self._http_site = HttpSite(self.http_app, settings.host, settings.http_port, drain_s=settings.drain_timeout_s)
-        self._metrics_site = HttpSite(metrics_app(self.metrics.registry), settings.host, settings.metrics_port)
+        host, limits, drain_s = settings.host, settings.connections, settings.drain_timeout_s
+        self._http_site = HttpSite(self.http_app, host, settings.http_port, limits, drain_s=drain_s)
+        self._metrics_site = HttpSite(metrics_app(self.metrics.registry), host, settings.metrics_port, limits)
 
     @property
     def http_port(self) -> int:

@@ -236,12 +236,17 @@ class GrpcServer:
     """The listening side. `port` is the one it got."""
 
     def __init__(self, frontend: GrpcFrontend, checks: CheckedCalls, settings: GatewaySettings) -> None:
+        limits = settings.connections
         self._server = grpc.aio.server(
+            maximum_concurrent_rpcs=limits.max_grpc_calls,
             interceptors=(checks, ReadableMessages()),
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
+                ("grpc.server_handshake_timeout_ms", int(limits.handshake_timeout_s * 1000)),
+                ("grpc.max_connection_idle_ms", int(limits.grpc_idle_timeout_s * 1000)),
+                ("grpc.max_concurrent_streams", limits.max_calls_per_connection),
             ),
         )
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(frontend, self._server)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from serverless_triton.scheduler.errors import InvalidRequest
 
+BODY_TIMEOUT_S: web.AppKey[float] = web.AppKey("body_timeout_s", float)  # of the application, or of one above it
+
 
 async def read_body(request: web.Request) -> bytes:
-    """Raises InvalidRequest for a body that is not compressed as it says, and aiohttp's error for one too large."""
+    """Raises InvalidRequest for one that is not compressed as it says, aiohttp's errors for one too large or late."""
     try:
-        return await request.read()
+        if request.content.is_eof():  # all of it is here: nothing to wait for
+            return await request.read()
+        return await asyncio.wait_for(request.read(), request.config_dict[BODY_TIMEOUT_S])
+    except asyncio.TimeoutError:
+        raise web.HTTPRequestTimeout(reason="the request's body did not come in time") from None
     except web.RequestPayloadError as error:
         raise InvalidRequest("the request's body cannot be decoded as its Content-Encoding says") from error
 

@@ -20,7 +20,7 @@ from serverless_triton.scheduler.admission import StreamId
 from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.gateway.access import Access
 from serverless_triton.scheduler.gateway.generate import read_generate_body, write_generate_body
-from serverless_triton.scheduler.gateway.http_body import close_if_unreadable, read_body
+from serverless_triton.scheduler.gateway.http_body import BODY_TIMEOUT_S, close_if_unreadable, read_body
 from serverless_triton.scheduler.gateway.http_infer import HEADER_LENGTH, read_infer_body, write_infer_body
 from serverless_triton.scheduler.gateway.json_form import members, message_to_json, parse_json
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
@@ -61,8 +61,9 @@ class HttpFrontend:
         self._receipts = receipts
         self._cluster_status = cluster_status
 
-    def app(self, max_body_bytes: int) -> web.Application:
+    def app(self, max_body_bytes: int, body_timeout_s: float) -> web.Application:
         app = web.Application(client_max_size=max_body_bytes, middlewares=[self._errors, self._access.middleware])
+        app[BODY_TIMEOUT_S] = body_timeout_s
         app.on_response_prepare.append(close_if_unreadable)
         for path, handler in self._gets().items():
             app.router.add_get(path, handler)

@@ -18,6 +18,20 @@ class RelayLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """How long and how often a client may hold something open that does nothing."""
+
+    idle_timeout_s: float = 75.0  # an HTTP connection without a request, also while the headers of one come
+    body_timeout_s: float = 120.0  # for all of a request's body
+    stalled_timeout_s: float = 60.0  # while the client of an HTTP answer takes nothing of what was sent
+    handshake_timeout_s: float = 20.0  # of a gRPC connection
+    grpc_idle_timeout_s: float = 600.0  # a gRPC connection without a call; clients connect again by themselves
+    max_http_connections: int = 10_000
+    max_grpc_calls: int = 10_000  # at the same time; client streams count as long as they are open
+    max_calls_per_connection: int = 2_500  # beyond it a gRPC client waits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
     """Port 0 takes a free one. Sizes are of one message or body.
 
@@ -35,6 +49,7 @@ class GatewaySettings:
     keys_file: Path | None = None
     allow_anonymous: bool = False
     relay: RelayLimits = field(default_factory=RelayLimits)
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
 
     @property
     def is_open_to_all(self) -> bool:
