@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from serverless_triton.backend.devices import CPU, Devices, device_names
 from serverless_triton.backend.messages import Acquire, ProtocolError, WorkerHello
 from serverless_triton.backend.model_repository import read_parameters
 from serverless_triton.backend.node_secret import NodeSecret
+from serverless_triton.backend.node_tls import NodeTLS
 from serverless_triton.backend.tiers import TierWatcher
 from serverless_triton.backend.worker_pool import LEARNED_AHEAD, WorkerPool
 from serverless_triton.loader.errors import CheckpointError
@@ -32,6 +33,7 @@ from serverless_triton.loader.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 10.0
+TLS_FILES = tuple(field.name for field in fields(NodeTLS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,7 @@ class AgentConfig:
     devices: str = CPU
     spare_workers: int = 1
     secret_file: Path | None = None
+    tls: NodeTLS | None = None
 
 
 async def serve(config: AgentConfig) -> None:
@@ -81,7 +84,10 @@ async def _grpc_server(config: AgentConfig, service: AgentService) -> grpc.aio.S
     server = grpc.aio.server(interceptors=checks, options=[("grpc.so_reuseport", 0)])
     agent_pb2_grpc.add_NodeAgentServicer_to_server(service, server)
     try:
-        server.add_insecure_port(config.grpc_address)
+        if config.tls is None:
+            server.add_insecure_port(config.grpc_address)
+        else:
+            server.add_secure_port(config.grpc_address, config.tls.server_credentials())
     except RuntimeError as error:
         raise OSError(f"the agent's address {config.grpc_address} is taken; choose another") from error
     await server.start()
@@ -171,8 +177,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--devices", default=CPU)
     parser.add_argument("--spare-workers", type=int, default=1)
     parser.add_argument("--secret-file", type=Path)
+    for name in TLS_FILES:
+        parser.add_argument(f"--tls-{name.replace('_', '-')}", type=Path)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    asyncio.run(serve(AgentConfig(**vars(parser.parse_args(arguments)))))
+    options = vars(parser.parse_args(arguments))
+    files = {name: options.pop(f"tls_{name}") for name in TLS_FILES}
+    asyncio.run(serve(AgentConfig(tls=NodeTLS(**files) if all(files.values()) else None, **options)))
     return 0
 
 

@@ -4,6 +4,7 @@ BackendError
 ├── PackageUnavailable   a package that is installed on demand could not be
 ├── TritonNotFound       no usable tritonserver on this machine, and none could be installed
 ├── StubUnusable         Triton's Python stub can't run here, or would corrupt tensors
+├── CertificateUnusable  a file that TLS needs cannot be read, or does not belong to the others (node_tls.py)
 ├── SecretUnusable       the file with the cluster's secret is missing, open to others, or holds none (node_secret.py)
 └── ModelRefused         a model that can't go into the model repository
     ├── InvalidModelName     a name that is no plain directory name

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from serverless_triton.backend.node_secret import NodeSecret
+from serverless_triton.backend.node_tls import NodeTLS
 from serverless_triton.backend.supervisor import ProcessSpec, Run
 from serverless_triton.backend.triton_install import BackendDirectory, TritonInstallation
 from serverless_triton.backend.triton_server import TritonServerConfig, triton_process
@@ -22,6 +23,7 @@ class NodeConfig:
 
     `dram_bytes`: the store's budget; None for the share that a store takes by itself, which is too much for several.
     `secret_file`: what Triton and the agent want to be shown; without it they serve everybody who reaches them.
+    `tls`: of both their gRPC ports, for clients with a certificate of its authority only.
     `devices`: "cpu", or GPUs with commas between, as "cuda:0,cuda:1"; each has `device_memory_bytes`.
     """
 
@@ -33,6 +35,7 @@ class NodeConfig:
     agent_port: int
     host: str = "127.0.0.1"
     secret_file: Path | None = None
+    tls: NodeTLS | None = None
     devices: str = "cpu"
     device_memory_bytes: int = 4 << 30
     dram_bytes: int | None = None
@@ -51,7 +54,7 @@ def node_processes(
 ) -> list[ProcessSpec]:
     """The node's processes. They find each other by sockets in the run directory and may start in any order.
 
-    Raises SecretUnusable, StubUnusable.
+    Raises SecretUnusable, CertificateUnusable, StubUnusable.
     """
     sockets = {part: run.directory / f"{config.name}.{part}" for part in ("store", "zygote", "agent")}
     server = TritonServerConfig(
@@ -63,6 +66,7 @@ def node_processes(
         model_repository=config.model_repository,
         shm_prefix=f"{run.shm_prefix}{config.name}-",
         agent_socket=sockets["agent"],
+        tls=config.tls,
         secret=None if config.secret_file is None else NodeSecret.read(config.secret_file),
     )
     return [
@@ -106,5 +110,13 @@ def _agent(config: NodeConfig, socket: Path, zygote: Path, store: Path) -> Proce
         *("--devices", config.devices, "--device-memory-bytes", str(config.device_memory_bytes)),
         *("--spare-workers", str(config.spare_workers)),
         *(() if config.secret_file is None else ("--secret-file", str(config.secret_file))),
+        *_certificates(config.tls),
     )
     return ProcessSpec(name=f"{config.name}.agent", command=command)
+
+
+def _certificates(tls: NodeTLS | None) -> tuple[str, ...]:
+    if tls is None:
+        return ()
+    files = asdict(tls).items()
+    return tuple(part for name, file in files for part in (f"--tls-{name.replace('_', '-')}", str(file)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serverless_triton.backend.node_secret import TRITON_KEY, NodeSecret
+from serverless_triton.backend.node_tls import NodeTLS
 from serverless_triton.backend.supervisor import ProcessSpec
 from serverless_triton.backend.triton_install import BackendDirectory, TritonInstallation, server_environment
 
@@ -43,6 +44,7 @@ class TritonServerConfig:
     shm_prefix: str
     agent_socket: Path
     secret: NodeSecret | None = None
+    tls: NodeTLS | None = None  # of its gRPC
 
 
 def triton_process(
@@ -50,7 +52,7 @@ def triton_process(
 ) -> ProcessSpec:
     """Explicit model control, complete configurations only: completing them would cost a second a load.
 
-    Raises StubUnusable where the stub would corrupt tensors.
+    Raises StubUnusable where the stub would corrupt tensors, CertificateUnusable.
     """
     command = [
         str(installation.server),
@@ -68,6 +70,7 @@ def triton_process(
         # A backend written in Python takes its shared-memory settings from the Python backend's.
         f"--backend-config=python,shm-region-prefix-name={config.shm_prefix}",
         *_restrictions(config.secret),
+        *_certificates(config.tls),
     ]
     environment = server_environment(installation)
     environment[AGENT_SOCKET_VARIABLE] = str(config.agent_socket)
@@ -82,4 +85,16 @@ def _restrictions(secret: NodeSecret | None) -> tuple[str, ...]:
     return (
         f"--grpc-restricted-protocol={','.join(_GRPC_PROTOCOLS)}:{wanted}",
         f"--http-restricted-api={','.join(_HTTP_APIS)}:{wanted}",
+    )
+
+
+def _certificates(tls: NodeTLS | None) -> tuple[str, ...]:
+    if tls is None:
+        return ()
+    tls.check()
+    return (
+        "--grpc-use-ssl-mutual=true",
+        f"--grpc-server-cert={tls.certificate_file}",
+        f"--grpc-server-key={tls.key_file}",
+        f"--grpc-root-cert={tls.ca_file}",
     )

@@ -18,6 +18,7 @@ import yaml
 from serverless_triton.backend.devices import device_names
 from serverless_triton.backend.node import NodeConfig, node_processes
 from serverless_triton.backend.node_secret import NodeSecret
+from serverless_triton.backend.node_tls import NodeTLS
 from serverless_triton.backend.supervisor import ProcessSpec, Run, Supervisor
 from serverless_triton.backend.triton_install import assemble_backend_directory, find_triton
 from serverless_triton.cli.readiness import announce_readiness
@@ -55,13 +56,14 @@ class NodeBudgets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConfig:
-    """`up`'s configuration file."""
+    """`up`'s configuration file. `node_tls` is of nodes and scheduler alike."""
 
     model_repository: Path
     servers: int = 2
     node: NodeBudgets = field(default_factory=NodeBudgets)
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
     control: ControlConfig = field(default_factory=ControlConfig)
+    node_tls: NodeTLS | None = None
 
 
 def load_cluster_config(path: Path | None, overrides: dict[str, Any]) -> ClusterConfig:
@@ -110,10 +112,11 @@ def run_cluster(config: ClusterConfig, logs: Path, report: Callable[[str], None]
         backends = assemble_backend_directory(installation, run.directory / "backends")
         secret_file = run.directory / SECRET_FILE
         NodeSecret.create(secret_file)
-        nodes = [replace(node, secret_file=secret_file) for node in _nodes(config)]
+        nodes = [replace(node, secret_file=secret_file, tls=config.node_tls) for node in _nodes(config)]
         specs = [spec for node in nodes for spec in node_processes(node, run, installation, backends)]
         specs.append(_scheduler(config, nodes, run))
-        address = f"{config.gateway.host}:{config.gateway.http_port}"
+        scheme = "http" if config.gateway.tls is None else "https"
+        address = f"{scheme}://{config.gateway.host}:{config.gateway.http_port}"
         supervise(run, specs, logs, announce_readiness(address, config.servers, config.model_repository, report))
 
 
@@ -164,6 +167,7 @@ def _scheduler(config: ClusterConfig, nodes: list[NodeConfig], run: Run) -> Proc
                 "model_repository": str(config.model_repository),
                 "servers": servers,
                 "secret_file": str(run.directory / SECRET_FILE),
+                "node_tls": None if config.node_tls is None else asdict(config.node_tls, dict_factory=_plain),
                 **{name: asdict(value, dict_factory=_plain) for name, value in settings.items()},
             }
         )

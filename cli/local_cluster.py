@@ -41,10 +41,11 @@ class LocalCluster:
         logs: Path | None = None,
         relay: Mapping[str, float] | None = None,
         control: Mapping[str, float] | None = None,
+        node_tls: Mapping[str, str] | None = None,
         **node: int | str,
     ) -> None:
         """`node` are budgets of each node, as `NodeBudgets` names them; `relay` limits, as `RelayLimits` does, and
-        `control` what `ControlConfig` does.
+        `control` what `ControlConfig` does, `node_tls` the files of a `NodeTLS`.
         """
         self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
         self.logs = logs or folder / "logs"
@@ -54,6 +55,7 @@ class LocalCluster:
         config = {"model_repository": str(repository), "servers": servers, "node": node}
         config["gateway"] = {**ports, "relay": dict(relay or {})}
         config["control"] = dict(control or {})
+        config["node_tls"] = None if node_tls is None else dict(node_tls)
         self._config.write_text(yaml.safe_dump(config))
         self._servers = servers
 

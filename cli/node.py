@@ -10,6 +10,7 @@ import click
 
 from serverless_triton.backend.devices import device_names
 from serverless_triton.backend.node import NodeConfig, node_processes
+from serverless_triton.backend.node_tls import NodeTLS
 from serverless_triton.backend.supervisor import Run
 from serverless_triton.backend.triton_install import assemble_backend_directory, find_triton
 from serverless_triton.cli.cluster import supervise
@@ -27,11 +28,24 @@ def _checked(_context: click.Context, _parameter: click.Parameter, devices: str)
     return devices
 
 
+def _tls(options: dict[str, Any]) -> NodeTLS | None:
+    """Takes its files out of the options: all three of them or none."""
+    files = {name: options.pop(f"tls_{name}") for name in ("certificate_file", "key_file", "ca_file")}
+    if not any(files.values()):
+        return None
+    if not all(files.values()):
+        raise click.UsageError("give --tls-certificate-file, --tls-key-file and --tls-ca-file together")
+    return NodeTLS(**files)
+
+
 @click.command("node")
 @click.option("--name", required=True, help="What the scheduler's configuration calls it.")
 @click.option("--model-repository", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where Triton and the agent listen.")
 @click.option("--secret-file", type=click.Path(path_type=Path), help="What the scheduler shows, the same file as its.")
+@click.option("--tls-certificate-file", type=click.Path(path_type=Path), help="Of Triton's and the agent's gRPC.")
+@click.option("--tls-key-file", type=click.Path(path_type=Path), help="Its key.")
+@click.option("--tls-ca-file", type=click.Path(path_type=Path), help="Who signs the scheduler's certificate.")
 @click.option("--http-port", type=_PORT, default=8000, show_default=True, help="Triton's HTTP.")
 @click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="Triton's gRPC.")
 @click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Triton's metrics.")
@@ -49,7 +63,7 @@ def _checked(_context: click.Context, _parameter: click.Parameter, devices: str)
 def command(model_repository: Path, logs: Path, **options: Any) -> None:
     """Run one server: its store, zygote, agent and tritonserver, until Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    config = NodeConfig(model_repository=model_repository.resolve(), **options)
+    config = NodeConfig(model_repository=model_repository.resolve(), tls=_tls(options), **options)
     if config.secret_file is None and not is_loopback(config.host):
         raise click.UsageError(f"other machines reach {config.host} and could load and run models; give --secret-file")
     installation = find_triton(report=lambda message: click.echo(message, err=True))

@@ -15,9 +15,10 @@ REQUEST_TIMEOUT_S = 2.0
 
 
 async def announce_readiness(address: str, servers: int, repository: Path, report: Callable[[str], None]) -> None:
-    """Waits until every server takes starts, then says so once. `address` is the gateway's HTTP host:port."""
+    """Waits until every server takes starts, then says so once. `address` is the gateway's, as a URL."""
     timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    own = aiohttp.TCPConnector(ssl=False)  # this machine's own gateway: it needs no certificate to be known
+    async with aiohttp.ClientSession(timeout=timeout, connector=own) as session:
         while await _servers_ready(session, address, servers) < servers:  # noqa: ASYNC110 - of another process
             await asyncio.sleep(POLL_S)
     models = ", ".join(sorted(file.parent.name for file in repository.glob("*/config.pbtxt"))) or "none yet"
@@ -27,7 +28,7 @@ async def announce_readiness(address: str, servers: int, repository: Path, repor
 async def _servers_ready(session: aiohttp.ClientSession, address: str, servers: int) -> int:
     """How many. A gateway that wants a key for that says only whether one is; then all are taken for ready."""
     try:
-        async with session.get(f"http://{address}/v2/cluster/status") as answer:
+        async with session.get(f"{address}/v2/cluster/status") as answer:
             if answer.status == HTTPStatus.UNAUTHORIZED:
                 return servers * await _is_ready(session, address)
             status: dict[str, Any] = await answer.json()
@@ -37,5 +38,5 @@ async def _servers_ready(session: aiohttp.ClientSession, address: str, servers: 
 
 
 async def _is_ready(session: aiohttp.ClientSession, address: str) -> bool:
-    async with session.get(f"http://{address}/v2/health/ready") as answer:
+    async with session.get(f"{address}/v2/health/ready") as answer:
         return answer.status == HTTPStatus.OK

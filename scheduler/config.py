@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
+from serverless_triton.backend.node_tls import NodeTLS
 from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
 
@@ -53,13 +54,14 @@ class ControlConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """Everything the scheduler process is told. `secret_file` is the nodes' own."""
+    """Everything the scheduler process is told. `secret_file` is the nodes' own; `node_tls` is its side of theirs."""
 
     model_repository: Path
     servers: tuple[ServerConfig, ...]
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
     control: ControlConfig = field(default_factory=ControlConfig)
     secret_file: Path | None = None
+    node_tls: NodeTLS | None = None
 
 
 def load_config(path: Path) -> SchedulerConfig:
@@ -118,8 +120,10 @@ def parse_dataclass(kind: type[T], value: object, path: str) -> T:
 
 
 def _field(value: Any, hint: Any, path: str) -> Any:
-    if isinstance(hint, type) and is_dataclass(hint):
-        return parse_dataclass(hint, value, path)
+    optional = type(None) in get_args(hint)
+    nested = next((kind for kind in get_args(hint) if is_dataclass(kind)), None) if optional else hint
+    if isinstance(nested, type) and is_dataclass(nested) and not (optional and value is None):
+        return parse_dataclass(nested, value, path)
     if hint is bool and not isinstance(value, bool):
         raise ConfigError(f"{path}: is {value!r}; give true or false")
     if get_origin(hint) is Literal and value not in get_args(hint):

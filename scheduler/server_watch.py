@@ -65,7 +65,7 @@ class ServerWatch:
 
     async def _watch_agent(self) -> None:
         while True:
-            async with grpc.aio.insecure_channel(self.agent_address, options=CHANNEL_OPTIONS) as channel:
+            async with self.links.channel(self.agent_address, CHANNEL_OPTIONS) as channel:
                 try:
                     await self._follow(agent_pb2_grpc.NodeAgentStub(channel))
                 except asyncio.TimeoutError:
@@ -165,7 +165,7 @@ class ServerWatch:
     # Triton
 
     async def _watch_triton(self) -> None:
-        async with grpc.aio.insecure_channel(self.server.grpc_address, options=CHANNEL_OPTIONS) as channel:
+        async with self.links.channel(self.server.grpc_address, CHANNEL_OPTIONS) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             while True:
                 state = channel.get_state(try_to_connect=True)

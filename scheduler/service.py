@@ -16,11 +16,13 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from serverless_triton.backend.node_secret import SecretUnusable
+from serverless_triton.backend.node_tls import CertificateUnusable as NodeCertificateUnusable
 from serverless_triton.scheduler.admission import ServerName
 from serverless_triton.scheduler.catalogue import Catalogue
 from serverless_triton.scheduler.cluster import Cluster, ServerState
-from serverless_triton.scheduler.config import ConfigError, SchedulerConfig, load_config
+from serverless_triton.scheduler.config import SchedulerConfig, load_config
 from serverless_triton.scheduler.control_loop import ControlLimits, ControlLoop
+from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.gateway.gateway import Gateway
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.upstream import GrpcUpstream
@@ -59,7 +61,7 @@ def model_orders(catalogue: Catalogue) -> Callable[[str], ModelOrder]:
 async def serve(config: SchedulerConfig) -> None:
     """Until SIGTERM or SIGINT. Raises OSError or RuntimeError where a port is taken, ConfigError for unusable keys."""
     catalogue = Catalogue(config.model_repository)
-    links = NodeLinks.with_secret_of(config.secret_file)
+    links = NodeLinks.of(config.secret_file, config.node_tls)
     cluster = Cluster(
         {ServerName(s.name): ServerState(name=ServerName(s.name), grpc_address=s.triton) for s in config.servers}
     )
@@ -141,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         asyncio.run(serve(load_config(options.config)))
-    except (ConfigError, SecretUnusable) as error:
+    except (SchedulerError, SecretUnusable, NodeCertificateUnusable) as error:
         print(f"serverless-triton scheduler: {error}", file=sys.stderr)  # noqa: T201 - a command's answer
         return 2
     return 0

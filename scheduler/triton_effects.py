@@ -50,7 +50,7 @@ class TritonEffects:
         self._load_timeout_s = load_timeout_s
         self._release_timeout_s = release_timeout_s
         self._channels = {
-            address: grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            address: links.channel(address, CHANNEL_OPTIONS)
             for addresses in servers.values()
             for address in (addresses.triton, addresses.agent)
         }

@@ -21,6 +21,7 @@ from serverless_triton.scheduler.gateway.relay import Relay
 from serverless_triton.scheduler.gateway.service import InferenceService
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
 from serverless_triton.scheduler.gateway.statistics import Statistics
+from serverless_triton.scheduler.gateway.tls import http_context
 from serverless_triton.scheduler.gateway.upstream import GrpcUpstream, Upstream
 from serverless_triton.scheduler.journal import Journal
 from serverless_triton.scheduler.receipts import ReceiptBook
@@ -41,7 +42,10 @@ class Gateway:
         can_serve: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """It calls itself ready while it listens and `can_serve`. Raises ConfigError for keys that cannot be read."""
+        """It calls itself ready while it listens and `can_serve`.
+
+        Raises ConfigError for keys that cannot be read, CertificateUnusable.
+        """
         settings = settings or GatewaySettings()
         self._access = Access(None if settings.keys_file is None else KeyRing(settings.keys_file))
         self._limiter = Limiter(clock, time.time)
@@ -90,8 +94,10 @@ class Gateway:
         self.http_app = frontend.app(settings.max_message_bytes, settings.connections.body_timeout_s)
         self.http_app.add_subapp("/v1", OpenAIFrontend(service, self._access, self.metrics).app())
         host, limits, drain_s = settings.host, settings.connections, settings.drain_timeout_s
-        self._http_site = HttpSite(self.http_app, host, settings.http_port, limits, drain_s=drain_s)
-        self._metrics_site = HttpSite(metrics_app(self.metrics.registry), host, settings.metrics_port, limits)
+        tls = None if settings.tls is None else http_context(settings.tls)
+        metrics = metrics_app(self.metrics.registry)
+        self._http_site = HttpSite(self.http_app, host, settings.http_port, limits, tls=tls, drain_s=drain_s)
+        self._metrics_site = HttpSite(metrics, host, settings.metrics_port, limits, tls=tls)
 
     @property
     def http_port(self) -> int:

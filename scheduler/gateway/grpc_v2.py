@@ -26,6 +26,7 @@ from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.service import InferenceService
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
 from serverless_triton.scheduler.gateway.statuses import trailing_metadata
+from serverless_triton.scheduler.gateway.tls import grpc_credentials
 
 log = logging.getLogger(__name__)
 
@@ -251,12 +252,16 @@ class GrpcServer:
         )
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(frontend, self._server)
         self._address = f"{settings.host}:{settings.grpc_port}"
+        self._credentials = None if settings.tls is None else grpc_credentials(settings.tls)
         self._drain_s = settings.drain_timeout_s
         self.port = 0
 
     async def start(self) -> None:
         """Raises RuntimeError where the address is taken."""
-        self.port = self._server.add_insecure_port(self._address)
+        if self._credentials is None:
+            self.port = self._server.add_insecure_port(self._address)
+        else:
+            self.port = self._server.add_secure_port(self._address, self._credentials)
         await self._server.start()
 
     async def stop(self) -> None:

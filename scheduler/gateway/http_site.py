@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 
 from aiohttp import web
 
@@ -17,7 +18,14 @@ class HttpSite:
     """`port` is the one it got. A handler whose client goes away is cancelled."""
 
     def __init__(
-        self, app: web.Application, host: str, port: int, limits: ConnectionLimits, *, drain_s: float = 0.0
+        self,
+        app: web.Application,
+        host: str,
+        port: int,
+        limits: ConnectionLimits,
+        *,
+        tls: ssl.SSLContext | None = None,
+        drain_s: float = 0.0,
     ) -> None:
         # aiohttp's keep-alive timer runs from the moment of the connection until a request's headers are complete.
         self._runner = web.AppRunner(
@@ -29,6 +37,7 @@ class HttpSite:
         )
         self._host = host
         self._limits = limits
+        self._tls = tls
         self._full = False
         self._listener: asyncio.Server | None = None
         self.port = port
@@ -37,7 +46,10 @@ class HttpSite:
         """Raises OSError where the address is taken."""
         await self._runner.setup()
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(self._connection, self._host, self.port)
+        handshake_s = None if self._tls is None else self._limits.handshake_timeout_s
+        self._listener = await loop.create_server(
+            self._connection, self._host, self.port, ssl=self._tls, ssl_handshake_timeout=handshake_s
+        )
         stalled_ms = int(self._limits.stalled_timeout_s * 1000)
         for listening in self._listener.sockets:  # connections inherit it
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stalled_ms)

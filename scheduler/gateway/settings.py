@@ -18,6 +18,15 @@ class RelayLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerTLS:
+    """PEM files. With `client_ca_file` only clients are served that show a certificate which it signed."""
+
+    certificate_file: Path
+    key_file: Path
+    client_ca_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
     """How long and how often a client may hold something open that does nothing."""
 
@@ -48,6 +57,7 @@ class GatewaySettings:
     drain_timeout_s: float = 30.0
     keys_file: Path | None = None
     allow_anonymous: bool = False
+    tls: ServerTLS | None = None
     relay: RelayLimits = field(default_factory=RelayLimits)
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
 

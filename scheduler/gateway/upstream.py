@@ -66,7 +66,7 @@ class GrpcUpstream:
     """
 
     def __init__(self, links: NodeLinks | None = None, *, max_message_bytes: int = 64 * 1024 * 1024) -> None:
-        self._metadata = (links or NodeLinks()).triton_metadata
+        self._links = links or NodeLinks()
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._options = (
             ("grpc.max_receive_message_length", max_message_bytes),
@@ -81,7 +81,7 @@ class GrpcUpstream:
         stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel(address))
         # Without `triton_grpc_error`: ending a stream by a status, Triton 2.51 handles a cancellation that nobody asked
         # for, and has crashed over it. Our backend's failures come as tensors (`RequestFailed`).
-        return GrpcCall(stub.ModelStreamInfer(_once(request), metadata=self._metadata))
+        return GrpcCall(stub.ModelStreamInfer(_once(request), metadata=self._links.triton_metadata))
 
     async def close(self) -> None:
         channels = list(self._channels.values())
@@ -92,7 +92,7 @@ class GrpcUpstream:
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels[address] = grpc.aio.insecure_channel(address, options=self._options)
+            channel = self._channels[address] = self._links.channel(address, self._options)
         return channel
 
 

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "cli": {"loader", "backend", "scheduler"},
 }
 # Of the backend, the scheduler sees the wire only, and how JSON is read that goes over it.
-WIRE_MODULES = {"agent_pb2", "agent_pb2_grpc", "client_json", "messages", "node_secret"}
+WIRE_MODULES = {"agent_pb2", "agent_pb2_grpc", "client_json", "messages", "node_secret", "node_tls"}
 STUB_MAY_IMPORT = {"numpy", "triton_python_backend_utils", *sys.stdlib_module_names}
 
 

@@ -66,7 +66,7 @@ def infer(upstream, server):
 
 async def test_the_servers_secret_is_shown(server, tmp_path):
     NodeSecret.create(tmp_path / "secret")
-    links = NodeLinks.with_secret_of(tmp_path / "secret")
+    links = NodeLinks.of(tmp_path / "secret")
     upstream = GrpcUpstream(links)
     assert (await infer(upstream, server).read()).outputs
     assert set(links.triton_metadata) <= set(server.metadata)

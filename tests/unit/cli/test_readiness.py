@@ -40,7 +40,7 @@ async def gateway(monkeypatch: pytest.MonkeyPatch):
     app.router.add_get("/v2/cluster/status", fake.status)
     app.router.add_get("/v2/health/ready", fake.ready)
     async with TestServer(app) as server:
-        fake.address = f"127.0.0.1:{server.port}"
+        fake.address = f"http://127.0.0.1:{server.port}"
         yield fake
 
 

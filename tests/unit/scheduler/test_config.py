@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from serverless_triton.scheduler.config import ConfigError, load_config, parse_config
+from serverless_triton.scheduler.gateway.settings import ServerTLS
 
 SERVER = {"name": "s0", "triton": "127.0.0.1:1", "agent": "127.0.0.1:2"}
 MINIMAL: dict[str, Any] = {"model_repository": "/models", "servers": [SERVER]}
@@ -43,6 +44,17 @@ def test_nested_values_are_read():
 def test_wrong_configuration_fails_with_its_path(change: dict[str, Any], words: str):
     with pytest.raises(ConfigError, match=words):
         parse_config({**MINIMAL, **change})
+
+
+def test_what_may_be_left_out_is_read_as_strictly_where_it_is_given():
+    files = {"certificate_file": "/a.pem", "key_file": "/a.key"}
+    tls = parse_config({**MINIMAL, "gateway": {"tls": files}}).gateway.tls
+    assert tls == ServerTLS(certificate_file=Path("/a.pem"), key_file=Path("/a.key"))
+    assert parse_config({**MINIMAL, "gateway": {"tls": None}}).gateway.tls is None
+    with pytest.raises(ConfigError, match=r"configuration\.gateway\.tls\.key_file: is missing"):
+        parse_config({**MINIMAL, "gateway": {"tls": {"certificate_file": "/a.pem"}}})
+    with pytest.raises(ConfigError, match=r"configuration\.node_tls: must be a mapping"):
+        parse_config({**MINIMAL, "node_tls": "/a.pem"})
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "", "gateway.example"])
