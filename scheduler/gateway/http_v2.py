@@ -21,6 +21,7 @@ from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.gateway.access import Access
 from serverless_triton.scheduler.gateway.generate import read_generate_body, write_generate_body
 from serverless_triton.scheduler.gateway.http_body import BODY_TIMEOUT_S, close_if_unreadable, read_body
+from serverless_triton.scheduler.gateway.http_coding import IDENTITY, encode, preferred_coding
 from serverless_triton.scheduler.gateway.http_infer import HEADER_LENGTH, read_infer_body, write_infer_body
 from serverless_triton.scheduler.gateway.json_form import members, message_to_json, parse_json
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
@@ -184,7 +185,10 @@ class HttpFrontend:
         if header_length is not None:
             headers[HEADER_LENGTH] = str(header_length)
         kind = "application/json" if header_length is None else "application/octet-stream"
-        return web.Response(body=body, headers=headers, content_type=kind)
+        coding = preferred_coding(request.headers.get("Accept-Encoding"))
+        if coding != IDENTITY:
+            headers["Content-Encoding"] = coding
+        return web.Response(body=encode(body, coding), headers=headers, content_type=kind)
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         stream = self._of(request).open(await self._generate_request(request), unary=True)

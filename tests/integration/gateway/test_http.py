@@ -91,6 +91,28 @@ async def test_infer_with_a_compressed_request(gateway, algorithm):
     assert (await with_client(gateway, act)).as_numpy("text_output")[0] == b"hi 0 1 2 3"
 
 
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+@pytest.mark.parametrize("binary", [True, False])
+async def test_infer_with_a_compressed_answer(gateway, algorithm, binary):
+    def act(client):
+        wanted = [tritonclient.http.InferRequestedOutput("text_output", binary_data=binary)]
+        return client.infer("m", [text_input()], outputs=wanted, response_compression_algorithm=algorithm)
+
+    assert (await with_client(gateway, act)).as_numpy("text_output").tolist() in ([b"hi 0 1 2 3"], ["hi 0 1 2 3"])
+
+
+async def test_an_answer_is_compressed_where_the_client_takes_it_and_not_elsewhere(gateway):
+    tensor = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["hi"]}
+    url = f"http://127.0.0.1:{gateway.http_port}/v2/models/m/infer"
+    async with aiohttp.ClientSession(auto_decompress=False) as session:
+        async with session.post(url, json={"inputs": [tensor]}, headers={"Accept-Encoding": "gzip"}) as answer:
+            assert answer.headers["Content-Encoding"] == "gzip"
+            assert json.loads(gzip.decompress(await answer.read()))["outputs"][0]["data"] == ["hi 0 1 2 3"]
+        async with session.post(url, json={"inputs": [tensor]}, headers={"Accept-Encoding": "identity"}) as answer:
+            assert "Content-Encoding" not in answer.headers
+            assert json.loads(await answer.read())["outputs"][0]["data"] == ["hi 0 1 2 3"]
+
+
 async def test_repository_through_the_client(gateway):
     def act(client):
         client.load_model("sleeper")
