@@ -11,6 +11,7 @@ from serverless_triton.scheduler.admission import Admission
 from serverless_triton.scheduler.catalogue import Catalogue
 from serverless_triton.scheduler.gateway.access import Access, CheckedCalls
 from serverless_triton.scheduler.gateway.grpc_v2 import GrpcFrontend, GrpcServer
+from serverless_triton.scheduler.gateway.health import HealthService
 from serverless_triton.scheduler.gateway.http_site import HttpSite
 from serverless_triton.scheduler.gateway.http_v2 import HttpFrontend
 from serverless_triton.scheduler.gateway.keys import KeyRing
@@ -89,7 +90,8 @@ class Gateway:
     ) -> None:
         """One server a port; none listens before `start`."""
         checks = CheckedCalls(self._access, lambda error: self.metrics.errors.labels(error.code).inc())
-        self._grpc = GrpcServer(GrpcFrontend(service, self._access, self.metrics, settings), checks, settings)
+        calls = GrpcFrontend(service, self._access, self.metrics, settings)
+        self._grpc = GrpcServer(calls, HealthService(service.is_ready), checks, settings)
         frontend = HttpFrontend(service, self._access, self.metrics, self.receipts, cluster_status)
         self.http_app = frontend.app(settings.max_message_bytes, settings.connections.body_timeout_s)
         self.http_app.add_subapp("/v1", OpenAIFrontend(service, self._access, self.metrics).app())

@@ -22,6 +22,7 @@ from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.gateway.access import Access, CheckedCalls
 from serverless_triton.scheduler.gateway.composer import FINAL
 from serverless_triton.scheduler.gateway.grpc_wire import ReadableMessages
+from serverless_triton.scheduler.gateway.health import HealthService
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.service import InferenceService
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
@@ -236,7 +237,9 @@ def _refusing(words: str) -> Callable[[Any, Context], Awaitable[NoReturn]]:
 class GrpcServer:
     """The listening side. `port` is the one it got."""
 
-    def __init__(self, frontend: GrpcFrontend, checks: CheckedCalls, settings: GatewaySettings) -> None:
+    def __init__(
+        self, frontend: GrpcFrontend, health: HealthService, checks: CheckedCalls, settings: GatewaySettings
+    ) -> None:
         limits = settings.connections
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=limits.max_grpc_calls,
@@ -251,6 +254,7 @@ class GrpcServer:
             ),
         )
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(frontend, self._server)
+        health.add_to(self._server)
         self._address = f"{settings.host}:{settings.grpc_port}"
         self._credentials = None if settings.tls is None else grpc_credentials(settings.tls)
         self._drain_s = settings.drain_timeout_s

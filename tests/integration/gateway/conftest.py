@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -43,13 +43,19 @@ def by_hand() -> FakeUpstream:
 SETTINGS = GatewaySettings(http_port=0, grpc_port=0, metrics_port=0, drain_timeout_s=1.0, max_message_bytes=2**16)
 
 
-def make_gateway(repository: Path, admission: FakeAdmission, upstream: FakeUpstream) -> Gateway:
+def make_gateway(
+    repository: Path,
+    admission: FakeAdmission,
+    upstream: FakeUpstream,
+    can_serve: Callable[[], bool] = lambda: True,
+) -> Gateway:
     return Gateway(
         catalogue=Catalogue(repository),
         admission=admission,
         upstream=upstream,
         settings=SETTINGS,
         cluster_status=lambda: {"servers": 2},
+        can_serve=can_serve,
     )
 
 

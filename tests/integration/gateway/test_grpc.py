@@ -18,6 +18,7 @@ from serverless_triton.scheduler.errors import LoadFailed, NoCapacity
 from serverless_triton.scheduler.gateway.fake_upstream import FakeEngine, token_response
 from serverless_triton.scheduler.gateway.tensors import read_request_tensors, string_tensor
 from serverless_triton.scheduler.gateway.upstream import UpstreamError
+from tests.integration.gateway.conftest import make_gateway
 from tests.unit.gateway.samples import flag, infer_request
 
 
@@ -319,6 +320,32 @@ async def test_refused_calls_say_so(stub):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.TraceSetting(pb.TraceSettingRequest())
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("service", [b"", b"\n\x1einference.GRPCInferenceService", b"\n\x04nope"])
+async def test_health_is_the_servers_whatever_service_is_asked_for(gateway, service):
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
+        assert await channel.unary_unary("/grpc.health.v1.Health/Check")(service) == b"\x08\x01"
+
+
+async def test_health_is_not_watched_which_clients_take_for_healthy(gateway):
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in channel.unary_stream("/grpc.health.v1.Health/Watch")(b""):
+                pass
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_health_says_not_serving_while_the_server_is_not_ready(repository, admission, upstream):
+    can_serve = [False]
+    gateway = make_gateway(repository, admission, upstream, can_serve=lambda: can_serve[0])
+    await gateway.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert await check(b"") == b"\x08\x02"
+        can_serve[0] = True
+        assert await check(b"") == b"\x08\x01"
+    await gateway.stop()
 
 
 async def test_deaths_are_invisible_to_the_client(client, upstream):
