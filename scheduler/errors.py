@@ -4,7 +4,9 @@ SchedulerError
 ├── InvalidModelName   a name that could not be a directory of the model repository
 ├── UnknownModel       the model repository has no such model
 ├── InvalidRequest     tensors, parameters or JSON that the model does not take
-│   └── Unsupported    something of Triton's that this gateway does not do (gateway/service.py)
+│   ├── Unsupported    something of Triton's that this gateway does not do (gateway/service.py)
+│   ├── UnknownRegion, CannotOpen    shared memory, of which there is none (gateway/shared_memory.py)
+│   └── Unavailable, FixedFile       settings that stay what they are (gateway/server_settings.py)
 ├── LoadFailed         a server tried to start the model and could not; carries the cause
 ├── ModelTooLarge      no server has what it needs, whatever else runs
 ├── NoCapacity         too many wait for it already

@@ -21,6 +21,7 @@ from tritonclient.grpc import service_pb2_grpc
 from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.gateway.access import Access, CheckedCalls
 from serverless_triton.scheduler.gateway.composer import FINAL
+from serverless_triton.scheduler.gateway.grpc_settings import CALLS
 from serverless_triton.scheduler.gateway.grpc_wire import ReadableMessages
 from serverless_triton.scheduler.gateway.health import HealthService
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
@@ -34,16 +35,6 @@ log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 _Answer = TypeVar("_Answer")
 _CLIENT_GONE: Any = grpc.aio.BaseError  # what a write raises then
-_REFUSED = {
-    "TraceSetting": "the server does not support trace settings",
-    "LogSettings": "the server does not support log settings",
-    "SystemSharedMemoryStatus": "the server does not support system shared memory",
-    "SystemSharedMemoryRegister": "the server does not support system shared memory",
-    "SystemSharedMemoryUnregister": "the server does not support system shared memory",
-    "CudaSharedMemoryStatus": "the server does not support CUDA shared memory",
-    "CudaSharedMemoryRegister": "the server does not support CUDA shared memory",
-    "CudaSharedMemoryUnregister": "the server does not support CUDA shared memory",
-}
 
 
 class GrpcFrontend(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # tritonclient has no types
@@ -56,8 +47,8 @@ class GrpcFrontend(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
         self._access = access
         self._metrics = metrics
         self._max_requests = settings.max_requests_per_stream
-        for name, words in _REFUSED.items():
-            setattr(self, name, _refusing(words))
+        for name, answer in CALLS.items():
+            setattr(self, name, self._answering(answer))
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
@@ -110,6 +101,12 @@ class GrpcFrontend(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
     def _of(self, context: Context) -> InferenceService:
         """What the caller may see and do. Raises Unauthenticated."""
         return self._service.of(self._access.caller(context.invocation_metadata() or ()))
+
+    def _answering(self, answer: Callable[[InferenceService, Any], _Answer]) -> Callable[..., Awaitable[_Answer]]:
+        async def serve(request: Any, context: Context) -> _Answer:
+            return await self._answer(context, lambda service: answer(service, request))
+
+        return serve
 
     async def _answer(self, context: Context, answer: Callable[[InferenceService], _Answer]) -> _Answer:
         try:
@@ -225,13 +222,6 @@ async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _refusing(words: str) -> Callable[[Any, Context], Awaitable[NoReturn]]:
-    async def refuse(request: Any, context: Context) -> NoReturn:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, words)
-
-    return refuse
 
 
 class GrpcServer:

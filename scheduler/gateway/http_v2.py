@@ -5,9 +5,8 @@ Routes, statuses and bodies; the answers are `service.py`'s.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
@@ -23,11 +22,13 @@ from serverless_triton.scheduler.gateway.generate import read_generate_body, wri
 from serverless_triton.scheduler.gateway.http_body import BODY_TIMEOUT_S, close_if_unreadable, read_body
 from serverless_triton.scheduler.gateway.http_coding import IDENTITY, encode, preferred_coding
 from serverless_triton.scheduler.gateway.http_infer import HEADER_LENGTH, read_infer_body, write_infer_body
+from serverless_triton.scheduler.gateway.http_json import dumps, json_answer
+from serverless_triton.scheduler.gateway.http_settings import SettingsRoutes
 from serverless_triton.scheduler.gateway.json_form import members, message_to_json, parse_json
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.openapi import document
 from serverless_triton.scheduler.gateway.relay import RelayedStream
-from serverless_triton.scheduler.gateway.service import InferenceService, Unsupported
+from serverless_triton.scheduler.gateway.service import InferenceService
 from serverless_triton.scheduler.gateway.statuses import STREAM_ID_HEADER, error_headers, http_status
 from serverless_triton.scheduler.receipts import Receipt, ReceiptBook, to_json
 
@@ -36,13 +37,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _LIMIT = re.compile(r"[0-9]{1,9}")
 _SHOWN_OF_STREAM_ID = 8  # as in logs: the whole id is a capability
 _MODEL = "/v2/models/{model}"
-_REFUSED = (
-    ("/v2/trace/setting", "trace settings"),
-    (f"{_MODEL}/trace/setting", "trace settings"),
-    ("/v2/logging", "log settings"),
-    ("/v2/systemsharedmemory/{rest:.*}", "system shared memory"),
-    ("/v2/cudasharedmemory/{rest:.*}", "CUDA shared memory"),
-)
 
 
 class HttpFrontend:
@@ -66,12 +60,11 @@ class HttpFrontend:
         app = web.Application(client_max_size=max_body_bytes, middlewares=[self._errors, self._access.middleware])
         app[BODY_TIMEOUT_S] = body_timeout_s
         app.on_response_prepare.append(close_if_unreadable)
-        for path, handler in self._gets().items():
+        settings = SettingsRoutes(self._of)
+        for path, handler in (self._gets() | settings.gets()).items():
             app.router.add_get(path, handler)
-        for path, handler in self._posts().items():
+        for path, handler in (self._posts() | settings.posts()).items():
             app.router.add_post(path, handler)
-        for path, what in _REFUSED:
-            app.router.add_route("*", path, _refusing(what))
         return app
 
     def _gets(self) -> dict[str, Handler]:
@@ -122,7 +115,7 @@ class HttpFrontend:
         return self._service.of(self._access.caller(request.headers.items()))
 
     async def _openapi(self, request: web.Request) -> web.StreamResponse:
-        return _json(document())
+        return json_answer(document())
 
     async def _server_metadata(self, request: web.Request) -> web.StreamResponse:
         return _message(self._service.server_metadata())
@@ -150,7 +143,7 @@ class HttpFrontend:
         ready = (await _options(request)).get("ready") is True
         index = self._of(request).repository_index("", ready_only=ready)
         models = [message_to_json(model) for model in index.models]
-        return _json([{key: text for key, text in model.items() if text} for model in models])
+        return json_answer([{key: text for key, text in model.items() if text} for model in models])
 
     async def _load(self, request: web.Request) -> web.StreamResponse:
         parameters = members((await _options(request)).get("parameters", {}), "Unable to parse 'parameters'")
@@ -163,18 +156,18 @@ class HttpFrontend:
         return web.Response(content_type="application/json")
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
-        return _json(self._cluster_status())
+        return json_answer(self._cluster_status())
 
     async def _newest_receipts(self, request: web.Request) -> web.StreamResponse:
         limit = request.query.get("limit", "100")
         count = int(limit) if _LIMIT.fullmatch(limit) else 100
-        return _json({"receipts": [_listed(receipt) for receipt in self._receipts.newest(count)]})
+        return json_answer({"receipts": [_listed(receipt) for receipt in self._receipts.newest(count)]})
 
     async def _stream_receipts(self, request: web.Request) -> web.StreamResponse:
         receipts = self._receipts.of(StreamId(request.match_info["stream"]))
         if not receipts:
             return _error(HTTPStatus.NOT_FOUND, "no receipt of this stream is kept")
-        return _json({"receipts": [to_json(receipt) for receipt in receipts]})
+        return json_answer({"receipts": [to_json(receipt) for receipt in receipts]})
 
     async def _infer(self, request: web.Request) -> web.StreamResponse:
         """The whole text in one response, which stock Triton refuses for decoupled models."""
@@ -193,7 +186,7 @@ class HttpFrontend:
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         stream = self._of(request).open(await self._generate_request(request), unary=True)
         body = write_generate_body(await _whole(stream))
-        return _json(body, headers={STREAM_ID_HEADER: stream.id})
+        return json_answer(body, headers={STREAM_ID_HEADER: stream.id})
 
     async def _generate_stream(self, request: web.Request) -> web.StreamResponse:
         stream = self._of(request).open(await self._generate_request(request))
@@ -242,28 +235,12 @@ async def _whole(stream: RelayedStream) -> pb.ModelInferResponse:
 
 
 async def _send_event(answer: web.StreamResponse, value: object) -> None:
-    await answer.write(f"data: {_dumps(value)}\n\n".encode())
+    await answer.write(f"data: {dumps(value)}\n\n".encode())
 
 
 def _message(message: Message) -> web.Response:
-    return _json(message_to_json(message))
+    return json_answer(message_to_json(message))
 
 
 def _error(status: HTTPStatus, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    return _json({"error": message}, status, headers)
-
-
-def _json(value: object, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> web.Response:
-    body = _dumps(value).encode(errors="backslashreplace")  # half a surrogate pair becomes JSON's escape of it again
-    return web.Response(body=body, status=status, headers=headers, content_type="application/json")
-
-
-def _dumps(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
-def _refusing(what: str) -> Handler:
-    async def refuse(request: web.Request) -> web.StreamResponse:
-        raise Unsupported(f"the server does not support {what}")
-
-    return refuse
+    return json_answer({"error": message}, status, headers)

@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2 as pb
 
 from serverless_triton.scheduler.errors import InvalidRequest
+from serverless_triton.scheduler.gateway.json_words import rapid_words
 from serverless_triton.scheduler.gateway.tensors import Tensor, pack, split_strings
 
+_Kind = TypeVar("_Kind")
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "BOOL": ((bool,), "boolean"),
     "FP32": ((int, float), "number"),
@@ -71,14 +73,64 @@ def _refuse_constant(name: str) -> NoReturn:
 def _where(error: Exception) -> str:
     """What is wrong and where, without what the client wrote there."""
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg}. at {error.pos}"
+        return rapid_words(error)
     return str(error) if isinstance(error, ValueError) and not isinstance(error, UnicodeError) else type(error).__name__
 
 
-def members(value: Any, what: str) -> dict[str, Any]:
+def members(value: Any, what: str = "") -> dict[str, Any]:
+    """An object to be gone through. Raises InvalidRequest in Triton's words, as all of these."""
     if not isinstance(value, dict):
-        raise InvalidRequest(f"{what}: attempt to access JSON non-object as object")
+        raise InvalidRequest(f"{_colon(what)}attempt to get members for non-object")
     return value
+
+
+def as_object(value: Any, what: str = "") -> dict[str, Any]:
+    return _as(value, dict, "object", what)
+
+
+def as_list(value: Any, what: str = "") -> list[Any]:
+    return _as(value, list, "array", what)
+
+
+def as_text(value: Any, what: str = "") -> str:
+    return _as(value, str, "string", what)
+
+
+def printable(value: Any, what: str) -> str:
+    """A text that may stand in a log and in an error."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise _no("string", what)
+    return value
+
+
+def as_flag(value: Any, what: str = "") -> bool:
+    return _as(value, bool, "boolean", what)
+
+
+def as_unsigned(value: Any, what: str = "") -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**64:
+        raise _no("unsigned-integer", what)
+    return value
+
+
+def member(value: Mapping[str, Any], name: str, what: str = "") -> Any:
+    if name not in value:
+        raise InvalidRequest(f"{_colon(what)}attempt to access non-existing object member '{name}'")
+    return value[name]
+
+
+def _as(value: Any, kind: type[_Kind], word: str, what: str) -> _Kind:
+    if not isinstance(value, kind):
+        raise _no(word, what)
+    return value
+
+
+def _no(word: str, what: str) -> InvalidRequest:
+    return InvalidRequest(f"{_colon(what)}attempt to access JSON non-{word} as {word}")
+
+
+def _colon(what: str) -> str:
+    return f"{what}: " if what else ""
 
 
 def set_parameters(target: Mapping[str, pb.InferParameter], values: Mapping[str, Any], prefix: str = "") -> None:
@@ -111,18 +163,18 @@ def elements_from_json(name: str, datatype: str, data: Any) -> tuple[bytes, int]
     kinds, word = _KINDS.get(datatype, ((), ""))
     if not kinds:
         raise InvalidRequest(
-            f"sending {datatype[:16]} data via JSON is not supported. Please use the binary data format for input "
+            f"receiving {datatype[:16]} data via JSON is not supported. Please use the binary data format for input "
             f"{name[:128]}"
         )
     for value in flat:
         if not isinstance(value, kinds) or (isinstance(value, bool) and datatype != "BOOL"):
-            raise InvalidRequest(
-                f"Unable to parse 'data' of input '{name[:128]}': attempt to access JSON non-{word} as {word}"
-            )
+            raise _no(word, "Unable to parse 'data'")
     try:
         return pack(datatype, flat), len(flat)
     except (struct.error, OverflowError) as error:
-        raise InvalidRequest(f"Unable to parse 'data' of input '{name[:128]}': {error}") from error
+        raise InvalidRequest(
+            f"Unable to parse 'data' of input '{name[:128]}': a value does not fit {datatype}"
+        ) from error
 
 
 def _flatten(data: Any) -> Iterator[Any]:
@@ -139,11 +191,7 @@ def _flatten(data: Any) -> Iterator[Any]:
 
 
 def _string(name: str, value: Any) -> bytes:
-    if not isinstance(value, str):
-        raise InvalidRequest(
-            f"Unable to parse JSON bytes array of input '{name[:128]}': attempt to access JSON non-string as string"
-        )
-    return _utf8(value, f"input '{name[:128]}'")
+    return _utf8(as_text(value, "Unable to parse JSON bytes array"), f"input '{name[:128]}'")
 
 
 def _utf8(value: str, what: str) -> bytes:

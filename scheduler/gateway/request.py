@@ -18,6 +18,7 @@ from serverless_triton.backend.client_json import parse_json_object, parse_messa
 from serverless_triton.scheduler.admission import StreamId
 from serverless_triton.scheduler.catalogue import PRIVATE_INPUTS, ModelEntry
 from serverless_triton.scheduler.errors import InvalidRequest
+from serverless_triton.scheduler.gateway.shared_memory import no_region
 from serverless_triton.scheduler.gateway.tensors import (
     Tensor,
     add_input,
@@ -144,8 +145,9 @@ def _refuse_private(request: pb.ModelInferRequest) -> None:
     for tensor in request.inputs:
         if tensor.name in _PRIVATE_PARAMETERS:
             raise InvalidRequest(f"input '{tensor.name}' is reserved for the gateway and cannot be sent by a client")
+    for tensor in (*request.inputs, *request.outputs):
         if any(name.startswith("shared_memory") for name in tensor.parameters):
-            raise InvalidRequest(f"input '{tensor.name[:128]}' lies in shared memory, which this gateway does not read")
+            raise no_region(tensor.parameters["shared_memory_region"].string_param)
 
 
 def _check_prompt(inputs: Mapping[str, Tensor], entry: ModelEntry) -> None:

@@ -77,6 +77,11 @@ class InferenceService:
             return False
         return entry.spec is not None
 
+    def check_traced(self, name: str) -> None:
+        """Whether there are trace settings of this model; with an empty name, of the server. Raises InvalidRequest."""
+        if name and not self.model_ready(name, ""):
+            raise InvalidRequest(f"Request for unknown model : {name[:128]}")
+
     def model_metadata(self, name: str, version: str) -> pb.ModelMetadataResponse:
         entry = self.catalogue.entry(name)
         entry.version(version)

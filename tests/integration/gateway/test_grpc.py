@@ -316,10 +316,34 @@ async def test_private_token_state_is_refused(stub):
         await stub.ModelInfer(request)
 
 
-async def test_refused_calls_say_so(stub):
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.TraceSetting(pb.TraceSettingRequest())
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+async def test_trace_and_log_settings_are_read_and_set_to_what_they_are(client):
+    settings = await client.get_trace_settings()
+    assert list(settings.settings["trace_level"].value) == ["OFF"]
+    assert (await client.update_trace_settings(settings={"trace_level": ["OFF"]})) == settings
+    with pytest.raises(InferenceServerException, match="the server does not support trace"):
+        await client.update_trace_settings("m", settings={"trace_level": ["TIMESTAMPS"]})
+    log = await client.get_log_settings()
+    assert log.settings["log_info"].bool_param
+    assert (await client.update_log_settings({"log_info": True})) == log
+    with pytest.raises(InferenceServerException, match="the server does not support dynamic logging"):
+        await client.update_log_settings({"log_info": False})
+
+
+@pytest.mark.parametrize("kind", ["system", "cuda"])
+async def test_there_are_no_regions_of_shared_memory(client, kind):
+    status = getattr(client, f"get_{kind}_shared_memory_status")
+    assert not (await status()).regions
+    with pytest.raises(InferenceServerException, match=f"Unable to find {kind} shared memory region: 'r'"):
+        await status("r")
+    await getattr(client, f"unregister_{kind}_shared_memory")("r")
+    await getattr(client, f"unregister_{kind}_shared_memory")()
+
+
+async def test_shared_memory_cannot_be_registered(client):
+    with pytest.raises(InferenceServerException, match="Unable to open shared memory region: '/x'"):
+        await client.register_system_shared_memory("r", "/x", 8)
+    with pytest.raises(InferenceServerException, match="failed to register shared memory region: invalid args"):
+        await client.register_cuda_shared_memory("r", b"AAAA", 0, 8)
 
 
 @pytest.mark.parametrize("service", [b"", b"\n\x1einference.GRPCInferenceService", b"\n\x04nope"])
