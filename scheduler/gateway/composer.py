@@ -1,7 +1,8 @@
 """What goes back to a client: one upstream message, or a whole stream's, in the form that client asked for.
 
 Follows Triton's vllm_backend: streamed text comes as pieces, whole text at once; `finish_reason` is "None" until the
-last piece; `num_output_tokens` counts the piece's own. The last response carries Triton's final marker.
+last piece; `num_output_tokens` counts the piece's own. On a stream every response says whether it is the last; there is
+never an empty one after it, whatever a client asks for, since the last one is always known when it goes out.
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ class Composer:
         request = self._request
         response = pb.ModelInferResponse(model_name=request.model, model_version=request.version, id=request.client_id)
         response.parameters[STREAM_ID].string_param = self._journal.stream
-        response.parameters[FINAL].bool_param = update.finish_reason is not None
+        if not request.unary:
+            response.parameters[FINAL].bool_param = update.finish_reason is not None
         for name in sorted(request.outputs, key=_rank):
             tensor = self._output(name, update, text, output_ids)
             if tensor is not None:

@@ -63,6 +63,7 @@ class GenerationRequest:
     inputs: Mapping[str, Tensor] = field(repr=False)
     sampling_parameters: Mapping[str, Any] = field(repr=False)
     whole: bool  # one response with everything, not one per message
+    unary: bool = False  # the call carries one response, so that none is marked as the last
     prompt_text: bytes = field(repr=False)  # what to prepend to the first response; empty unless asked for
     outputs: frozenset[str]
     queue_timeout_s: float | None
@@ -111,6 +112,7 @@ def parse_request(request: pb.ModelInferRequest, entry: ModelEntry, *, unary: bo
         inputs=inputs,
         sampling_parameters=_sampling(inputs, parameters),
         whole=unary or not stream,
+        unary=unary,
         prompt_text=_prompt_text(inputs) if _prepends(inputs, stream) else b"",
         outputs=_outputs(request, entry, inputs),
         queue_timeout_s=_queue_timeout_s(parameters),

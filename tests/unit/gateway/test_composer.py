@@ -14,9 +14,9 @@ from serverless_triton.scheduler.journal import Journal
 from tests.unit.gateway.samples import flag, infer_request
 
 
-def compose_all(catalogue, request, *pieces):
+def compose_all(catalogue, request, *pieces, unary=False):
     """Responses for pieces of (ids, text), the last of them final."""
-    parsed = parse_request(request, catalogue.entry("m"))
+    parsed = parse_request(request, catalogue.entry("m"), unary=unary)
     journal = Journal().open("m")
     composer = Composer(parsed, journal)
     responses = []
@@ -48,6 +48,21 @@ def test_whole_text_is_one_response_after_the_prompt(catalogue):
     assert response.parameters[FINAL].bool_param
     assert (response.model_name, response.model_version, response.id) == ("m", "1", "c1")
     assert [output.name for output in response.outputs] == ["text_output"]
+
+
+@pytest.mark.parametrize("asked", [None, False, True])
+def test_the_last_response_of_a_stream_is_marked_and_none_is_empty(catalogue, asked):
+    request = infer_request(flag("stream"))
+    if asked is not None:
+        request.parameters["triton_enable_empty_final_response"].bool_param = asked
+    responses = compose_all(catalogue, request, ([1], "a"), ([2], "b"))
+    assert [r.parameters[FINAL].bool_param for r in responses] == [False, True]
+    assert all(r.outputs for r in responses)
+
+
+def test_the_one_response_of_a_unary_call_has_no_marker(catalogue):
+    (response,) = compose_all(catalogue, infer_request(), ([1], "a"), ([2], "b"), unary=True)
+    assert FINAL not in response.parameters
 
 
 def test_streamed_text_has_counts_of_its_own_pieces(catalogue):
