@@ -57,7 +57,7 @@ class ModelEntry:
         """The version a request for `asked` ("" is the latest) goes to. Raises UnknownModel, InvalidRequest."""
         if not asked:
             return self.versions[-1]
-        if not (_VERSION.fullmatch(asked) and 0 < int(asked) < 2**63):
+        if not (_VERSION.fullmatch(asked) and int(asked) < 2**63):
             raise InvalidRequest(
                 f"failed to get model version from specified version string '{asked[:64]}' (details: stol), "
                 "version should be an integral value > 0"
@@ -111,8 +111,10 @@ class Catalogue:
         self._known: dict[str, tuple[_Stamp, ModelEntry | BrokenModel]] = {}
 
     def entry(self, name: str) -> ModelEntry:
-        check_name(name)
-        found = self._look(name)
+        """Raises InvalidModelName, and UnknownModel in Triton's words (with the reason where the model is broken)."""
+        if name:
+            check_name(name)
+        found = self._look(name) if name else None
         if isinstance(found, ModelEntry):
             return found
         raise _not_found(name, f": {found.reason}" if found is not None else "")
@@ -150,7 +152,8 @@ class VisibleModels:
         self._rule = rule
 
     def entry(self, name: str) -> ModelEntry:
-        check_name(name)
+        if name:
+            check_name(name)
         if not self._rule.allows(name):
             raise _not_found(name)
         return self._catalogue.entry(name)
@@ -251,6 +254,8 @@ def _as_triton_completes(repository_config: model_config_pb2.ModelConfig) -> mod
         config.version_policy.latest.num_versions = 1
     for index, group in enumerate(config.instance_group):
         group.name = group.name or f"{config.name}_{index}"
+    if config.backend == SERVED_BACKEND:
+        config.runtime = config.runtime or "model.py"  # as of every backend that is written in Python
     config.optimization.input_pinned_memory.enable = True
     config.optimization.output_pinned_memory.enable = True
     for tensors, private in ((config.input, PRIVATE_INPUTS), (config.output, PRIVATE_OUTPUTS)):

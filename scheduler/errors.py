@@ -5,6 +5,7 @@ SchedulerError
 ├── UnknownModel       the model repository has no such model
 ├── InvalidRequest     tensors, parameters or JSON that the model does not take
 │   ├── Unsupported    something of Triton's that this gateway does not do (gateway/service.py)
+│   ├── UnknownCoding  a body compressed in a way that nobody reads (gateway/http_body.py)
 │   ├── UnknownRegion, CannotOpen    shared memory, of which there is none (gateway/shared_memory.py)
 │   └── Unavailable, FixedFile       settings that stay what they are (gateway/server_settings.py)
 ├── LoadFailed         a server tried to start the model and could not; carries the cause

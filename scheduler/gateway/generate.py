@@ -13,10 +13,12 @@ from tritonclient.grpc import service_pb2 as pb
 from serverless_triton.scheduler.catalogue import ModelEntry, datatype
 from serverless_triton.scheduler.errors import InvalidRequest
 from serverless_triton.scheduler.gateway.json_form import (
+    as_object,
     elements_from_json,
     elements_to_json,
     members,
     parse_json,
+    printable,
     set_parameters,
 )
 from serverless_triton.scheduler.gateway.tensors import Tensor, add_input, read_outputs
@@ -24,12 +26,10 @@ from serverless_triton.scheduler.gateway.tensors import Tensor, add_input, read_
 
 def read_generate_body(body: bytes, entry: ModelEntry, version: str) -> pb.ModelInferRequest:
     """Raises InvalidRequest in Triton's words."""
-    value = parse_json(body)
-    if not isinstance(value, dict):
-        raise InvalidRequest("attempt to get members for non-object")
+    value = members(parse_json(body))
     request = pb.ModelInferRequest(model_name=entry.name, model_version=version, id=_id(value))
     inputs = {tensor.name: tensor for tensor in entry.config.input}
-    nested = members(value.get("parameters", {}), "Expected JSON object for keyword: 'parameters'")
+    nested = as_object(value.get("parameters", {}), "Expected JSON object for keyword: 'parameters'")
     set_parameters(request.parameters, nested, prefix="Converting keyword: 'parameters': ")
     flat = {name: item for name, item in value.items() if name not in inputs and name not in ("id", "parameters")}
     set_parameters(request.parameters, flat)
@@ -39,10 +39,7 @@ def read_generate_body(body: bytes, entry: ModelEntry, version: str) -> pb.Model
 
 
 def _id(value: dict[str, Any]) -> str:
-    found = value.get("id", "")
-    if not isinstance(found, str) or not found.isprintable():
-        raise InvalidRequest("Unable to parse 'id': attempt to access JSON non-string as string")
-    return found
+    return printable(value.get("id", ""), "Unable to parse 'id'")
 
 
 def _tensor(name: str, kind: str, dims: list[int], value: Any) -> Tensor:

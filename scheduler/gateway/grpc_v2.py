@@ -18,7 +18,7 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from serverless_triton.scheduler.errors import SchedulerError
+from serverless_triton.scheduler.errors import InvalidRequest, SchedulerError
 from serverless_triton.scheduler.gateway.access import Access, CheckedCalls
 from serverless_triton.scheduler.gateway.composer import FINAL
 from serverless_triton.scheduler.gateway.grpc_settings import CALLS
@@ -80,6 +80,10 @@ class GrpcFrontend(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
         self, request: pb.RepositoryModelLoadRequest, context: Context
     ) -> pb.RepositoryModelLoadResponse:
         name, repository, parameters = request.model_name, request.repository_name, request.parameters
+        config = parameters.get("config")
+        if config is not None and config.WhichOneof("parameter_choice") != "string_param":
+            words = "invalid value type for load parameter 'config', expected string_param."
+            await self._abort(context, InvalidRequest(words))
         await self._finish(context, lambda service: service.load(name, repository, parameters))
         return pb.RepositoryModelLoadResponse()
 

@@ -11,6 +11,10 @@ from serverless_triton.scheduler.errors import InvalidRequest
 BODY_TIMEOUT_S: web.AppKey[float] = web.AppKey("body_timeout_s", float)  # of the application, or of one above it
 
 
+class UnknownCoding(InvalidRequest):
+    code = "UNIMPLEMENTED"
+
+
 async def read_body(request: web.Request) -> bytes:
     """Raises InvalidRequest for one that is not compressed as it says, aiohttp's errors for one too large or late."""
     try:
@@ -21,6 +25,12 @@ async def read_body(request: web.Request) -> bytes:
         raise web.HTTPRequestTimeout(reason="the request's body did not come in time") from None
     except web.RequestPayloadError as error:
         raise InvalidRequest("the request's body cannot be decoded as its Content-Encoding says") from error
+
+
+def check_coding(request: web.Request) -> None:
+    """Raises UnknownCoding where an infer request's body is in a coding that Triton does not read."""
+    if request.headers.get("Content-Encoding", "identity") not in ("identity", "gzip", "deflate"):
+        raise UnknownCoding("Unsupported compression type")
 
 
 async def close_if_unreadable(request: web.Request, response: web.StreamResponse) -> None:

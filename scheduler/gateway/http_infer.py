@@ -9,27 +9,35 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
 
+from serverless_triton.scheduler.catalogue import ModelEntry
 from serverless_triton.scheduler.errors import InvalidRequest
 from serverless_triton.scheduler.gateway.json_form import (
+    as_flag,
+    as_list,
+    as_text,
+    as_unsigned,
     elements_from_json,
     elements_to_json,
+    member,
     members,
     parse_json,
+    printable,
     set_parameters,
 )
+from serverless_triton.scheduler.gateway.shared_memory import no_region
 from serverless_triton.scheduler.gateway.tensors import ELEMENT_BYTES, Tensor, add_input, read_outputs
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-_LENGTH = re.compile(r"[0-9]{1,18}")  # bounded before int() sees it, which refuses thousands of digits
+_LENGTH = re.compile(r"[+-]?[0-9]{1,18}")  # bounded before int() sees it, which refuses thousands of digits
 _ONE_SOURCE = (
     "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
-    "'shared_memory_region' in 'parameters'. But {} set"
+    "'shared_memory_region' in 'parameters'. But"
 )
 
 
@@ -42,108 +50,148 @@ class InferBody:
     binary_by_default: bool
 
 
-def read_infer_body(body: bytes, header_length: str | None, model: str, version: str) -> InferBody:
+def read_infer_body(body: bytes, header_length: str | None, entry: ModelEntry, version: str) -> InferBody:
     """Raises InvalidRequest in Triton's words."""
-    header, binary = _split(body, header_length)
+    header, binary = _split(body, header_length, entry)
     value = parse_json(header)
-    if not isinstance(value, dict) or "inputs" not in value:
-        raise InvalidRequest("Unable to parse 'inputs': attempt to access non-existing object member 'inputs'")
-    request = pb.ModelInferRequest(model_name=model, model_version=version, id=_text(value, "id", ""))
-    parameters = dict(members(value.get("parameters", {}), "failed to get request params."))
-    binary_by_default = parameters.pop("binary_data_output", False) is True
+    value = value if isinstance(value, dict) else {}
+    request = pb.ModelInferRequest(model_name=entry.name, model_version=version, id=_id(value))
+    parameters = _parameters(members(value.get("parameters", {}), "failed to get request params."))
+    binary_by_default = parameters.pop("binary_data_output", False)
     set_parameters(request.parameters, parameters)
-    _add_inputs(request, _items(value, "inputs"), memoryview(binary))
-    binary_outputs = _add_outputs(request, _items(value, "outputs"))
+    inputs = as_list(member(value, "inputs", "Unable to parse 'inputs'"), "Unable to parse 'inputs'")
+    _add_inputs(request, inputs, memoryview(binary))
+    binary_outputs = _add_outputs(request, as_list(value.get("outputs", []), "Unable to parse 'outputs'"))
     return InferBody(request=request, binary_outputs=binary_outputs, binary_by_default=binary_by_default)
 
 
-def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
-    if header_length is None:
-        return body, b""
-    length = int(header_length) if _LENGTH.fullmatch(header_length) else -1
-    if not 0 < length <= len(body):
-        raise InvalidRequest(f"inference header size should be in range (0, {len(body)}), got: {header_length[:20]}")
+def _split(body: bytes, header_length: str | None, entry: ModelEntry) -> tuple[bytes, bytes]:
+    length = len(body) if header_length is None else _integer(header_length)
+    if not 0 <= length <= len(body):
+        raise InvalidRequest(
+            f"inference header size should be in range (0, {len(body)}), got: {str(header_length)[:20]}"
+        )
+    if not length:  # the whole body is the model's one input, in Triton's words
+        raise InvalidRequest(
+            "[request id: <id_unknown>] Raw request must only have 1 input (found 1) to be deduced but got "
+            f"{len(entry.config.input)} inputs in '{entry.name}' model configuration"
+        )
     return body[:length], body[length:]
 
 
-def _items(value: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    items = value.get(name, [])
-    if not isinstance(items, list):
-        raise InvalidRequest(f"Unable to parse '{name}': attempt to access JSON non-array as array")
-    return [members(item, f"Unable to parse '{name}'") for item in items]
+def _integer(text: str) -> int:
+    """As C's atoi reads a header: what is no number is 0."""
+    found = _LENGTH.match(text)
+    return int(found[0]) if found else 0
 
 
-def _text(value: dict[str, Any], name: str, default: str | None = None) -> str:
-    found = value.get(name, default)
-    if found is None:
-        raise InvalidRequest(f"Unable to parse '{name}': attempt to access non-existing object member '{name}'")
-    if not isinstance(found, str) or not found.isprintable():
-        raise InvalidRequest(f"Unable to parse '{name}': attempt to access JSON non-string as string")
-    return found
+def _id(value: dict[str, Any]) -> str:
+    return printable(value.get("id", ""), "Unable to parse 'id'")
 
 
-def _add_inputs(request: pb.ModelInferRequest, items: list[dict[str, Any]], binary: memoryview) -> None:
+def _parameters(values: dict[str, Any]) -> dict[str, Any]:
+    for name, value in values.items():
+        if name in _PARAMETERS:
+            _PARAMETERS[name](value, f"Unable to parse '{name}'")
+        elif name.startswith("triton_"):
+            raise InvalidRequest(
+                "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
+            )
+    return dict(values)
+
+
+def _number_or_text(value: Any, what: str) -> object:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else as_text(value, what)
+
+
+_PARAMETERS: dict[str, Callable[[Any, str], object]] = {
+    "sequence_id": _number_or_text,
+    "sequence_start": as_flag,
+    "sequence_end": as_flag,
+    "priority": as_unsigned,
+    "timeout": as_unsigned,
+    "binary_data_output": as_flag,
+}
+
+
+def _add_inputs(request: pb.ModelInferRequest, items: list[Any], binary: memoryview) -> None:
     at = 0
     for item in items:
-        parameters = members(item.get("parameters", {}), "Unable to parse 'parameters'")
-        size = parameters.get("binary_data_size")
-        _check_source(item, parameters)
-        name, datatype, shape = _text(item, "name"), _text(item, "datatype"), _shape(item)
+        fields = item if isinstance(item, dict) else {}
+        parameters = _parameters_of(fields)
+        _check_source(fields, parameters)
+        name, datatype, shape = _text(fields, "name"), _text(fields, "datatype"), _shape(fields)
+        if "shared_memory_region" in parameters:
+            raise no_region(as_text(parameters["shared_memory_region"], "Unable to parse 'shared_memory_region'"))
         if datatype != "BYTES" and datatype not in ELEMENT_BYTES:
             raise InvalidRequest(f"invalid datatype for input {name[:128]}")
-        if size is None:
-            raw = _raw_from_json(name, datatype, shape, item["data"])
+        if "binary_data_size" in parameters:
+            size = as_unsigned(parameters["binary_data_size"], "Unable to parse 'binary_data_size'")
+            raw = _raw_from_binary(name, binary[at:], size, request.model_name)
+            at += size
         else:
-            raw, at = _raw_from_binary(name, binary, at, size)
+            raw = _raw_from_json(name, datatype, shape, as_list(fields["data"], "Unable to parse 'data'"))
         add_input(request, Tensor(name=name, datatype=datatype, shape=shape, raw=raw))
     if at != len(binary):
-        raise InvalidRequest(f"unexpected additional input data: {len(binary) - at} bytes belong to no input")
+        raise InvalidRequest(f"unexpected additional input data for model '{request.model_name}'")
+
+
+def _parameters_of(item: dict[str, Any]) -> dict[str, Any]:
+    """Of an input or output; Triton finds nothing in what is no object."""
+    found = item.get("parameters", {})
+    return found if isinstance(found, dict) else {}
 
 
 def _check_source(item: dict[str, Any], parameters: dict[str, Any]) -> None:
-    if "shared_memory_region" in parameters:
-        raise InvalidRequest("inputs in shared memory are not supported by this server")
-    sources = ("data" in item) + ("binary_data_size" in parameters)
-    if sources != 1:
-        raise InvalidRequest(_ONE_SOURCE.format("no field is" if sources == 0 else "more than one is"))
+    found = ["'data'"] if "data" in item else []
+    found += [f"'{name}'" for name in ("binary_data_size", "shared_memory_region") if name in parameters]
+    if len(found) != 1:
+        raise InvalidRequest(_ONE_SOURCE + (f" set {' '.join(found)}" if found else " no field is set"))
+
+
+def _text(item: dict[str, Any], name: str) -> str:
+    what = f"Unable to parse '{name}'"
+    return printable(member(item, name, what), what)
 
 
 def _shape(item: dict[str, Any]) -> tuple[int, ...]:
-    shape = item.get("shape")
-    if not isinstance(shape, list):
-        raise InvalidRequest("Unable to parse 'shape': attempt to access JSON non-array as array")
-    if any(not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63 for size in shape):
-        raise InvalidRequest("Unable to parse 'shape': attempt to access JSON non-unsigned-integer as unsigned-integer")
-    return tuple(shape)
+    what = "Unable to parse 'shape'"
+    shape = tuple(as_unsigned(size, what) for size in as_list(member(item, "shape", what), what))
+    if any(size >= 2**63 for size in shape):
+        raise InvalidRequest(f"{what}: a dimension is 2^63 or more")
+    return shape
 
 
-def _raw_from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> bytes:
+def _raw_from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]) -> bytes:
+    if 0 in shape:
+        return b""
     raw, count = elements_from_json(name, datatype, data)
     if datatype != "BYTES" and count != math.prod(shape):
-        raise InvalidRequest(
-            f"Unable to parse 'data' of input '{name[:128]}': Shape does not match true shape of 'data' field"
-        )
+        raise InvalidRequest("Unable to parse 'data': Shape does not match true shape of 'data' field")
     return raw
 
 
-def _raw_from_binary(name: str, binary: memoryview, at: int, size: Any) -> tuple[bytes, int]:
-    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(binary) - at:
+def _raw_from_binary(name: str, binary: memoryview, size: int, model: str) -> bytes:
+    if size > len(binary):
         raise InvalidRequest(
-            f"unexpected size for input '{name[:128]}', expecting {len(binary) - at} additional bytes for model"
+            f"unexpected size for input '{name[:128]}', expecting {size - len(binary)} additional bytes for model "
+            f"'{model}'"
         )
-    return bytes(binary[at : at + size]), at + size
+    return bytes(binary[:size])
 
 
-def _add_outputs(request: pb.ModelInferRequest, items: list[dict[str, Any]]) -> dict[str, bool]:
+def _add_outputs(request: pb.ModelInferRequest, items: list[Any]) -> dict[str, bool]:
     binary: dict[str, bool] = {}
     for item in items:
-        name = _text(item, "name")
-        parameters = members(item.get("parameters", {}), "Unable to parse 'parameters'")
-        if parameters.get("classification") or "shared_memory_region" in parameters:
-            raise InvalidRequest(f"output '{name[:128]}': classification and shared memory are not supported")
+        fields = item if isinstance(item, dict) else {}
+        name, parameters = _text(fields, "name"), _parameters_of(fields)
+        if as_unsigned(parameters.get("classification", 0), "Unable to set 'classification'"):
+            raise InvalidRequest(f"output '{name[:128]}': classification is not supported")
+        if "shared_memory_region" in parameters:
+            raise no_region(as_text(parameters["shared_memory_region"], "Unable to parse 'shared_memory_region'"))
         request.outputs.add(name=name)
         if "binary_data" in parameters:
-            binary[name] = parameters["binary_data"] is True
+            binary[name] = as_flag(parameters["binary_data"], "Unable to parse 'binary_data'")
     return binary
 
 

@@ -16,15 +16,15 @@ from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2 as pb
 
 from serverless_triton.scheduler.admission import StreamId
-from serverless_triton.scheduler.errors import SchedulerError
+from serverless_triton.scheduler.errors import InvalidRequest, SchedulerError
 from serverless_triton.scheduler.gateway.access import Access
 from serverless_triton.scheduler.gateway.generate import read_generate_body, write_generate_body
-from serverless_triton.scheduler.gateway.http_body import BODY_TIMEOUT_S, close_if_unreadable, read_body
+from serverless_triton.scheduler.gateway.http_body import BODY_TIMEOUT_S, check_coding, close_if_unreadable, read_body
 from serverless_triton.scheduler.gateway.http_coding import IDENTITY, encode, preferred_coding
 from serverless_triton.scheduler.gateway.http_infer import HEADER_LENGTH, read_infer_body, write_infer_body
 from serverless_triton.scheduler.gateway.http_json import dumps, json_answer
 from serverless_triton.scheduler.gateway.http_settings import SettingsRoutes
-from serverless_triton.scheduler.gateway.json_form import members, message_to_json, parse_json
+from serverless_triton.scheduler.gateway.json_form import as_flag, as_text, members, message_to_json, parse_json
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.openapi import document
 from serverless_triton.scheduler.gateway.relay import RelayedStream
@@ -87,11 +87,11 @@ class HttpFrontend:
         return routes | _with_versions(of_model)
 
     def _posts(self) -> dict[str, Handler]:
-        routes: dict[str, Handler] = {
-            "/v2/repository/index": self._index,
-            "/v2/repository/models/{model}/load": self._load,
-            "/v2/repository/models/{model}/unload": self._unload,
-        }
+        routes: dict[str, Handler] = {}
+        for repository in ("/v2/repository", "/v2/repository/{repository}"):
+            routes[f"{repository}/index"] = self._index
+            routes[f"{repository}/models/{{model}}/load"] = self._load
+            routes[f"{repository}/models/{{model}}/unload"] = self._unload
         of_model: dict[str, Handler] = {
             "/infer": self._infer,
             "/generate": self._generate,
@@ -140,19 +140,19 @@ class HttpFrontend:
         return _message(self._of(request).model_statistics(*_model(request)))
 
     async def _index(self, request: web.Request) -> web.StreamResponse:
-        ready = (await _options(request)).get("ready") is True
+        ready = as_flag((await _options(request)).get("ready", False))
         index = self._of(request).repository_index("", ready_only=ready)
         models = [message_to_json(model) for model in index.models]
         return json_answer([{key: text for key, text in model.items() if text} for model in models])
 
     async def _load(self, request: web.Request) -> web.StreamResponse:
-        parameters = members((await _options(request)).get("parameters", {}), "Unable to parse 'parameters'")
-        await self._of(request).load(request.match_info["model"], "", parameters)
+        parameters = _load_parameters((await _options(request)).get("parameters", {}))
+        await self._of(request).load(request.match_info["model"], _repository(request), parameters)
         return web.Response(content_type="application/json")
 
     async def _unload(self, request: web.Request) -> web.StreamResponse:
         await _options(request)
-        await self._of(request).unload(request.match_info["model"], "")
+        await self._of(request).unload(request.match_info["model"], _repository(request))
         return web.Response(content_type="application/json")
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
@@ -171,9 +171,14 @@ class HttpFrontend:
 
     async def _infer(self, request: web.Request) -> web.StreamResponse:
         """The whole text in one response, which stock Triton refuses for decoupled models."""
-        asked = read_infer_body(await read_body(request), request.headers.get(HEADER_LENGTH), *_model(request))
-        stream = self._of(request).open(asked.request, unary=True)
-        body, header_length = write_infer_body(await _whole(stream), asked)
+        service, (name, version) = self._of(request), _model(request)
+        entry = service.catalogue.entry(name)
+        entry.version(version)
+        body = await read_body(request)
+        check_coding(request)
+        asked = read_infer_body(body, request.headers.get(HEADER_LENGTH), entry, version)
+        stream = service.open(asked.request, unary=True)
+        answer, header_length = write_infer_body(await _whole(stream), asked)
         headers: dict[str, str] = {STREAM_ID_HEADER: stream.id}
         if header_length is not None:
             headers[HEADER_LENGTH] = str(header_length)
@@ -181,7 +186,7 @@ class HttpFrontend:
         coding = preferred_coding(request.headers.get("Accept-Encoding"))
         if coding != IDENTITY:
             headers["Content-Encoding"] = coding
-        return web.Response(body=encode(body, coding), headers=headers, content_type=kind)
+        return web.Response(body=encode(answer, coding), headers=headers, content_type=kind)
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         stream = self._of(request).open(await self._generate_request(request), unary=True)
@@ -218,6 +223,20 @@ def _with_versions(routes: dict[str, Handler]) -> dict[str, Handler]:
 
 def _model(request: web.Request) -> tuple[str, str]:
     return request.match_info.get("model", ""), request.match_info.get("version", "")
+
+
+def _load_parameters(values: Any) -> dict[str, Any]:
+    """Of a load, whose values are texts. Raises InvalidRequest in Triton's words."""
+    parameters = members(values)
+    for name, value in parameters.items():
+        as_text(value)
+        if name != "config" and not name.startswith("file:"):
+            raise InvalidRequest("unexpected error on creating Triton parameter")
+    return parameters
+
+
+def _repository(request: web.Request) -> str:
+    return request.match_info.get("repository", "")
 
 
 async def _options(request: web.Request) -> dict[str, Any]:

@@ -131,7 +131,7 @@ class InferenceService:
     async def load(self, name: str, repository: str, parameters: Mapping[str, object]) -> None:
         """Warms the model. Raises as Admission.warm does, and LoadFailed for a model that is not there."""
         _refuse_repository(repository)
-        for parameter in parameters:
+        for parameter in parameters:  # "config" and "file:..." too: no client changes what runs
             raise InvalidRequest(f"unrecognized load parameter '{parameter[:128]}'.")
         try:
             self.catalogue.entry(name).served()

@@ -190,31 +190,43 @@ def _check_size(request_id: str, tensor: Tensor, entry: ModelEntry) -> None:
 
 
 def _check_strings(request_id: str, tensor: Tensor, count: int, entry: ModelEntry) -> None:
-    where = f"for inference input '{tensor.name}' for model '{entry.name}'"
+    where = f"for inference input '{tensor.name}'"
+    of_model = f"{where} for model '{entry.name}'"
     try:
         found = sum(1 for _ in split_strings(tensor.raw))
+    except _IncompleteLength as error:
+        raise _refusal(request_id, error.words(of_model)) from error
     except _IncompleteString as error:
-        raise _refusal(request_id, error.words(where)) from error
+        raise InvalidRequest(error.words(where)) from error
     if found != count:
-        raise _refusal(request_id, f"unexpected number of string elements {found} {where}, expecting {count}")
+        raise _refusal(request_id, f"unexpected number of string elements {found} {of_model}, expecting {count}")
+
+
+class _IncompleteLength(ValueError):
+    """Bytes end inside a length."""
+
+    def __init__(self, available: int) -> None:
+        super().__init__("incomplete string length")
+        self._available = available
+
+    def words(self, where: str) -> str:
+        return (
+            f"incomplete string length indicator {where}, expecting 4 bytes but only {self._available} bytes "
+            "available. Please make sure the string length indicator is in one buffer."
+        )
 
 
 class _IncompleteString(ValueError):
-    """Bytes end inside a length or a string."""
+    """Bytes end inside a string."""
 
-    def __init__(self, wanted: int | None, available: int) -> None:
+    def __init__(self, wanted: int, available: int) -> None:
         super().__init__("incomplete string data")
         self._wanted, self._available = wanted, available
 
     def words(self, where: str) -> str:
-        if self._wanted is None:
-            return (
-                f"incomplete string length indicator {where}, expecting 4 bytes but only {self._available} bytes "
-                "available. Please make sure the string length indicator is in one buffer."
-            )
         return (
             f"incomplete string data {where}, expecting string of length {self._wanted} but only {self._available} "
-            "bytes available."
+            "bytes available"
         )
 
 
@@ -223,7 +235,7 @@ def split_strings(raw: bytes) -> Iterator[bytes]:
     at = 0
     while at < len(raw):
         if len(raw) - at < 4:
-            raise _IncompleteString(None, len(raw) - at)
+            raise _IncompleteLength(len(raw) - at)
         (length,) = struct.unpack_from("<I", raw, at)
         at += 4
         if len(raw) - at < length:

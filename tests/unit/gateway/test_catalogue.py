@@ -38,7 +38,7 @@ def test_servers_get_the_configuration_as_it_stands(catalogue):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "../m", "a/b", "a\\b", ".hidden", "-x", "a..b", "a b", "a\n", "ü", "a" * 129, "\0"]
+    "name", ["..", "../m", "a/b", "a\\b", ".hidden", "-x", "a..b", "a b", "a\n", "ü", "a" * 129, "\0"]
 )
 def test_names_that_are_no_directory_of_the_repository(catalogue, name):
     with pytest.raises(InvalidModelName):
@@ -121,10 +121,16 @@ def test_all_versions_by_policy(repository):
     assert [entry.version(asked) for asked in ("", "1", "2")] == ["2", "1", "2"]
 
 
+def test_an_empty_name_is_nobodys(catalogue):
+    with pytest.raises(UnknownModel, match=r"^Request for unknown model: '' is not found$"):
+        catalogue.entry("")
+
+
 @pytest.mark.parametrize(
     ("asked", "error", "words"),
     [
         ("7", UnknownModel, "Request for unknown model: 'm' version 7 is not found"),
+        ("0", UnknownModel, "Request for unknown model: 'm' version 0 is not found"),
         ("x", InvalidRequest, "failed to get model version from specified version string 'x'"),
         ("9" * 5000, InvalidRequest, "failed to get model version from specified version string '9999"),
         ("0" * 5000, InvalidRequest, "failed to get model version from specified version string '0000"),
