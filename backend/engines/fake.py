@@ -1,4 +1,4 @@
-"""An engine that computes nothing: its tokens are a hash of prompt and position.
+"""An engine that computes nothing: its tokens are a hash of prompt and position, or the time at which they were made.
 
 For tests of what surrounds an engine, demos without weights and experiments with many servers. It keeps the whole
 contract (slots, chunks, preemption, resume, reservations, cancel, stop strings, limits), so what works with it works
@@ -25,12 +25,22 @@ if TYPE_CHECKING:
     import torch
 
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
+TIME_TOKENS = 2**31  # as many as an INT32 tensor can tell; 36 minutes
+_CONTRACT = "0" * 64
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz     "
 
 
 def fake_token(prompt_ids: Sequence[int], position: int) -> int:
     """The token that every fake engine generates at `position`: the byte of a letter or a space."""
     return _LETTERS[zlib.crc32(f"{list(prompt_ids)} {position}".encode()) % len(_LETTERS)]
+
+
+def time_token(_prompt_ids: Sequence[int] = (), _position: int = 0) -> int:
+    """Microseconds of this host's monotonic clock, modulo TIME_TOKENS: who hears it knows how long it was on its way.
+
+    A resumed stream does not draw the same again.
+    """
+    return time.monotonic_ns() // 1000 % TIME_TOKENS
 
 
 class ByteTokenizer:
@@ -45,8 +55,16 @@ class ByteTokenizer:
         return bytes(ids).decode(errors="replace")
 
 
+class TimeTokenizer(ByteTokenizer):
+    """A token of any size is a letter or a space."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(_LETTERS[token % len(_LETTERS)] for token in ids).decode()
+
+
 class FakeEngine(ScheduledEngine):
-    """Implements protocol.Engine. `pause` is called once a step, and may sleep, block or raise."""
+    """Implements protocol.Engine. `pause` is called once a step, and may sleep, block or raise; `tokens` as in the
+    options."""
 
     def __init__(
         self,
@@ -56,11 +74,13 @@ class FakeEngine(ScheduledEngine):
         pause: Callable[[], None] = lambda: None,
         step_tokens: int = 512,
         kv_tokens: int | None = None,
+        tokens: str = "hash",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._tells_time = tokens == "time"
         intake = Intake(
-            tokenizer=ByteTokenizer(),
-            vocabulary=256,
+            tokenizer=TimeTokenizer() if self._tells_time else ByteTokenizer(),
+            vocabulary=TIME_TOKENS if self._tells_time else 256,
             eos_ids=(),
             max_sequence_tokens=max_sequence_tokens,
             chat_template=ChatTemplate(CHAT_TEMPLATE),
@@ -75,14 +95,18 @@ class FakeEngine(ScheduledEngine):
 
     @property
     def exactness(self) -> Exactness:
-        return Exactness(kind="exact", reason="tokens are a hash of prompt and position", contract="0" * 64)
+        if self._tells_time:
+            reason = "tokens are the times at which they were made"
+            return Exactness(kind="best_effort", reason=reason, contract=_CONTRACT)
+        return Exactness(kind="exact", reason="tokens are a hash of prompt and position", contract=_CONTRACT)
 
     def step(self) -> list[EngineEvent]:
         self._pause()
         return super().step()
 
     def advance(self, works: Sequence[Work]) -> list[EngineEvent]:
-        return [_next_token(work.stream.generation) for work in works if work.draws]
+        draw = time_token if self._tells_time else fake_token
+        return [_next_token(work.stream.generation, draw) for work in works if work.draws]
 
     def forget(self, slots: Sequence[int]) -> None:
         pass
@@ -110,10 +134,11 @@ class FakeEngineBuilder:
             max_streams=settings.max_streams,
             pause=options.pause(),
             step_tokens=settings.step_tokens,
+            tokens=options.tokens,
         )
 
 
-def _next_token(generation: Generation) -> EngineEvent:
+def _next_token(generation: Generation, draw: Callable[[Sequence[int], int], int]) -> EngineEvent:
     position = len(generation.ids)
-    text = generation.accept(fake_token(generation.prompt_ids, position))
+    text = generation.accept(draw(generation.prompt_ids, position))
     return generation.event(position, text)

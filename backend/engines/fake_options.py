@@ -16,6 +16,7 @@ from serverless_triton.backend.engines.protocol import ModelNotSupported
 Pause = Callable[[], None]
 
 FAULTS = ("none", "load_fails", "step_fails", "dies", "hangs")
+TOKENS = ("hash", "time")
 
 
 class FakeFault(RuntimeError):
@@ -28,12 +29,14 @@ class FakeOptions:
 
     `fault` is what happens once `fault_after_steps` steps have gone well: the step raises ("step_fails"), the process
     kills itself ("dies"), or nothing happens any more ("hangs"). With "load_fails" there is no engine at all.
+    `tokens` are a hash of prompt and position, or the time at which each was made (`time_token`).
     """
 
     load_s: float = 0.0
     tokens_per_s: float = 0.0
     fault: str = "none"
     fault_after_steps: int = 0
+    tokens: str = "hash"
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> FakeOptions:
@@ -45,6 +48,7 @@ class FakeOptions:
             _check(name, options, _is_amount, "a number from 0")
         _check("fault_after_steps", options, lambda value: type(value) is int and value >= 0, "a whole number from 0")
         _check("fault", options, lambda value: value in FAULTS, f"one of {', '.join(FAULTS)}")
+        _check("tokens", options, lambda value: value in TOKENS, f"one of {', '.join(TOKENS)}")
         return cls(**options)
 
     def load(self) -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
 
 from serverless_triton.backend.engines.fake import FakeEngine, FakeEngineBuilder
 from serverless_triton.backend.engines.fake_options import FakeFault, FakeOptions, after, paced
-from serverless_triton.backend.engines.protocol import EngineSettings, GenerationRequest, ModelNotSupported
+from serverless_triton.backend.engines.protocol import (
+    EngineSettings,
+    GenerationRequest,
+    ModelNotSupported,
+    TokenEvent,
+)
 
 
 def build(**options: Any) -> FakeEngine:
@@ -28,6 +34,7 @@ def build(**options: Any) -> FakeEngine:
         ({"tokens_per_s": float("inf")}, "use a number from 0"),
         ({"load_s": True}, "use a number from 0"),
         ({"fault_after_steps": 1.5}, "engine_options.fault_after_steps is 1.5; use a whole number from 0"),
+        ({"tokens": "random"}, "engine_options.tokens is 'random'; use one of hash, time"),
         ({"fault": "explodes"}, "engine_options.fault is 'explodes'; use one of none, load_fails, step_fails"),
     ],
 )
@@ -75,6 +82,31 @@ def test_what_happens_after_so_many_steps_happens_in_each_from_then_on() -> None
     for _ in range(5):
         pause()
     assert len(happened) == 3
+
+
+def test_tokens_tell_the_time_at_which_they_were_made() -> None:
+    engine, told, texts = build(tokens="time"), [], []
+    before_us = time.monotonic_ns() // 1000
+    while engine.has_work:
+        for event in engine.step():
+            assert isinstance(event, TokenEvent)
+            told += event.output_ids
+            texts.append(event.text)
+    after_us = time.monotonic_ns() // 1000
+    assert len(told) == len("".join(texts)) == 8
+    assert all((token - before_us) % 2**31 <= after_us - before_us for token in told)
+    assert engine.exactness.kind == "best_effort"
+
+
+def test_a_stream_of_times_goes_on_from_those_it_had() -> None:
+    engine = FakeEngineBuilder().build("nowhere", {}, settings=EngineSettings(options={"tokens": "time"}))
+    resumed = GenerationRequest(
+        request=1, text="hello", resume_token_ids=[2**31 - 1, 5], sampling_parameters={"max_tokens": 3}
+    )
+    engine.submit(resumed)
+    (event,) = engine.step()
+    assert isinstance(event, TokenEvent)
+    assert (event.first_position, event.finish_reason) == (2, "length")
 
 
 @pytest.mark.parametrize(("fault", "status"), [("dies", -9), ("hangs", None)])
