@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from perf import claims_report, harness
 from perf.engine.benchmark import EngineBenchmark
+from perf.gateway.benchmark import GatewayBenchmark
 from perf.harness import Benchmark
 from perf.loader.benchmark import LoaderBenchmark
 from perf.perf_analyzer import PerfAnalyzerBenchmark
@@ -18,6 +19,7 @@ BENCHMARKS: tuple[tuple[Benchmark, str], ...] = (
     (PerfAnalyzerBenchmark(), "perf.perf_analyzer"),
     (LoaderBenchmark(), "perf.loader"),
     (EngineBenchmark(), "perf.engine"),
+    (GatewayBenchmark(), "perf.gateway"),
     (WorkerDeathBenchmark(), "perf.worker_death"),
 )
 

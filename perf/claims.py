@@ -21,10 +21,12 @@ from perf.formulas import (
     Median,
     MedianRatio,
     MetricRatio,
+    PairedDifference,
     PairedOverhead,
     PairedRatioToBest,
     RatioToBest,
 )
+from perf.gateway import rows as gateway_rows
 from perf.loader import rivals
 from perf.results import Round, Run, read_run
 
@@ -211,6 +213,39 @@ CLAIMS = (
         goal=0.1,
         says="a worker killed by SIGKILL in the middle of a stream: "
         "seconds until both its client and the scheduler have heard, in the slowest round",
+    ),
+    Claim(
+        id="gateway.added_p50_s",
+        benchmark="gateway",
+        formula=PairedDifference(metric="latency_p50_s", of=gateway_rows.PACED_GATEWAY, to=gateway_rows.PACED_DIRECT),
+        comparison="≤",
+        goal=0.0005,
+        says="8 streams of 50 tokens a second: what the gateway adds to a token's way from the engine to its client, "
+        "in seconds at the median",
+    ),
+    Claim(
+        id="gateway.added_p99_s",
+        benchmark="gateway",
+        formula=PairedDifference(metric="latency_p99_s", of=gateway_rows.PACED_GATEWAY, to=gateway_rows.PACED_DIRECT),
+        comparison="≤",
+        goal=0.003,
+        says="the same at the 99th percentile",
+    ),
+    Claim(
+        id="gateway.messages_per_s",
+        benchmark="gateway",
+        formula=Median(metric="messages_per_s", of=gateway_rows.RELAY_1),
+        comparison="≥",
+        goal=8000.0,
+        says="messages of one token that one gateway process relays in a second, of 8 streams",
+    ),
+    Claim(
+        id="gateway.idle_streams_bytes",
+        benchmark="gateway",
+        formula=Median(metric="gateway_bytes", of=gateway_rows.IDLE_GATEWAY),
+        comparison="≤",
+        goal=float(1 << 30),
+        says="resident memory of the gateway's process with 2,000 streams of a token every 2 s each, in bytes",
     ),
 )
 

@@ -58,6 +58,20 @@ class MedianRatio:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PairedDifference:
+    """What one rival's figure is above another's, measured in the same round: the median over the rounds."""
+
+    metric: str
+    of: str
+    to: str
+
+    def value(self, rounds: Sequence[Round]) -> float | None:
+        pairs = [(median_of([one], self.of, self.metric), median_of([one], self.to, self.metric)) for one in rounds]
+        differences = [above - below for above, below in pairs if above is not None and below is not None]
+        return median(differences) if differences else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RatioToBest:
     """One rival's median over the largest median among others: a figure of which more is better."""
 

@@ -110,16 +110,25 @@ def _runs(analyzer: PerfAnalyzer) -> bool:
 
 
 def analyze(
-    analyzer: PerfAnalyzer, address: str, model: str, requests: Sequence[Request], folder: Path, *, concurrency: int = 1
+    analyzer: PerfAnalyzer,
+    address: str,
+    model: str,
+    requests: Sequence[Request],
+    folder: Path,
+    *,
+    concurrency: int = 1,
+    rate_per_s: int | None = None,
 ) -> Analysis:
-    """Streams the requests over gRPC, `concurrency` at a time, and returns when all are answered; their arrival times
-    play no part. `folder` gets what was sent and measured. Raises AnalyzerFailed.
+    """Streams the requests over gRPC, and returns when all are answered: `concurrency` at a time, or `rate_per_s` of
+    them begun each second, however long they take; their arrival times play no part. `folder` gets what was sent and
+    measured. Raises AnalyzerFailed.
     """
     data, profile = folder / f"{model}.input.json", folder / f"{model}.profile.json"
     data.write_text(json.dumps(input_data(requests)))
     profile.unlink(missing_ok=True)
     command = ["-m", model, "-u", address, "-i", "grpc", "--streaming", "--input-data", str(data)]
-    command += ["--concurrency-range", str(concurrency), "--request-count", str(len(requests))]
+    pace = ("--concurrency-range", concurrency) if rate_per_s is None else ("--request-rate-range", rate_per_s)
+    command += [pace[0], str(pace[1]), "--request-count", str(len(requests))]
     command += ["--profile-export-file", str(profile)]
     try:
         finished = _execute(analyzer, command, timeout_s=TIMEOUT_S)

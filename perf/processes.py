@@ -35,6 +35,11 @@ def private_bytes(process: int) -> int:
     return _kilobytes(PROC / str(process) / "status", "RssAnon")
 
 
+def resident_bytes(process: int) -> int:
+    """Shared pages included."""
+    return _kilobytes(PROC / str(process) / "status", "VmRSS")
+
+
 def available_bytes() -> int:
     """What the machine could give without swapping."""
     return _kilobytes(PROC / "meminfo", "MemAvailable")
