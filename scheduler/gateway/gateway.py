@@ -89,7 +89,7 @@ class Gateway:
         self, service: InferenceService, settings: GatewaySettings, cluster_status: Callable[[], dict[str, Any]]
     ) -> None:
         """One server a port; none listens before `start`."""
-        checks = CheckedCalls(self._access, lambda error: self.metrics.errors.labels(error.code).inc())
+        checks = CheckedCalls(self._access, self.metrics.failed)
         calls = GrpcFrontend(service, self._access, self.metrics, settings)
         self._grpc = GrpcServer(calls, HealthService(service.is_ready), checks, settings)
         frontend = HttpFrontend(service, self._access, self.metrics, self.receipts, cluster_status)

@@ -125,7 +125,7 @@ class GrpcFrontend(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
             await self._abort(context, error)
 
     async def _abort(self, context: Context, error: SchedulerError) -> NoReturn:
-        self._metrics.errors.labels(error.code).inc()
+        self._metrics.failed(error)
         await context.abort(grpc.StatusCode[error.code], str(error), trailing_metadata(error))
 
 
@@ -168,7 +168,7 @@ class ClientStream:
         finally:
             await _cancel({reading, failing} | self._tasks)
         if self._failure is not None:
-            self._metrics.errors.labels(self._failure.code).inc()
+            self._metrics.failed(self._failure)
             status = grpc.StatusCode[self._failure.code]
             await self._context.abort(status, str(self._failure), trailing_metadata(self._failure))
 
@@ -202,7 +202,7 @@ class ClientStream:
         if self._ends_on_error:
             self._fail(error)
             return
-        self._metrics.errors.labels(error.code).inc()
+        self._metrics.failed(error)
         await self._write(pb.ModelStreamInferResponse(error_message=str(error), infer_response=failed))
 
     async def _write(self, message: pb.ModelStreamInferResponse) -> None:

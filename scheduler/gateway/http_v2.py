@@ -104,7 +104,7 @@ class HttpFrontend:
         try:
             return await handler(request)
         except SchedulerError as error:
-            self._metrics.errors.labels(error.code).inc()
+            self._metrics.failed(error)
             return _error(http_status(error), str(error), error_headers(error))
         except web.HTTPException as error:
             allow = error.headers.get("Allow")
@@ -205,7 +205,7 @@ class HttpFrontend:
                 async for response in responses:
                     await _send_event(answer, write_generate_body(response))
             except SchedulerError as error:
-                self._metrics.errors.labels(error.code).inc()
+                self._metrics.failed(error)
                 await _send_event(answer, {"error": str(error)})
             await answer.write_eof()
         return answer

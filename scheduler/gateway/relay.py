@@ -92,6 +92,7 @@ class RelayedStream:
         self._caller = caller
         self._journal = relay.journal.open(request.model)
         self._composer = Composer(request, self._journal)
+        self._figures = relay.metrics.stream(request.model)
         self._avoid: set[ReplicaId] = set()
         self._deaths: list[str] = []
         self._opened_s = self._waiting_since_s = relay.clock()
@@ -160,6 +161,7 @@ class RelayedStream:
         self._assigned_s = self._relay.clock()
         if self._queue_s is None:
             self._queue_s = self._assigned_s - self._opened_s
+            self._figures.placed(self._queue_s)
         return assignment
 
     @contextmanager
@@ -216,6 +218,7 @@ class RelayedStream:
             raise UpstreamError("UNAVAILABLE", "the replica left tokens out")
         if verdict is Verdict.ACCEPTED:
             self._journal.learn(update.prompt_ids, update.num_input_tokens, update.finish_reason)
+            self._figures.heard(len(update.output_ids), update.num_input_tokens, self._relay.clock())
         return verdict is Verdict.ACCEPTED
 
     def _survive(self, assignment: Assignment, error: UpstreamError) -> None:

@@ -71,7 +71,7 @@ class OpenAIFrontend:
             return _json(status, _http_error(request, status, error.reason), {"Allow": allow} if allow else None)
 
     def _failed(self, error: SchedulerError) -> tuple[HTTPStatus, dict[str, Any]]:
-        self._metrics.errors.labels(error.code).inc()
+        self._metrics.failed(error)
         return error_body(error)
 
     def _of(self, request: web.Request) -> InferenceService:
