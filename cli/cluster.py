@@ -27,6 +27,7 @@ from serverless_triton.loader.store_config import Pages
 from serverless_triton.scheduler.config import ConfigError, ControlConfig, check_exposure, parse_dataclass
 from serverless_triton.scheduler.gateway.keys import KeyRing
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
+from serverless_triton.scheduler.log_lines import LogSettings
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class ClusterConfig:
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
     control: ControlConfig = field(default_factory=ControlConfig)
     node_tls: NodeTLS | None = None
+    logs: LogSettings = field(default_factory=LogSettings)  # the scheduler's
 
 
 def load_cluster_config(path: Path | None, overrides: dict[str, Any]) -> ClusterConfig:
@@ -159,7 +161,7 @@ def _scheduler(config: ClusterConfig, nodes: list[NodeConfig], run: Run) -> Proc
     servers = [
         {"name": n.name, "triton": f"{n.host}:{n.grpc_port}", "agent": f"{n.host}:{n.agent_port}"} for n in nodes
     ]
-    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name in ("gateway", "control")}
+    settings = {f.name: getattr(config, f.name) for f in fields(config) if f.name in ("gateway", "control", "logs")}
     file = run.directory / "scheduler.yaml"
     file.write_text(
         yaml.safe_dump(

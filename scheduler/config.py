@@ -15,6 +15,7 @@ import yaml
 from serverless_triton.backend.node_tls import NodeTLS
 from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
+from serverless_triton.scheduler.log_lines import LogSettings
 
 T = TypeVar("T")
 _KIND_NAMES = {int: "a whole number", float: "a number", str: "a string", Path: "a path"}
@@ -62,6 +63,7 @@ class SchedulerConfig:
     control: ControlConfig = field(default_factory=ControlConfig)
     secret_file: Path | None = None
     node_tls: NodeTLS | None = None
+    logs: LogSettings = field(default_factory=LogSettings)
 
 
 def load_config(path: Path) -> SchedulerConfig:

@@ -26,6 +26,7 @@ from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.gateway.gateway import Gateway
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.upstream import GrpcUpstream
+from serverless_triton.scheduler.log_lines import set_up_logging
 from serverless_triton.scheduler.metrics import ControlMetrics
 from serverless_triton.scheduler.node_links import NodeLinks
 from serverless_triton.scheduler.server_watch import ServerWatch
@@ -140,9 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run the scheduler and its gateway.")
     parser.add_argument("--config", type=Path, required=True)
     options: Any = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        asyncio.run(serve(load_config(options.config)))
+        config = load_config(options.config)
+        set_up_logging(config.logs)
+        asyncio.run(serve(config))
     except (SchedulerError, SecretUnusable, NodeCertificateUnusable) as error:
         print(f"serverless-triton scheduler: {error}", file=sys.stderr)  # noqa: T201 - a command's answer
         return 2

@@ -31,6 +31,7 @@ from serverless_triton.scheduler.gateway.upstream import RequestFailed, Upstream
 from serverless_triton.scheduler.gateway.watchdog import Watchdog
 from serverless_triton.scheduler.identity import ANONYMOUS, Caller
 from serverless_triton.scheduler.journal import Journal, Verdict
+from serverless_triton.scheduler.log_lines import REQUEST_ID_LENGTH
 from serverless_triton.scheduler.receipts import Kind, Receipt, ReceiptBook
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ async def _drain(call: UpstreamCall) -> None:
         while await call.read() is not None:
             pass
     except UpstreamError as error:
-        log.debug("a finished call ended with %s", error.code)
+        log.debug("finished_call_ended code=%s", error.code)
     finally:
         timer.cancel()
         call.sever(over)
@@ -97,8 +98,9 @@ class RelayedStream:
         self._deaths: list[str] = []
         self._opened_s = self._waiting_since_s = relay.clock()
         self._queue_s: float | None = None
-        self._assigned_s = 0.0
+        self._assigned_s, self._server = 0.0, ""
         self._receipt_due = True
+        self._outcome = "cancelled"  # as long as nothing else has ended it
 
     @property
     def id(self) -> StreamId:
@@ -123,13 +125,16 @@ class RelayedStream:
                                 yield response
                 except UpstreamError as error:
                     self._survive(assignment, error)
+            self._outcome = journal.finish_reason
             self._count(succeeded=True)
             assert response is not None
             yield response
-        except SchedulerError:
+        except SchedulerError as error:
+            self._outcome = error.code
             self._count(succeeded=False)
             raise
         finally:
+            self._log_end()
             relay.metrics.open_streams.dec()
             relay.journal.close(self.id)
             relay.spend(self._caller, journal.num_input_tokens + len(journal.output_ids))
@@ -158,7 +163,7 @@ class RelayedStream:
             if not self._deaths:
                 raise
             raise self._lost(f", and there is no other place for it: {error}") from error
-        self._assigned_s = self._relay.clock()
+        self._assigned_s, self._server = self._relay.clock(), str(assignment.server)
         if self._queue_s is None:
             self._queue_s = self._assigned_s - self._opened_s
             self._figures.placed(self._queue_s)
@@ -228,8 +233,8 @@ class RelayedStream:
         self._deaths.append(str(error))
         self._avoid.add(assignment.replica)
         log.warning(
-            "stream_lost_replica stream=%s model=%s server=%s attempt=%d reason=%r",
-            self.id[:8],  # the whole id is a capability
+            "stream_lost_replica request_id=%s model=%s server=%s attempt=%d reason=%r",
+            self.id[:REQUEST_ID_LENGTH],
             assignment.model,
             assignment.server,
             self._journal.attempt,
@@ -273,6 +278,21 @@ class RelayedStream:
         )
         self._relay.receipts.add(receipt)
         self._relay.metrics.first_token_seconds.labels(assignment.model, kind).observe(receipt.actual_s)
+
+    def _log_end(self) -> None:
+        log.info(
+            "stream_ended request_id=%s model=%s server=%s outcome=%s attempts=%d prompt_tokens=%d tokens=%d "
+            "queue_s=%.6f total_s=%.6f",
+            self.id[:REQUEST_ID_LENGTH],
+            self._journal.model,
+            self._server,
+            self._outcome,
+            self._journal.attempt + 1,
+            self._journal.num_input_tokens,
+            len(self._journal.output_ids),
+            self._queue_s or 0.0,
+            self._relay.clock() - self._opened_s,
+        )
 
     def _count(self, *, succeeded: bool) -> None:
         relay, request = self._relay, self._request

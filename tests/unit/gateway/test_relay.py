@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
 
 from serverless_triton.scheduler.admission import Exactness, FakeAdmission
-from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, NoCapacity, StreamLost
+from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, NoCapacity, SchedulerError, StreamLost
 from serverless_triton.scheduler.gateway.composer import FINAL, STREAM_ID
 from serverless_triton.scheduler.gateway.fake_upstream import FakeEngine, FakeUpstream, token_response
+from serverless_triton.scheduler.gateway.request import parse_request
 from serverless_triton.scheduler.gateway.settings import RelayLimits
 from serverless_triton.scheduler.gateway.tensors import read_outputs
 from serverless_triton.scheduler.gateway.upstream import UpstreamError
 from serverless_triton.scheduler.identity import ALL, Caller
+from serverless_triton.scheduler.log_lines import fields_of
+from tests.unit.gateway.samples import flag, infer_request
 
 
 async def collect(stream):
@@ -350,3 +354,41 @@ async def test_a_stream_that_got_no_place_costs_nothing(relay, admission, stream
     with pytest.raises(NoCapacity):
         await collect(replace(relay, spend=lambda *what: paid.append(what)).open(streamed))
     assert [tokens for _, tokens in paid] == [0]
+
+
+async def test_each_stream_ends_with_one_line_that_holds_neither_prompt_nor_whole_id(
+    relay, upstream, catalogue, caplog
+):
+    caplog.set_level(logging.DEBUG)
+    stream = relay.open(parse_request(infer_request(flag("stream"), text=b"xyzzy"), catalogue.entry("m")))
+    task = asyncio.ensure_future(collect(stream))
+    (await upstream.call(0)).tokens(0, 1, 2, finish_reason="stop")
+    await task
+    (fields,) = (fields_of(record) for record in caplog.records if record.levelno == logging.INFO)
+    assert fields["event"] == "stream_ended"
+    assert fields["request_id"] == stream.id[:8]
+    assert (fields["model"], fields["server"], fields["outcome"], fields["tokens"]) == ("m", "server-0", "stop", 2)
+    assert stream.id not in caplog.text
+    assert "xyzzy" not in caplog.text
+
+
+@pytest.mark.parametrize(("code", "attempts"), [("INTERNAL", 1), ("UNAVAILABLE", 3)])
+async def test_a_stream_that_failed_says_by_which_code(relay, upstream, streamed, caplog, code, attempts):
+    caplog.set_level(logging.INFO)
+    task = asyncio.ensure_future(collect(relay.open(streamed)))
+    for index in range(attempts):
+        (await upstream.call(index)).fail(code, "broke")
+    with pytest.raises(SchedulerError):
+        await task
+    fields = fields_of(caplog.records[-1])
+    assert (fields["event"], fields["outcome"], fields["attempts"]) == ("stream_ended", code, attempts)
+
+
+async def test_a_stream_whose_client_leaves_was_cancelled(relay, upstream, streamed, caplog):
+    caplog.set_level(logging.INFO)
+    responses = relay.open(streamed).responses()
+    reading = asyncio.ensure_future(anext(responses))
+    (await upstream.call(0)).tokens(0, 1)
+    await reading
+    await responses.aclose()
+    assert fields_of(caplog.records[-1])["outcome"] == "cancelled"
