@@ -17,6 +17,9 @@ from serverless_triton.backend.client_json import parse_json_object
 # instance at once, also where Triton still calls a dead one READY or is still unloading the last one.
 REPLICA_PARAMETER = "replica"
 
+# The request parameter by which a gateway names its span to the worker, in the form of W3C Trace Context.
+TRACEPARENT = "traceparent"
+
 MODES = ("auto", "exact", "fast")
 
 Span = tuple[str, float, float]  # name, start and end in seconds on this host's monotonic clock
@@ -41,6 +44,7 @@ class Generate:
     sampling_parameters: dict[str, Any] = field(default_factory=dict)
     reservation: str | None = None  # the stream whose catch-up (of this attempt) it goes on from
     deadline_unix_s: int | None = None  # for the token state that it may be frozen into
+    traceparent: str | None = None  # the span that asks for it
 
     @property
     def next_position(self) -> int:

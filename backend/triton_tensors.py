@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serverless_triton.backend.client_json import parse_json_object, parse_messages
-from serverless_triton.backend.messages import CatchUp, CaughtUp, Generate, Position, Tokens
+from serverless_triton.backend.messages import TRACEPARENT, CatchUp, CaughtUp, Generate, Position, Tokens
 
 Array = npt.NDArray[Any]
 Arrays = list[tuple[str, Array]]
@@ -22,7 +22,7 @@ TensorOf = Callable[[str], "Array | None"]  # an input's array by its name, None
 # Request parameters that the stub itself reads; any other one is a sampling parameter, as in Triton's generate
 # extension.
 _OWN_PARAMETERS = {
-    "attempt", "token_state", "deadline_unix_s", "reservation", "start_position", "freeze",
+    "attempt", "token_state", "deadline_unix_s", "reservation", "start_position", "freeze", TRACEPARENT,
     "triton_enable_empty_final_response", "priority", "timeout", "sequence_id",
 }  # fmt: skip
 
@@ -48,6 +48,7 @@ def read_request(request: int, tensor: TensorOf, parameters: dict[str, Any]) -> 
         sampling_parameters=_sampling_parameters(tensor, parameters),
         reservation=_name("reservation", parameters),
         deadline_unix_s=_count("deadline_unix_s", parameters) or None,
+        traceparent=_traceparent(parameters),
     )
     is_round = message.reservation is not None and _is_zero(parameters.get("max_tokens"))
     return _as_round(message, _count("start_position", parameters)) if is_round else message
@@ -101,6 +102,12 @@ def _name(parameter: str, parameters: dict[str, Any]) -> str | None:
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME:
         raise ValueError(f"parameter '{parameter}' must be the id of a stream, 1 to {_LONGEST_NAME} characters")
     return value
+
+
+def _traceparent(parameters: dict[str, Any]) -> str | None:
+    """What is none names nothing, and is no reason to refuse a request."""
+    value = parameters.get(TRACEPARENT)
+    return value if isinstance(value, str) and len(value) <= _LONGEST_NAME else None
 
 
 def failure_array(code: str, message: str) -> Array:

@@ -47,8 +47,10 @@ from serverless_triton.backend.messages import (
 from serverless_triton.backend.outbox import News
 from serverless_triton.backend.premapped_store import PremappedStore
 from serverless_triton.backend.retirement import RetirementRule, WorkerMemory
+from serverless_triton.backend.telemetry import make_provider
 from serverless_triton.backend.token_state import TokenStateError, encode_token_state
 from serverless_triton.backend.worker_load import LoadedEngine, load_engine
+from serverless_triton.backend.worker_spans import WorkerSpans
 from serverless_triton.backend.worker_stub import (
     SIGN_OF_LIFE_S,
     Asked,
@@ -103,6 +105,7 @@ class Worker:
         self._stats: Stats | None = None  # last told
         self._ticked_s = clock()
         self._stopping = False
+        self._spans = WorkerSpans(None)  # until it has a model
         self._clock = clock
         self._turned_s = clock()  # when the main thread last came round
 
@@ -116,6 +119,7 @@ class Worker:
             self._obey()
             if self._engine is not None and not self._stopping:
                 self._turn(self._engine)
+        self._spans.close()
 
     def _obey(self) -> None:
         """Run what has been asked; wait for it only when there is nothing to compute."""
@@ -227,6 +231,7 @@ class Worker:
             self._refuse(message, "INTERNAL", f"{checkpoint}: {type(error).__name__}: {error}")
 
     def _become(self, message: Load, loaded: LoadedEngine) -> None:
+        self._spans = WorkerSpans(make_provider("serverless-triton-worker"))
         self._engine, self._store = loaded.engine, loaded.store
         self._memory = WorkerMemory(tuple(device for device, _, _ in message.shares))
         exactness = asdict(loaded.engine.exactness)
@@ -295,6 +300,7 @@ class Worker:
             self._tell_agent(Failed(code="UNAVAILABLE", message=f"the engine worker of '{self._model}' {why}"))
 
     def _submit(self, message: Generate | CatchUp) -> None:
+        self._spans.came(message, self._model)
         if self._engine is None:
             self._fail(message, "UNAVAILABLE", "the engine is not loaded")
             return
@@ -342,6 +348,7 @@ class Worker:
         self._tell_stub(Failed(request=message.request, code=code, message=reason))
 
     def _tell_stub(self, news: News) -> None:
+        self._spans.told(news)
         if self._stub is None:
             return
         try:

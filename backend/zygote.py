@@ -24,6 +24,7 @@ from serverless_triton.backend.engines.registry import EngineRegistry
 from serverless_triton.backend.messages import Fork, Learn, ModelSpec, ProtocolError
 from serverless_triton.backend.processes import die_with_parent
 from serverless_triton.backend.retirement import RetirementRule
+from serverless_triton.backend.telemetry import import_ahead
 from serverless_triton.backend.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -153,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         store_socket=options.store_socket,
         retirement=RetirementRule(waste_bytes=options.worker_waste_bytes),
     )
+    import_ahead()
     Zygote(config).run()
     return 0
 

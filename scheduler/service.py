@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from serverless_triton.backend.node_secret import SecretUnusable
 from serverless_triton.backend.node_tls import CertificateUnusable as NodeCertificateUnusable
+from serverless_triton.backend.telemetry import make_provider
 from serverless_triton.scheduler.admission import ServerName
 from serverless_triton.scheduler.catalogue import Catalogue
 from serverless_triton.scheduler.cluster import Cluster, ServerState
@@ -25,6 +26,7 @@ from serverless_triton.scheduler.control_loop import ControlLimits, ControlLoop
 from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.gateway.gateway import Gateway
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
+from serverless_triton.scheduler.gateway.tracing import Tracing
 from serverless_triton.scheduler.gateway.upstream import GrpcUpstream
 from serverless_triton.scheduler.log_lines import set_up_logging
 from serverless_triton.scheduler.metrics import ControlMetrics
@@ -95,6 +97,7 @@ async def serve(config: SchedulerConfig) -> None:
         settings=config.gateway,
         upstream=GrpcUpstream(links, max_message_bytes=config.gateway.max_message_bytes),
         metrics=GatewayMetrics(registry),
+        tracing=Tracing(make_provider("serverless-triton-gateway")),
         cluster_status=lambda: cluster_status(loop),
         can_serve=lambda: any(server.takes_starts for server in cluster.servers.values()),
     )

@@ -23,6 +23,7 @@ from serverless_triton.scheduler.gateway.service import InferenceService
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
 from serverless_triton.scheduler.gateway.statistics import Statistics
 from serverless_triton.scheduler.gateway.tls import http_context
+from serverless_triton.scheduler.gateway.tracing import Tracing, traced_requests
 from serverless_triton.scheduler.gateway.upstream import GrpcUpstream, Upstream
 from serverless_triton.scheduler.journal import Journal
 from serverless_triton.scheduler.receipts import ReceiptBook
@@ -39,6 +40,7 @@ class Gateway:
         settings: GatewaySettings | None = None,
         upstream: Upstream | None = None,
         metrics: GatewayMetrics | None = None,
+        tracing: Tracing | None = None,
         cluster_status: Callable[[], dict[str, Any]] = dict,
         can_serve: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
@@ -53,6 +55,7 @@ class Gateway:
         self.metrics = metrics or GatewayMetrics()
         self.journal = Journal()
         self.receipts = ReceiptBook()
+        self._tracing = tracing or Tracing()
         self._statistics = Statistics()
         self._upstream = upstream or GrpcUpstream(max_message_bytes=settings.max_message_bytes)
         self._open = False
@@ -71,6 +74,7 @@ class Gateway:
             statistics=self._statistics,
             limits=settings.relay,
             spend=self._limiter.spend,
+            tracing=self._tracing,
             clock=clock,
         )
 
@@ -94,6 +98,7 @@ class Gateway:
         self._grpc = GrpcServer(calls, HealthService(service.is_ready), checks, settings)
         frontend = HttpFrontend(service, self._access, self.metrics, self.receipts, cluster_status)
         self.http_app = frontend.app(settings.max_message_bytes, settings.connections.body_timeout_s)
+        self.http_app.middlewares.append(traced_requests)
         self.http_app.add_subapp("/v1", OpenAIFrontend(service, self._access, self.metrics).app())
         host, limits, drain_s = settings.host, settings.connections, settings.drain_timeout_s
         tls = None if settings.tls is None else http_context(settings.tls)
@@ -127,3 +132,4 @@ class Gateway:
         await self._relay.close()
         await self._upstream.close()
         await self._metrics_site.stop()
+        await asyncio.to_thread(self._tracing.close)

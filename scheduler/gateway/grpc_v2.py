@@ -29,6 +29,7 @@ from serverless_triton.scheduler.gateway.service import InferenceService
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
 from serverless_triton.scheduler.gateway.statuses import trailing_metadata
 from serverless_triton.scheduler.gateway.tls import grpc_credentials
+from serverless_triton.scheduler.gateway.tracing import TracedCalls
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +238,7 @@ class GrpcServer:
         limits = settings.connections
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=limits.max_grpc_calls,
-            interceptors=(checks, ReadableMessages()),
+            interceptors=(checks, ReadableMessages(), TracedCalls()),
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", -1),

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from tritonclient.grpc import service_pb2 as pb
 
+from serverless_triton.backend.messages import TRACEPARENT
 from serverless_triton.scheduler.admission import ADMISSION_SPAN, Admission, Assignment, ReplicaId, Span, StreamId
 from serverless_triton.scheduler.errors import SchedulerError, StreamLost
 from serverless_triton.scheduler.gateway.composer import Composer, MalformedUpdate, TokenUpdate, read_update
@@ -27,6 +28,7 @@ from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.request import GenerationRequest
 from serverless_triton.scheduler.gateway.settings import RelayLimits
 from serverless_triton.scheduler.gateway.statistics import Statistics
+from serverless_triton.scheduler.gateway.tracing import Tracing
 from serverless_triton.scheduler.gateway.upstream import RequestFailed, Upstream, UpstreamCall, UpstreamError
 from serverless_triton.scheduler.gateway.watchdog import Watchdog
 from serverless_triton.scheduler.identity import ANONYMOUS, Caller
@@ -52,6 +54,7 @@ class Relay:
     statistics: Statistics
     limits: RelayLimits = field(default_factory=RelayLimits)
     spend: Callable[[Caller, int], None] = lambda caller, tokens: None  # of a stream that has ended
+    tracing: Tracing = field(default_factory=Tracing)
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
     _ending: set[asyncio.Task[None]] = field(default_factory=set, init=False, repr=False)
@@ -94,6 +97,7 @@ class RelayedStream:
         self._journal = relay.journal.open(request.model)
         self._composer = Composer(request, self._journal)
         self._figures = relay.metrics.stream(request.model)
+        self._trace = relay.tracing.stream(request.model, self.request_id)
         self._avoid: set[ReplicaId] = set()
         self._deaths: list[str] = []
         self._opened_s = self._waiting_since_s = relay.clock()
@@ -105,6 +109,11 @@ class RelayedStream:
     @property
     def id(self) -> StreamId:
         return self._journal.stream
+
+    @property
+    def request_id(self) -> str:
+        """What logs and traces call it: the whole id is a capability."""
+        return self.id[:REQUEST_ID_LENGTH]
 
     async def responses(self) -> AsyncGenerator[pb.ModelInferResponse, None]:
         """The client's responses, the last with a final marker. Closing it cancels all. Raises SchedulerError."""
@@ -135,6 +144,7 @@ class RelayedStream:
             raise
         finally:
             self._log_end()
+            self._trace.end(outcome=self._outcome, output_tokens=len(journal.output_ids), attempts=journal.attempt + 1)
             relay.metrics.open_streams.dec()
             relay.journal.close(self.id)
             relay.spend(self._caller, journal.num_input_tokens + len(journal.output_ids))
@@ -167,12 +177,15 @@ class RelayedStream:
         if self._queue_s is None:
             self._queue_s = self._assigned_s - self._opened_s
             self._figures.placed(self._queue_s)
+        self._trace.event("placed", server=self._server)
         return assignment
 
     @contextmanager
     def _call(self, assignment: Assignment, deadline: float | None) -> Iterator[tuple[UpstreamCall, Watchdog]]:
         try:
             request = self._request.upstream(self.id, self._journal.resume_point(), self._by_wall_clock(deadline))
+            if self._trace.traceparent:
+                request.parameters[TRACEPARENT].string_param = self._trace.traceparent
             call = self._relay.upstream.infer(assignment.grpc_address, request)
             limit = self._relay.limits.inactivity_timeout_s
             watchdog = Watchdog(call, assignment, inactivity_s=limit, deadline=deadline)
@@ -234,12 +247,13 @@ class RelayedStream:
         self._avoid.add(assignment.replica)
         log.warning(
             "stream_lost_replica request_id=%s model=%s server=%s attempt=%d reason=%r",
-            self.id[:REQUEST_ID_LENGTH],
+            self.request_id,
             assignment.model,
             assignment.server,
             self._journal.attempt,
             str(error),
         )
+        self._trace.event("replica_lost", server=self._server, reason=str(error))
         if len(self._deaths) >= self._relay.limits.max_deaths:
             raise self._lost() from error
         self._journal.next_attempt()
@@ -277,13 +291,14 @@ class RelayedStream:
             exactness=assignment.exactness,
         )
         self._relay.receipts.add(receipt)
+        self._trace.event("first_token", kind=kind)
         self._relay.metrics.first_token_seconds.labels(assignment.model, kind).observe(receipt.actual_s)
 
     def _log_end(self) -> None:
         log.info(
             "stream_ended request_id=%s model=%s server=%s outcome=%s attempts=%d prompt_tokens=%d tokens=%d "
             "queue_s=%.6f total_s=%.6f",
-            self.id[:REQUEST_ID_LENGTH],
+            self.request_id,
             self._journal.model,
             self._server,
             self._outcome,

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from tritonclient.grpc import service_pb2 as pb
 
 from serverless_triton.backend.client_json import parse_json_object, parse_messages
+from serverless_triton.backend.messages import TRACEPARENT
 from serverless_triton.scheduler.admission import StreamId
 from serverless_triton.scheduler.catalogue import PRIVATE_INPUTS, ModelEntry
 from serverless_triton.scheduler.errors import InvalidRequest
@@ -33,7 +34,16 @@ PROMPTS = ("text_input", "input_ids", "messages")
 _SEED_BITS = 53  # exact in JSON whoever reads it
 EMPTY_FINAL = "triton_enable_empty_final_response"
 _PRIVATE_PARAMETERS = frozenset(
-    {*PRIVATE_INPUTS, "attempt", "token_state", "deadline_unix_s", "reservation", "start_position", "freeze"}
+    {
+        *PRIVATE_INPUTS,
+        "attempt",
+        "token_state",
+        "deadline_unix_s",
+        "reservation",
+        "start_position",
+        "freeze",
+        TRACEPARENT,
+    }
 )
 # Triton's own, which never reach a model: parameter → the kinds it takes.
 _TRITON_PARAMETERS = {

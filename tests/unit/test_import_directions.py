@@ -17,8 +17,9 @@ MAY_IMPORT = {
     "scheduler": {"backend"},
     "cli": {"loader", "backend", "scheduler"},
 }
-# Of the backend, the scheduler sees the wire only, and how JSON is read that goes over it.
-WIRE_MODULES = {"agent_pb2", "agent_pb2_grpc", "client_json", "messages", "node_secret", "node_tls"}
+# Of the backend, the scheduler sees the wire only, and how JSON is read that goes over it; `telemetry` is how a trace
+# crosses it.
+WIRE_MODULES = {"agent_pb2", "agent_pb2_grpc", "client_json", "messages", "node_secret", "node_tls", "telemetry"}
 STUB_MAY_IMPORT = {"numpy", "triton_python_backend_utils", *sys.stdlib_module_names}
 
 
