@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _Answer = TypeVar("_Answer")
+_MOST_PENDING_CALLS = 65536
 _CLIENT_GONE: Any = grpc.aio.BaseError  # what a write raises then
 
 
@@ -246,6 +247,10 @@ class GrpcServer:
                 ("grpc.server_handshake_timeout_ms", int(limits.handshake_timeout_s * 1000)),
                 ("grpc.max_connection_idle_ms", int(limits.grpc_idle_timeout_s * 1000)),
                 ("grpc.max_concurrent_streams", limits.max_calls_per_connection),
+                # Calls that came and were not looked at yet. Beyond the first number gRPC cancels some at random, beyond
+                # the second all, without a word; its own are 1,000 and 3,000, which a burst of clients passes.
+                ("grpc.server.max_pending_requests", _MOST_PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING_CALLS),
             ),
         )
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(frontend, self._server)

@@ -6,7 +6,7 @@ Routes, statuses and bodies; the answers are `service.py`'s.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any

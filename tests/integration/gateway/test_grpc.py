@@ -385,3 +385,11 @@ async def _until(condition):
             return
         await asyncio.sleep(0.01)
     raise AssertionError("did not happen within 5 s")
+
+
+async def test_a_burst_of_calls_waits_its_turn(gateway):
+    """gRPC's own limit cancels calls beyond a thousand that nobody has looked at yet."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        answers = await asyncio.gather(*(stub.ServerLive(pb.ServerLiveRequest()) for _ in range(5000)))
+    assert all(answer.live for answer in answers)
