@@ -20,10 +20,10 @@ Array = npt.NDArray[Any]
 Arrays = list[tuple[str, Array]]
 TensorOf = Callable[[str], "Array | None"]  # an input's array by its name, None where the request has none
 # Request parameters that the stub itself reads; any other one is a sampling parameter, as in Triton's generate
-# extension.
+# extension. That also repeats a request's `id` as a parameter.
 _OWN_PARAMETERS = {
     "attempt", "token_state", "deadline_unix_s", "reservation", "start_position", "freeze", TRACEPARENT,
-    "triton_enable_empty_final_response", "priority", "timeout", "sequence_id",
+    "triton_enable_empty_final_response", "priority", "timeout", "sequence_id", "id",
 }  # fmt: skip
 
 

@@ -42,6 +42,10 @@ def test_a_deadline_comes_along_where_there_is_one():
         read({"deadline_unix_s": "soon"}, text_input=strings(b"x"))
 
 
+def test_the_id_that_triton_repeats_as_a_parameter_is_no_sampling_parameter():
+    assert read({"id": "g1", "top_k": 5}, text_input=strings(b"x")).sampling_parameters == {"top_k": 5}
+
+
 def test_the_tensor_wins_over_request_parameters():
     message = read({"top_k": 5}, text_input=strings(b"x"), sampling_parameters=strings(b'{"top_k": 6}'))
     assert message.sampling_parameters == {"top_k": 6}
