@@ -69,6 +69,7 @@ class ReplicaState:
     lost: asyncio.Future[str]
     streams: set[StreamId] = field(default_factory=set)
     idle_since_s: float = 0.0
+    ready_at_s: float = 0.0  # as predicted; of use while it loads
     shown_from_version: int = 0  # the first node state that must show it
     reads_ssd: bool = False
     suspect: bool = False  # a stream broke on it: it takes no more, and goes when the last one has left

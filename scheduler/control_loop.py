@@ -34,6 +34,7 @@ from serverless_triton.scheduler.effects import EffectFailed, Effects, EngineOrd
 from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge, NoCapacity
 from serverless_triton.scheduler.estimator import learn_fixed_cost
 from serverless_triton.scheduler.metrics import ControlMetrics
+from serverless_triton.scheduler.outlook import RETRY_AFTER_S, Prospects
 from serverless_triton.scheduler.policy import Candidate, Decision, Refuse, Start, StartRequest, Use, choose, overdue
 from serverless_triton.scheduler.start_sequence import StartSequence
 from serverless_triton.scheduler.view import Phase
@@ -72,8 +73,10 @@ class ControlLoop:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _departures: Departures = field(init=False)
+    _prospects: Prospects = field(init=False)
 
     def __post_init__(self) -> None:
+        self._prospects = Prospects(self.cluster, self.clock)
         self._departures = Departures(
             cluster=self.cluster, effects=self.effects, epoch=lambda: self.epoch, spawn=self._spawn
         )
@@ -86,9 +89,8 @@ class ControlLoop:
         order = self.order_of(model)
         self._suspect(avoid)
         if self._room.by_model()[model] >= self.limits.max_waiting_per_model:
-            raise NoCapacity(
-                f"{self.limits.max_waiting_per_model} requests for model '{model}' wait already; try later"
-            )
+            full = f"{self.limits.max_waiting_per_model} requests for model '{model}' wait already; try later"
+            raise NoCapacity(full, retry_after_s=self._prospects.retry_after_s(order.view))
         place: asyncio.Future[Assignment] = asyncio.get_running_loop().create_future()
         request = StartRequest(model=order.view, avoid=avoid)
         waiting = Waiting(stream=stream, request=request, order=order, since_s=self.clock(), place=place)
@@ -98,10 +100,11 @@ class ControlLoop:
             await asyncio.wait({place}, timeout=timeout_s)
             if place.done():
                 return place.result()
-            raise AdmissionTimeout(f"model '{model}' did not start within {timeout_s:.0f} s")
+            late = f"model '{model}' did not start within {round(timeout_s, 3):g} s"
+            raise AdmissionTimeout(late, retry_after_s=self._prospects.retry_after_s(order.view))
         except asyncio.CancelledError:
             if place.done() and place.exception() is None:
-                self.finish(place.result())  # given in the very moment that nobody wanted it any more
+                self._give_back(place.result())  # given in the very moment that nobody wanted it any more
             raise
         finally:
             self._leave(waiting)
@@ -111,7 +114,13 @@ class ControlLoop:
             self._drop_reference(waiting.joined, waiting.stream)
 
     def finish(self, assignment: Assignment) -> None:
+        self._prospects.holds.ended(assignment.stream, assignment.model, self.clock())
         self._drop_reference(assignment.replica, assignment.stream)
+
+    def _give_back(self, unused: Assignment) -> None:
+        """As `finish`, for a place that says nothing about how long places are held."""
+        self._prospects.holds.forget(unused.stream)
+        self.finish(unused)
 
     def _suspect(self, replicas: frozenset[ReplicaId]) -> None:
         """A stream broke on them though nobody has reported their end: a stopped or unreachable process, say."""
@@ -135,7 +144,7 @@ class ControlLoop:
 
     async def warm(self, model: str, *, timeout_s: float) -> None:
         stream = StreamId(f"warm-{secrets.token_hex(8)}")
-        self.finish(await self.admit(stream, model, timeout_s=timeout_s))
+        self._give_back(await self.admit(stream, model, timeout_s=timeout_s))
 
     async def release(self, model: str, *, timeout_s: float) -> None:
         self.order_of(model)
@@ -191,24 +200,9 @@ class ControlLoop:
             waiting.joined, waiting.waited_for_start = replica.id, True
 
     def _give_place(self, waiting: Waiting, replica: ReplicaState) -> None:
-        start = replica.start if waiting.waited_for_start else None
-        if start is not None:
-            decided = Span(
-                name="schedule", start_s=waiting.since_s, end_s=start.spans[0].start_s, parent=ADMISSION_SPAN
-            )
-            start = replace(start, spans=(decided, *start.spans))
-        place = Assignment(
-            stream=waiting.stream,
-            model=replica.model.name,
-            server=replica.server,
-            grpc_address=self.cluster.servers[replica.server].grpc_address,
-            replica=replica.id,
-            epoch=self.epoch,
-            start=start,
-            exactness=replica.exactness,
-            lost=replica.lost,
-        )
-        self._room.give_place(waiting, place)
+        self._prospects.holds.began(waiting.stream, self.clock())
+        address = self.cluster.servers[replica.server].grpc_address
+        self._room.give_place(waiting, waiting.place_on(replica, address, self.epoch))
 
     # Starting
 
@@ -219,6 +213,7 @@ class ControlLoop:
             server=candidate.server,
             phase=Phase.LOADING,
             lost=asyncio.get_running_loop().create_future(),
+            ready_at_s=self.clock() + candidate.estimate.total_s,
             reads_ssd=candidate.estimate.tier == "ssd",
         )
         for victim in candidate.evict:
@@ -292,7 +287,8 @@ class ControlLoop:
         waiting.joined = None
         waiting.failed_starts += 1
         if code not in TRANSIENT or waiting.failed_starts >= self.limits.max_failed_starts:
-            self._room.give_error(waiting, LoadFailed(reason, code))
+            retry_after_s = RETRY_AFTER_S if code in TRANSIENT else None
+            self._room.give_error(waiting, LoadFailed(reason, code, retry_after_s=retry_after_s))
             return
         avoid = waiting.request.avoid_servers | {replica.server}
         if len(avoid) >= len(self.cluster.servers):
@@ -384,7 +380,7 @@ class ControlLoop:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for waiting in self._room.everyone():
-            self._room.give_error(waiting, LoadFailed("the scheduler is shutting down"))
+            self._room.give_error(waiting, LoadFailed("the scheduler is shutting down", retry_after_s=RETRY_AFTER_S))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

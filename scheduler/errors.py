@@ -27,10 +27,16 @@ from typing import Literal
 
 
 class SchedulerError(Exception):
-    """Base. `code` is the gRPC status name a client sees; `retry_after_s` how long it should wait, where that helps."""
+    """Base. `code` is the gRPC status name a client sees.
+
+    `retry_after_s` is when the same request may go better, as far as anybody can tell; None: asking again is no remedy.
+    """
 
     code = "INTERNAL"
-    retry_after_s: float | None = None
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class InvalidModelName(SchedulerError):
@@ -48,8 +54,8 @@ class InvalidRequest(SchedulerError):
 class LoadFailed(SchedulerError):
     code = "UNAVAILABLE"
 
-    def __init__(self, message: str, code: str = "UNAVAILABLE") -> None:
-        super().__init__(message)
+    def __init__(self, message: str, code: str = "UNAVAILABLE", *, retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
         self.code = code
 
 
@@ -75,9 +81,8 @@ class RateLimited(SchedulerError):
     code = "RESOURCE_EXHAUSTED"
 
     def __init__(self, message: str, *, what: Literal["requests", "tokens", "quota"], retry_after_s: float) -> None:
-        super().__init__(message)
+        super().__init__(message, retry_after_s=retry_after_s)
         self.what = what
-        self.retry_after_s = retry_after_s
 
 
 class AdmissionTimeout(SchedulerError):

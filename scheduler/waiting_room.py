@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from serverless_triton.scheduler.admission import Assignment, ReplicaId, StreamId
+from serverless_triton.scheduler.admission import ADMISSION_SPAN, Assignment, ReplicaId, Span, StreamId
+from serverless_triton.scheduler.cluster import ReplicaState
 from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.policy import StartRequest
 from serverless_triton.scheduler.view import ModelView
@@ -33,6 +34,24 @@ class Waiting:
     joined: ReplicaId | None = None
     waited_for_start: bool = False
     failed_starts: int = 0
+
+    def place_on(self, replica: ReplicaState, grpc_address: str, epoch: int) -> Assignment:
+        """A place there for this stream, with the start that it waited for, if it did."""
+        start = replica.start if self.waited_for_start else None
+        if start is not None:
+            decided = Span(name="schedule", start_s=self.since_s, end_s=start.spans[0].start_s, parent=ADMISSION_SPAN)
+            start = replace(start, spans=(decided, *start.spans))
+        return Assignment(
+            stream=self.stream,
+            model=replica.model.name,
+            server=replica.server,
+            grpc_address=grpc_address,
+            replica=replica.id,
+            epoch=epoch,
+            start=start,
+            exactness=replica.exactness,
+            lost=replica.lost,
+        )
 
 
 @dataclass(slots=True)

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 _Answer = TypeVar("_Answer")
 _MOST_PENDING_CALLS = 65536
+RETRY_AFTER = "retry_after_s"  # beside the error message on a stream that goes on
 _CLIENT_GONE: Any = grpc.aio.BaseError  # what a write raises then
 
 
@@ -205,6 +206,8 @@ class ClientStream:
             self._fail(error)
             return
         self._metrics.failed(error)
+        if error.retry_after_s is not None:
+            failed.parameters[RETRY_AFTER].double_param = error.retry_after_s
         await self._write(pb.ModelStreamInferResponse(error_message=str(error), infer_response=failed))
 
     async def _write(self, message: pb.ModelStreamInferResponse) -> None:
@@ -244,16 +247,11 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
-<<<<<<< ours
                 ("grpc.server_handshake_timeout_ms", int(limits.handshake_timeout_s * 1000)),
                 ("grpc.max_connection_idle_ms", int(limits.grpc_idle_timeout_s * 1000)),
                 ("grpc.max_concurrent_streams", limits.max_calls_per_connection),
-                # Calls that came and were not looked at yet. Beyond the first number gRPC cancels some at random, beyond
-                # the second all, without a word; its own are 1,000 and 3,000, which a burst of clients passes.
-=======
                 # Calls that came and were not looked at yet: beyond the first number gRPC cancels some at random,
                 # beyond the second all, without a word. Its own are 1,000 and 3,000, which a burst of clients passes.
->>>>>>> theirs
                 ("grpc.server.max_pending_requests", _MOST_PENDING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING_CALLS),
             ),

@@ -172,7 +172,7 @@ class RelayedStream:
         except SchedulerError as error:
             if not self._deaths:
                 raise
-            raise self._lost(f", and there is no other place for it: {error}") from error
+            raise self._lost(f", and there is no other place for it: {error}", error.retry_after_s) from error
         self._assigned_s, self._server = self._relay.clock(), str(assignment.server)
         if self._queue_s is None:
             self._queue_s = self._assigned_s - self._opened_s
@@ -261,10 +261,11 @@ class RelayedStream:
         self._receipt_due = True
         self._relay.metrics.resumed_streams.labels(assignment.model).inc()
 
-    def _lost(self, more: str = "") -> StreamLost:
+    def _lost(self, more: str = "", retry_after_s: float | None = None) -> StreamLost:
         model, count = self._journal.model, len(self._deaths)
         broke = "a replica" if count == 1 else f"{count} replicas"
-        return StreamLost(f"model '{model}': {broke} broke under this stream ({self._deaths[-1]}){more}")
+        words = f"model '{model}': {broke} broke under this stream ({self._deaths[-1]}){more}"
+        return StreamLost(words, retry_after_s=retry_after_s)
 
     def _in_clients_words(self, message: str) -> str:
         return message.replace(f"[request id: {self.id}]", f"[request id: {self._request.client_id or '<id_unknown>'}]")

@@ -6,6 +6,7 @@ import math
 from http import HTTPStatus
 
 from serverless_triton.scheduler.errors import SchedulerError
+from serverless_triton.scheduler.gateway.retry_info import retry_status
 
 STREAM_ID_HEADER = "Triton-Stream-Id"
 _STATUSES = {
@@ -37,10 +38,14 @@ def error_headers(error: SchedulerError) -> dict[str, str]:
     return headers
 
 
-def trailing_metadata(error: SchedulerError) -> tuple[tuple[str, str], ...]:
+def trailing_metadata(error: SchedulerError) -> tuple[tuple[str, str | bytes], ...]:
     """What a gRPC call ends with beside its status."""
-    return () if error.retry_after_s is None else (("retry-after", _whole_seconds(error.retry_after_s)),)
+    if error.retry_after_s is None:
+        return ()
+    details = retry_status(error.code, str(error), error.retry_after_s)
+    return (("retry-after", _whole_seconds(error.retry_after_s)), ("grpc-status-details-bin", details))
 
 
 def _whole_seconds(seconds: float) -> str:
+    """RFC 9110's delay-seconds. Never 0, which would ask for a busy loop."""
     return str(max(1, math.ceil(seconds)))

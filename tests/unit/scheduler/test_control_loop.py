@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from copy import deepcopy
-from typing import Any
 
 import pytest
 
-from serverless_triton.scheduler.admission import Assignment, Exactness, ReplicaId, ServerName, StreamId
+from serverless_triton.scheduler.admission import Exactness, ReplicaId, ServerName, StreamId
 from serverless_triton.scheduler.cluster import ReplicaState
 from serverless_triton.scheduler.control_loop import ControlLimits
 from serverless_triton.scheduler.effects import EffectFailed
 from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge, NoCapacity, UnknownModel
 from serverless_triton.scheduler.status import cluster_status
 from serverless_triton.scheduler.view import Phase
-from tests.unit.scheduler.worlds import GB, World, model, world
+from tests.unit.scheduler.worlds import GB, World, asked, model, settle, world
 
 A, B, C = model("a"), model("b"), model("c")
 S0, S1 = ServerName("s0"), ServerName("s1")
-
-
-async def settle() -> None:
-    """Let every task that can run, run."""
-    for _ in range(20):
-        await asyncio.sleep(0)
-
-
-def asked(w: World, stream: str, name: str, **options: Any) -> asyncio.Task[Assignment]:
-    return asyncio.ensure_future(w.loop.admit(StreamId(stream), name, timeout_s=60.0, **options))
 
 
 def calls(w: World, effect: str) -> list[tuple[str, str]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from serverless_triton.scheduler.admission import ReplicaId, ServerName
+from serverless_triton.scheduler.admission import Assignment, ReplicaId, ServerName, StreamId
 from serverless_triton.scheduler.cluster import Cluster, ServerState
 from serverless_triton.scheduler.control_loop import ControlLimits, ControlLoop
 from serverless_triton.scheduler.effects import FakeEffects
@@ -116,3 +118,13 @@ def world(
         limits=limits or ControlLimits(),
     )
     return World(loop, effects, clock)
+
+
+async def settle() -> None:
+    """Let every task that can run, run."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def asked(w: World, stream: str, name: str, **options: Any) -> asyncio.Task[Assignment]:
+    return asyncio.ensure_future(w.loop.admit(StreamId(stream), name, timeout_s=60.0, **options))

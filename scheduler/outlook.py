@@ -1,0 +1,77 @@
+"""When would a stream get a place? What the control loop can tell those who ask, and those whom it sends away.
+
+A start is predicted by the estimator. Where every place is taken, the model's own streams say how soon one becomes
+free: n places that are held h seconds each become free every h/n seconds. Pure: `Prospects` reads the control loop's
+picture on its clock and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from serverless_triton.scheduler.admission import StreamId
+from serverless_triton.scheduler.cluster import Cluster, ReplicaState
+from serverless_triton.scheduler.policy import Start, StartRequest, Use, Wait, choose
+from serverless_triton.scheduler.view import ModelView, Phase
+
+RETRY_AFTER_S = 1.0  # at least, and where nothing is known
+_LEARNING_RATE = 0.2
+
+
+@dataclass(slots=True)
+class HoldTimes:
+    """How long streams keep their places, by model: an exponential average over those that ended."""
+
+    _since_s: dict[StreamId, float] = field(default_factory=dict)
+    _mean_s: dict[str, float] = field(default_factory=dict)
+
+    def began(self, stream: StreamId, now_s: float) -> None:
+        self._since_s[stream] = now_s
+
+    def ended(self, stream: StreamId, model: str, now_s: float) -> None:
+        """Of a stream that did not begin, or has ended already, it says nothing."""
+        if stream in self._since_s:
+            held_s = now_s - self._since_s.pop(stream)
+            known_s = self._mean_s.setdefault(model, held_s)
+            self._mean_s[model] = known_s + _LEARNING_RATE * (held_s - known_s)
+
+    def forget(self, stream: StreamId) -> None:
+        self._since_s.pop(stream, None)
+
+    def mean_s(self, model: str) -> float | None:
+        """None before the first of its streams has ended."""
+        return self._mean_s.get(model)
+
+
+@dataclass(slots=True)
+class Prospects:
+    """What can be told of waits."""
+
+    cluster: Cluster
+    clock: Callable[[], float]
+    holds: HoldTimes = field(default_factory=HoldTimes)
+
+    def retry_after_s(self, model: ModelView) -> float:
+        """When a place might be free for one who comes back."""
+        return max(RETRY_AFTER_S, self.estimated_start_s(model) or 0.0)
+
+    def estimated_start_s(self, model: ModelView, ahead: int = 0) -> float | None:
+        """Seconds until a stream with so many before it gets a place; None where nothing says."""
+        action = choose(self.cluster.view(), StartRequest(model=model)).action
+        if isinstance(action, Use):
+            return self._ready_in_s(self.cluster.replicas[action.replica])
+        if isinstance(action, Start):
+            return action.candidate.estimate.total_s
+        return self._free_in_s(model.name, ahead) if isinstance(action, Wait) else None
+
+    def _ready_in_s(self, replica: ReplicaState) -> float:
+        return 0.0 if replica.phase is Phase.READY else max(0.0, replica.ready_at_s - self.clock())
+
+    def _free_in_s(self, model: str, ahead: int) -> float | None:
+        replicas = [r for r in self.cluster.replicas.values() if r.model.name == model and not r.suspect]
+        places = sum(replica.model.max_streams for replica in replicas)
+        hold_s = self.holds.mean_s(model)
+        if not places or hold_s is None:
+            return None
+        return min(self._ready_in_s(replica) for replica in replicas) + (ahead + 1) * hold_s / places

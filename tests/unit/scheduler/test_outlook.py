@@ -1,0 +1,117 @@
+"""What can be told of waits, over recorded effects: events by hand, no sleep."""
+
+from __future__ import annotations
+
+import pytest
+
+from serverless_triton.scheduler.admission import ServerName, StreamId
+from serverless_triton.scheduler.control_loop import ControlLimits
+from serverless_triton.scheduler.effects import EffectFailed
+from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, NoCapacity
+from serverless_triton.scheduler.outlook import RETRY_AFTER_S, HoldTimes
+from tests.unit.scheduler.worlds import GB, World, asked, model, settle, world
+
+A = model("a")
+S0 = ServerName("s0")
+COLD_START_S = 1.1  # of 1 GB at the assumed 1 GB/s, and the assumed 0.1 s beside
+
+
+async def timed_out(w: World, stream: str) -> float | None:
+    with pytest.raises(AdmissionTimeout) as caught:
+        await w.loop.admit(StreamId(stream), "a", timeout_s=0.0)
+    return caught.value.retry_after_s
+
+
+async def test_who_cannot_wait_for_a_start_hears_how_long_it_takes_from_now() -> None:
+    w = world("s0", models=(model("a", size=5 * GB // 2),), automatic=False)
+    assert await timed_out(w, "x") == pytest.approx(2.6)
+    w.clock.now_s = 1.0
+    assert await timed_out(w, "y") == pytest.approx(1.6)
+
+
+async def test_a_start_that_is_due_is_worth_a_moment() -> None:
+    w = world("s0", models=(A,), automatic=False)
+    await timed_out(w, "x")
+    w.clock.now_s = 100.0
+    assert await timed_out(w, "y") == RETRY_AFTER_S
+
+
+async def test_who_finds_the_queue_full_hears_when_it_moves() -> None:
+    w = world("s0", models=(A,), automatic=False, limits=ControlLimits(max_waiting_per_model=1))
+    waiting = asked(w, "x", "a")
+    await settle()
+    with pytest.raises(NoCapacity) as caught:
+        await w.loop.admit(StreamId("y"), "a", timeout_s=1.0)
+    assert caught.value.retry_after_s == pytest.approx(COLD_START_S)
+    waiting.cancel()
+
+
+async def test_where_every_place_is_taken_the_streams_before_say_how_soon_one_is_free() -> None:
+    w = world("s0", models=(A,))
+    for stream, held_s in (("u", 8.0), ("v", 8.0)):
+        place = await w.loop.admit(StreamId(stream), "a", timeout_s=1.0)
+        w.clock.now_s += held_s
+        w.loop.finish(place)
+    for stream in "xy":
+        await w.loop.admit(StreamId(stream), "a", timeout_s=1.0)
+    assert await timed_out(w, "z") == pytest.approx(8.0 / A.max_streams)
+
+
+async def test_where_no_stream_has_ended_yet_nothing_is_known() -> None:
+    w = world("s0", models=(A,))
+    for stream in "xy":
+        await w.loop.admit(StreamId(stream), "a", timeout_s=1.0)
+    assert await timed_out(w, "z") == RETRY_AFTER_S
+
+
+async def test_warming_a_model_says_nothing_about_how_long_places_are_held() -> None:
+    w = world("s0", models=(A,))
+    place = await w.loop.admit(StreamId("u"), "a", timeout_s=1.0)
+    w.clock.now_s = 20.0
+    w.loop.finish(place)
+    await w.loop.warm("a", timeout_s=1.0)
+    for stream in "xy":
+        await w.loop.admit(StreamId(stream), "a", timeout_s=1.0)
+    assert await timed_out(w, "z") == pytest.approx(20.0 / A.max_streams)
+
+
+@pytest.mark.parametrize(("code", "retry_after_s"), [("UNAVAILABLE", RETRY_AFTER_S), ("INVALID_ARGUMENT", None)])
+async def test_only_a_start_that_may_go_well_another_time_is_worth_another_try(
+    code: str, retry_after_s: float | None
+) -> None:
+    w = world("s0", models=(A,), automatic=False, limits=ControlLimits(max_failed_starts=1))
+    waiting = asked(w, "x", "a")
+    await settle()
+    w.effects.resolve("start_engine", S0, "a", EffectFailed(code, "no"))
+    w.effects.resolve("load_model", S0, "a")
+    with pytest.raises(LoadFailed) as caught:
+        await waiting
+    assert caught.value.retry_after_s == retry_after_s
+
+
+async def test_a_wait_that_is_over_with_its_scheduler_may_be_tried_again() -> None:
+    w = world("s0", models=(A,), automatic=False)
+    waiting = asked(w, "x", "a")
+    await settle()
+    await w.loop.close()
+    with pytest.raises(LoadFailed, match="shutting down") as caught:
+        await waiting
+    assert caught.value.retry_after_s == RETRY_AFTER_S
+
+
+def test_hold_times_follow_what_streams_do_now() -> None:
+    holds = HoldTimes()
+    assert holds.mean_s("a") is None
+    for number in range(30):
+        holds.began(StreamId(f"x{number}"), 0.0)
+        holds.ended(StreamId(f"x{number}"), "a", 4.0 if number < 10 else 2.0)
+    assert holds.mean_s("a") == pytest.approx(2.0, abs=0.05)
+    assert holds.mean_s("b") is None
+
+
+def test_a_stream_that_ends_twice_counts_once() -> None:
+    holds = HoldTimes()
+    holds.began(StreamId("x"), 0.0)
+    holds.ended(StreamId("x"), "a", 3.0)
+    holds.ended(StreamId("x"), "a", 300.0)
+    assert holds.mean_s("a") == 3.0
