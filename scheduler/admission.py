@@ -69,6 +69,16 @@ class Assignment:
     )  # resolves to the reason once the replica is known dead
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What a stream that came for this model now would meet."""
+
+    model: str
+    waiting: int  # streams that wait for the model, those whose start is under way included
+    queue_position: int  # the newcomer's among them; 0: a place is free
+    estimated_start_s: float | None  # until it had a place; None where nothing says
+
+
 class Admission(Protocol):
     """What a gateway asks of the control loop."""
 
@@ -82,6 +92,9 @@ class Admission(Protocol):
 
     def finish(self, assignment: Assignment) -> None:
         """The stream ended or moved away; the reference is given back. Idempotent."""
+
+    def outlook(self, model: str) -> Outlook:
+        """What a stream that came now would meet. Raises UnknownModel, ModelTooLarge."""
 
     async def warm(self, model: str, *, timeout_s: float) -> None:
         """Start the model somewhere unless it runs (RepositoryModelLoad). Raises as `admit` does."""
@@ -97,7 +110,7 @@ class FakeAdmission:
     """An Admission with a few servers and no weights, for tests of what stands on the seam.
 
     Every model is ready on every server, one replica each. Tests script refusals with `refuse`, hold callers back with
-    `hold`, kill with `lose`, and read `admitted` and `finished`.
+    `hold`, kill with `lose`, tell `outlooks` by model, and read `admitted` and `finished`.
     """
 
     def __init__(
@@ -113,6 +126,7 @@ class FakeAdmission:
         self._gate = asyncio.Event()
         self._gate.set()
         self._ready: set[str] = set()
+        self.outlooks: dict[str, Outlook] = {}
         self.admitted: list[Assignment] = []
         self.finished: list[Assignment] = []
 
@@ -148,6 +162,10 @@ class FakeAdmission:
 
     def finish(self, assignment: Assignment) -> None:
         self.finished.append(assignment)
+
+    def outlook(self, model: str) -> Outlook:
+        free = Outlook(model=model, waiting=0, queue_position=0, estimated_start_s=0.0)
+        return self.outlooks.get(model, free)
 
     async def warm(self, model: str, *, timeout_s: float) -> None:
         await self._pass(timeout_s)

@@ -22,6 +22,7 @@ from typing import Any
 from serverless_triton.scheduler.admission import (
     ADMISSION_SPAN,
     Assignment,
+    Outlook,
     ReplicaId,
     ServerName,
     Span,
@@ -164,6 +165,9 @@ class ControlLoop:
                 await asyncio.wait({self._clean_up(replica)})
                 return
             await self._changed.wait()
+
+    def outlook(self, model: str) -> Outlook:
+        return self._prospects.outlook(self.order_of(model).view, self._room.standing(model))
 
     def ready_models(self) -> frozenset[str]:
         return frozenset(r.model.name for r in self.cluster.replicas.values() if r.phase is Phase.READY)

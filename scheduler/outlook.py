@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from serverless_triton.scheduler.admission import StreamId
+from serverless_triton.scheduler.admission import Outlook, StreamId
 from serverless_triton.scheduler.cluster import Cluster, ReplicaState
-from serverless_triton.scheduler.policy import Start, StartRequest, Use, Wait, choose
+from serverless_triton.scheduler.errors import ModelTooLarge
+from serverless_triton.scheduler.policy import Refuse, Start, StartRequest, Use, Wait, choose
 from serverless_triton.scheduler.view import ModelView, Phase
+from serverless_triton.scheduler.waiting_room import Standing
+
+Action = Use | Start | Wait | Refuse
 
 RETRY_AFTER_S = 1.0  # at least, and where nothing is known
 _LEARNING_RATE = 0.2
@@ -54,24 +58,38 @@ class Prospects:
 
     def retry_after_s(self, model: ModelView) -> float:
         """When a place might be free for one who comes back."""
-        return max(RETRY_AFTER_S, self.estimated_start_s(model) or 0.0)
+        return max(RETRY_AFTER_S, self._place_in_s(model, self._action(model)) or 0.0)
 
-    def estimated_start_s(self, model: ModelView, ahead: int = 0) -> float | None:
-        """Seconds until a stream with so many before it gets a place; None where nothing says."""
-        action = choose(self.cluster.view(), StartRequest(model=model)).action
+    def outlook(self, model: ModelView, standing: Standing) -> Outlook:
+        """Raises ModelTooLarge."""
+        action = self._action(model)
+        if isinstance(action, Refuse):
+            raise ModelTooLarge(action.reason)
+        free = isinstance(action, Use) and self.cluster.replicas[action.replica].phase is Phase.READY
+        return Outlook(
+            model=model.name,
+            waiting=standing.starting + standing.before,
+            queue_position=0 if free else standing.starting + standing.before + 1,
+            estimated_start_s=self._place_in_s(model, action, standing.before),
+        )
+
+    def _action(self, model: ModelView) -> Action:
+        return choose(self.cluster.view(), StartRequest(model=model)).action
+
+    def _place_in_s(self, model: ModelView, action: Action, before: int = 0) -> float | None:
         if isinstance(action, Use):
             return self._ready_in_s(self.cluster.replicas[action.replica])
         if isinstance(action, Start):
             return action.candidate.estimate.total_s
-        return self._free_in_s(model.name, ahead) if isinstance(action, Wait) else None
+        return self._free_in_s(model.name, before) if isinstance(action, Wait) else None
 
     def _ready_in_s(self, replica: ReplicaState) -> float:
         return 0.0 if replica.phase is Phase.READY else max(0.0, replica.ready_at_s - self.clock())
 
-    def _free_in_s(self, model: str, ahead: int) -> float | None:
+    def _free_in_s(self, model: str, before: int) -> float | None:
         replicas = [r for r in self.cluster.replicas.values() if r.model.name == model and not r.suspect]
         places = sum(replica.model.max_streams for replica in replicas)
         hold_s = self.holds.mean_s(model)
         if not places or hold_s is None:
             return None
-        return min(self._ready_in_s(replica) for replica in replicas) + (ahead + 1) * hold_s / places
+        return min(self._ready_in_s(replica) for replica in replicas) + (before + 1) * hold_s / places

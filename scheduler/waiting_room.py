@@ -54,6 +54,16 @@ class Waiting:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Those that wait for one model, as a newcomer meets them: on a start that is under way, or nothing serves them yet
+    and they come `before` it.
+    """
+
+    starting: int
+    before: int
+
+
 @dataclass(slots=True)
 class WaitingRoom:
     """Enter once; out by a place, an error, or leaving."""
@@ -88,6 +98,12 @@ class WaitingRoom:
 
     def everyone(self) -> list[Waiting]:
         return list(self._waiting)
+
+    def standing(self, model: str) -> Standing:
+        """A newcomer's."""
+        of_model = [waiting for waiting in self._waiting if waiting.order.view.name == model]
+        starting = sum(waiting.joined is not None for waiting in of_model)
+        return Standing(starting=starting, before=len(of_model) - starting)
 
     def by_model(self) -> Counter[str]:
         return Counter(waiting.order.view.name for waiting in self._waiting)

@@ -14,6 +14,8 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
 
+from serverless_triton.scheduler.admission import Outlook
+from serverless_triton.scheduler.gateway.notices import tell_outlook
 from serverless_triton.scheduler.gateway.request import GenerationRequest
 from serverless_triton.scheduler.gateway.tensors import (
     Tensor,
@@ -108,6 +110,15 @@ class Composer:
             return None
         text = self._request.prompt_text + b"".join(self._held)
         return self._response(update, text, tuple(self._journal.output_ids))
+
+    def announce(self, outlook: Outlook) -> pb.ModelInferResponse:
+        """What the stream's wait looks like, in a response before all others that has no outputs."""
+        request = self._request
+        response = pb.ModelInferResponse(model_name=request.model, model_version=request.version, id=request.client_id)
+        response.parameters[STREAM_ID].string_param = self._journal.stream
+        response.parameters[FINAL].bool_param = False
+        tell_outlook(response, outlook)
+        return response
 
     def _response(self, update: TokenUpdate, text: bytes, output_ids: tuple[int, ...]) -> pb.ModelInferResponse:
         request = self._request

@@ -21,6 +21,7 @@ from serverless_triton.scheduler.gateway.json_form import (
     printable,
     set_parameters,
 )
+from serverless_triton.scheduler.gateway.notices import notices
 from serverless_triton.scheduler.gateway.tensors import Tensor, add_input, read_outputs
 
 
@@ -52,7 +53,7 @@ def _tensor(name: str, kind: str, dims: list[int], value: Any) -> Tensor:
 def write_generate_body(response: pb.ModelInferResponse) -> dict[str, Any]:
     """One JSON object; an output of one element is no list."""
     body: dict[str, Any] = {"id": response.id} if response.id else {}
-    body |= {"model_name": response.model_name, "model_version": response.model_version}
+    body |= {"model_name": response.model_name, "model_version": response.model_version, **notices(response)}
     for name, tensor in sorted(read_outputs(response).items()):
         elements = elements_to_json(tensor)
         body[name] = elements[0] if len(elements) == 1 else elements

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
 
@@ -75,6 +76,7 @@ class HttpFrontend:
             "/v2/health/ready": self._ready,
             "/v2/models/stats": self._statistics,
             "/v2/cluster/status": self._status,
+            "/v2/cluster/outlook/{model}": self._outlook,
             "/v2/cluster/receipts": self._newest_receipts,
             "/v2/cluster/receipts/{stream}": self._stream_receipts,
         }
@@ -157,6 +159,9 @@ class HttpFrontend:
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
         return json_answer(self._cluster_status())
+
+    async def _outlook(self, request: web.Request) -> web.StreamResponse:
+        return json_answer(asdict(self._of(request).outlook(request.match_info["model"])))
 
     async def _newest_receipts(self, request: web.Request) -> web.StreamResponse:
         limit = request.query.get("limit", "100")

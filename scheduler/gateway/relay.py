@@ -25,6 +25,7 @@ from serverless_triton.scheduler.admission import ADMISSION_SPAN, Admission, Ass
 from serverless_triton.scheduler.errors import SchedulerError, StreamLost
 from serverless_triton.scheduler.gateway.composer import Composer, MalformedUpdate, TokenUpdate, read_update
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
+from serverless_triton.scheduler.gateway.notices import tell_outlook
 from serverless_triton.scheduler.gateway.request import GenerationRequest
 from serverless_triton.scheduler.gateway.settings import RelayLimits
 from serverless_triton.scheduler.gateway.statistics import Statistics
@@ -122,6 +123,9 @@ class RelayedStream:
         relay.metrics.open_streams.inc()
         try:
             deadline = self._deadline()
+            outlook = relay.admission.outlook(journal.model) if self._request.returns_queue_position else None
+            if outlook is not None and not self._request.whole:
+                yield self._composer.announce(outlook)
             while journal.finish_reason is None:
                 assignment = await self._admit(deadline)
                 try:
@@ -137,6 +141,8 @@ class RelayedStream:
             self._outcome = journal.finish_reason
             self._count(succeeded=True)
             assert response is not None
+            if outlook is not None and self._request.whole:
+                tell_outlook(response, outlook)
             yield response
         except SchedulerError as error:
             self._outcome = error.code

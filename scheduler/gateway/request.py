@@ -33,6 +33,7 @@ from serverless_triton.scheduler.journal import ResumePoint
 PROMPTS = ("text_input", "input_ids", "messages")
 _SEED_BITS = 53  # exact in JSON whoever reads it
 EMPTY_FINAL = "triton_enable_empty_final_response"
+RETURN_QUEUE_POSITION = "return_queue_position"
 _PRIVATE_PARAMETERS = frozenset(
     {
         *PRIVATE_INPUTS,
@@ -45,7 +46,7 @@ _PRIVATE_PARAMETERS = frozenset(
         TRACEPARENT,
     }
 )
-# Triton's own, which never reach a model: parameter → the kinds it takes.
+# Triton's own and the gateway's, which never reach a model: parameter → the kinds it takes.
 _TRITON_PARAMETERS = {
     "sequence_id": ("int64_param", "string_param"),
     "sequence_start": ("bool_param",),
@@ -54,6 +55,7 @@ _TRITON_PARAMETERS = {
     "timeout": ("int64_param",),
     "binary_data_output": ("bool_param",),
     EMPTY_FINAL: ("bool_param",),
+    RETURN_QUEUE_POSITION: ("bool_param",),
 }
 _Parsed = TypeVar("_Parsed")
 _RETURNS = {
@@ -77,6 +79,7 @@ class GenerationRequest:
     prompt_text: bytes = field(repr=False)  # what to prepend to the first response; empty unless asked for
     outputs: frozenset[str]
     queue_timeout_s: float | None
+    returns_queue_position: bool = False
 
     def upstream(
         self, stream: StreamId, resume: ResumePoint, deadline_unix_s: int | None = None
@@ -126,6 +129,7 @@ def parse_request(request: pb.ModelInferRequest, entry: ModelEntry, *, unary: bo
         prompt_text=_prompt_text(inputs) if _prepends(inputs, stream) else b"",
         outputs=_outputs(request, entry, inputs),
         queue_timeout_s=_queue_timeout_s(parameters),
+        returns_queue_position=parameters.get(RETURN_QUEUE_POSITION, False),
     )
 
 

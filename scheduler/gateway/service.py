@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from tritonclient.grpc import service_pb2 as pb
 
-from serverless_triton.scheduler.admission import Admission
+from serverless_triton.scheduler.admission import Admission, Outlook
 from serverless_triton.scheduler.catalogue import ModelEntry, Models, VisibleModels
 from serverless_triton.scheduler.errors import InvalidModelName, InvalidRequest, LoadFailed, UnknownModel
 from serverless_triton.scheduler.gateway.limits import Limiter
@@ -64,6 +64,11 @@ class InferenceService:
         wanted = self.parse(request, unary=unary)
         self.count_request()
         return self.relay.open(wanted, self.caller)
+
+    def outlook(self, name: str) -> Outlook:
+        """What a request for the model would meet. Raises as `parse` does, and ModelTooLarge."""
+        self.catalogue.entry(name).served()
+        return self.admission.outlook(name)
 
     def server_metadata(self) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(name=SERVER_NAME, version=SERVER_VERSION, extensions=EXTENSIONS)

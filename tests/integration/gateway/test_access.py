@@ -201,6 +201,12 @@ async def test_every_route_with_a_403_wants_the_admin_right(http):
                 assert (answer.status == 403) is ("403" in item[method]["responses"]), (method, path)
 
 
+async def test_a_key_sees_the_outlook_of_its_own_models(http):
+    for model, headers, status in (("m", BEARER, 200), ("sleeper", BEARER, 404), ("sleeper", ADMIN, 200)):
+        async with http.get(f"/v2/cluster/outlook/{model}", headers=headers) as answer:
+            assert answer.status == status, model
+
+
 async def test_admin_sees_the_cluster(http):
     async with http.get("/v2/cluster/status", headers=ADMIN) as answer:
         assert (answer.status, await answer.json()) == (200, {"servers": 2})

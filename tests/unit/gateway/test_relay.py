@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from serverless_triton.scheduler.admission import Exactness, FakeAdmission
+from serverless_triton.scheduler.admission import Exactness, FakeAdmission, Outlook
 from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, NoCapacity, SchedulerError, StreamLost
 from serverless_triton.scheduler.gateway.composer import FINAL, STREAM_ID
 from serverless_triton.scheduler.gateway.fake_upstream import FakeEngine, FakeUpstream, token_response
+from serverless_triton.scheduler.gateway.notices import notices
 from serverless_triton.scheduler.gateway.request import parse_request
 from serverless_triton.scheduler.gateway.settings import RelayLimits
 from serverless_triton.scheduler.gateway.tensors import read_outputs
@@ -301,6 +302,42 @@ async def test_a_stream_without_a_deadline_tells_none(relay, upstream, streamed)
     assert "deadline_unix_s" not in call.request.parameters
     call.tokens(0, 1, finish_reason="stop")
     await task
+
+
+STARTS_SOON = Outlook(model="m", waiting=2, queue_position=3, estimated_start_s=1.5)
+
+
+async def test_a_streamed_wait_is_told_before_it_begins(relay, admission, streamed):
+    admission.outlooks["m"] = STARTS_SOON
+    admission.hold()
+    async with aclosing(relay.open(replace(streamed, returns_queue_position=True)).responses()) as responses:
+        told = await anext(responses)
+    assert (told.id, told.model_name, list(told.outputs)) == ("c1", "m", [])
+    assert notices(told) == {"queue_position": 3, "estimated_start_s": 1.5}
+    assert not told.parameters[FINAL].bool_param
+    assert not admission.admitted
+    assert len(relay.journal) == 0
+
+
+async def test_what_nothing_says_is_not_told(relay, upstream, admission, streamed):
+    admission.outlooks["m"] = replace(STARTS_SOON, estimated_start_s=None)
+    async with aclosing(relay.open(replace(streamed, returns_queue_position=True)).responses()) as responses:
+        assert notices(await anext(responses)) == {"queue_position": 3}
+
+
+async def test_a_whole_text_says_how_its_wait_looked(relay, upstream, admission, streamed):
+    admission.outlooks["m"] = STARTS_SOON
+    task = asyncio.ensure_future(collect(relay.open(replace(streamed, returns_queue_position=True, whole=True))))
+    (await upstream.call(0)).tokens(0, 1, finish_reason="stop")
+    (response,) = await task
+    assert notices(response) == {"queue_position": 3, "estimated_start_s": 1.5}
+    assert text_of([response]) == " 1"
+
+
+async def test_nobody_is_told_who_did_not_ask(relay, upstream, streamed):
+    task = asyncio.ensure_future(collect(relay.open(streamed)))
+    (await upstream.call(0)).tokens(0, 1, finish_reason="stop")
+    assert [notices(response) for response in await task] == [{}]
 
 
 async def test_every_start_leaves_a_receipt(relay, admission, streamed):

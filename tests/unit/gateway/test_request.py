@@ -109,6 +109,14 @@ def test_timeout_bounds_the_wait_for_a_place(parse):
     assert parse(request).queue_timeout_s == 2.5
 
 
+def test_the_gateways_own_wishes_never_reach_the_model(parse):
+    request = infer_request()
+    request.parameters["return_queue_position"].bool_param = True
+    assert parse(request).returns_queue_position
+    assert parse(request).sampling_parameters == {}
+    assert not parse(infer_request()).returns_queue_position
+
+
 def test_exactly_one_prompt(parse):
     words = "exactly one of the inputs 'text_input', 'input_ids' and 'messages'"
     for other in (number_tensor("input_ids", "INT32", [1]), string_tensor("messages", b"[{}]")):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from serverless_triton.scheduler.admission import ServerName, StreamId
+from serverless_triton.scheduler.admission import Outlook, ServerName, StreamId
 from serverless_triton.scheduler.control_loop import ControlLimits
 from serverless_triton.scheduler.effects import EffectFailed
-from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, NoCapacity
+from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge, NoCapacity, UnknownModel
 from serverless_triton.scheduler.outlook import RETRY_AFTER_S, HoldTimes
 from tests.unit.scheduler.worlds import GB, World, asked, model, settle, world
 
@@ -97,6 +97,63 @@ async def test_a_wait_that_is_over_with_its_scheduler_may_be_tried_again() -> No
     with pytest.raises(LoadFailed, match="shutting down") as caught:
         await waiting
     assert caught.value.retry_after_s == RETRY_AFTER_S
+
+
+async def test_a_place_that_is_free_is_position_0() -> None:
+    w = world("s0", models=(A,))
+    await w.loop.warm("a", timeout_s=1.0)
+    assert w.loop.outlook("a") == Outlook(model="a", waiting=0, queue_position=0, estimated_start_s=0.0)
+
+
+async def test_a_cold_model_is_told_its_predicted_start_and_not_started_for_asking() -> None:
+    w = world("s0", models=(A,))
+    outlook = w.loop.outlook("a")
+    assert (outlook.waiting, outlook.queue_position) == (0, 1)
+    assert outlook.estimated_start_s == pytest.approx(COLD_START_S)
+    await settle()
+    assert w.effects.calls == []
+
+
+async def test_a_start_that_is_under_way_is_told_what_is_left_of_it() -> None:
+    w = world("s0", models=(model("a", max_streams=3),), automatic=False)
+    waiting = [asked(w, stream, "a") for stream in "xy"]
+    await settle()
+    w.clock.now_s = 0.75
+    outlook = w.loop.outlook("a")
+    assert (outlook.waiting, outlook.queue_position) == (2, 3)
+    assert outlook.estimated_start_s == pytest.approx(COLD_START_S - 0.75)
+    for task in waiting:
+        task.cancel()
+
+
+async def test_each_one_before_it_takes_a_place_that_becomes_free() -> None:
+    w = world("s0", models=(A,))
+    w.loop.finish(await w.loop.admit(StreamId("u"), "a", timeout_s=1.0))
+    place = await w.loop.admit(StreamId("v"), "a", timeout_s=1.0)
+    w.clock.now_s = 10.0
+    w.loop.finish(place)
+    mean_s = 0.2 * 10.0  # of 0 s and then 10 s
+    waiting = [asked(w, stream, "a") for stream in ("x", "y", "p", "q", "r")]
+    await settle()
+    outlook = w.loop.outlook("a")
+    assert (outlook.waiting, outlook.queue_position) == (3, 4)
+    assert outlook.estimated_start_s == pytest.approx(4 * mean_s / A.max_streams)
+    for task in waiting:
+        task.cancel()
+
+
+async def test_without_a_server_nothing_says_when() -> None:
+    w = world("s0", models=(A,))
+    w.loop.cluster.servers[S0].triton_up = False
+    assert w.loop.outlook("a") == Outlook(model="a", waiting=0, queue_position=1, estimated_start_s=None)
+
+
+async def test_a_model_that_never_starts_is_no_matter_of_waiting() -> None:
+    w = world("s0", models=(model("huge", device_bytes=9 * GB),))
+    with pytest.raises(ModelTooLarge, match="lower its max_streams"):
+        w.loop.outlook("huge")
+    with pytest.raises(UnknownModel):
+        w.loop.outlook("nope")
 
 
 def test_hold_times_follow_what_streams_do_now() -> None:
