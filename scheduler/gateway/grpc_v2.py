@@ -28,6 +28,7 @@ from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.service import InferenceService
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
 from serverless_triton.scheduler.gateway.statuses import trailing_metadata
+from serverless_triton.scheduler.gateway.terms import Terms, grpc_terms
 from serverless_triton.scheduler.gateway.tls import grpc_credentials
 from serverless_triton.scheduler.gateway.tracing import TracedCalls
 
@@ -99,7 +100,8 @@ class GrpcFrontend(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """The whole text in one response, which stock Triton refuses for decoupled models."""
-        return await self._finish(context, lambda service: _whole(service, request))
+        terms = grpc_terms(context.time_remaining())
+        return await self._finish(context, lambda service: _whole(service, request, terms))
 
     async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:
         stream = ClientStream(lambda: self._of(context), self._metrics, context, self._max_requests)
@@ -132,8 +134,8 @@ class GrpcFrontend(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
         await context.abort(grpc.StatusCode[error.code], str(error), trailing_metadata(error))
 
 
-async def _whole(service: InferenceService, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
-    stream = service.open(request, unary=True)
+async def _whole(service: InferenceService, request: pb.ModelInferRequest, terms: Terms) -> pb.ModelInferResponse:
+    stream = service.open(request, terms, unary=True)
     async with aclosing(stream.responses()) as responses:
         return [response async for response in responses][-1]
 
@@ -187,7 +189,7 @@ class ClientStream:
     async def _relay(self, request: pb.ModelInferRequest) -> None:
         failed = pb.ModelInferResponse(id=request.id)
         try:
-            stream = self._service().open(request)
+            stream = self._service().open(request, grpc_terms(self._context.time_remaining()))
             failed.model_name = request.model_name
             failed.parameters[FINAL].bool_param = True
             async with aclosing(stream.responses()) as responses:

@@ -31,6 +31,7 @@ from serverless_triton.scheduler.gateway.openapi import document
 from serverless_triton.scheduler.gateway.relay import RelayedStream
 from serverless_triton.scheduler.gateway.service import InferenceService
 from serverless_triton.scheduler.gateway.statuses import STREAM_ID_HEADER, error_headers, http_status
+from serverless_triton.scheduler.gateway.terms import http_terms
 from serverless_triton.scheduler.receipts import Receipt, ReceiptBook, to_json
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -182,7 +183,7 @@ class HttpFrontend:
         body = await read_body(request)
         check_coding(request)
         asked = read_infer_body(body, request.headers.get(HEADER_LENGTH), entry, version)
-        stream = service.open(asked.request, unary=True)
+        stream = service.open(asked.request, http_terms(request.headers), unary=True)
         answer, header_length = write_infer_body(await _whole(stream), asked)
         headers: dict[str, str] = {STREAM_ID_HEADER: stream.id}
         if header_length is not None:
@@ -194,12 +195,14 @@ class HttpFrontend:
         return web.Response(body=encode(answer, coding), headers=headers, content_type=kind)
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
-        stream = self._of(request).open(await self._generate_request(request), unary=True)
+        terms = http_terms(request.headers)
+        stream = self._of(request).open(await self._generate_request(request), terms, unary=True)
         body = write_generate_body(await _whole(stream))
         return json_answer(body, headers={STREAM_ID_HEADER: stream.id})
 
     async def _generate_stream(self, request: web.Request) -> web.StreamResponse:
-        stream = self._of(request).open(await self._generate_request(request))
+        terms = http_terms(request.headers)
+        stream = self._of(request).open(await self._generate_request(request), terms)
         async with aclosing(stream.responses()) as responses:
             first = await anext(responses)  # an error before it still has a status of its own
             answer = web.StreamResponse(headers={STREAM_ID_HEADER: stream.id})

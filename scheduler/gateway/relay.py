@@ -22,7 +22,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from serverless_triton.backend.messages import TRACEPARENT
 from serverless_triton.scheduler.admission import ADMISSION_SPAN, Admission, Assignment, ReplicaId, Span, StreamId
-from serverless_triton.scheduler.errors import SchedulerError, StreamLost
+from serverless_triton.scheduler.errors import AdmissionTimeout, SchedulerError, StreamLost
 from serverless_triton.scheduler.gateway.composer import Composer, MalformedUpdate, TokenUpdate, read_update
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.notices import tell_outlook
@@ -31,7 +31,7 @@ from serverless_triton.scheduler.gateway.settings import RelayLimits
 from serverless_triton.scheduler.gateway.statistics import Statistics
 from serverless_triton.scheduler.gateway.tracing import Tracing
 from serverless_triton.scheduler.gateway.upstream import RequestFailed, Upstream, UpstreamCall, UpstreamError
-from serverless_triton.scheduler.gateway.watchdog import Watchdog
+from serverless_triton.scheduler.gateway.watchdog import Deadline, DeadlineExceeded, Watchdog
 from serverless_triton.scheduler.identity import ANONYMOUS, Caller
 from serverless_triton.scheduler.journal import Journal, Verdict
 from serverless_triton.scheduler.log_lines import REQUEST_ID_LENGTH
@@ -155,29 +155,33 @@ class RelayedStream:
             relay.journal.close(self.id)
             relay.spend(self._caller, journal.num_input_tokens + len(journal.output_ids))
 
-    def _deadline(self) -> float | None:
-        limit = self._relay.limits.overall_timeout_s
-        return None if limit is None else asyncio.get_running_loop().time() + limit
-
-    def _by_wall_clock(self, deadline: float | None) -> int | None:
-        """In whole seconds since 1970, not before the deadline: Triton passes whole numbers on."""
-        if deadline is None:
+    def _deadline(self) -> Deadline | None:
+        """The request's or the gateway's, whichever comes first."""
+        given_s, allowed_s = self._request.timeout_s, self._relay.limits.overall_timeout_s
+        now_s = asyncio.get_running_loop().time()
+        if given_s is not None and (allowed_s is None or given_s <= allowed_s):
+            words = f"the request took longer than the {round(given_s, 3):g} s that it was given"
+            return Deadline(at_s=now_s + given_s, words=words)
+        if allowed_s is None:
             return None
-        return math.ceil(self._relay.wall_clock() + deadline - asyncio.get_running_loop().time())
+        return Deadline(at_s=now_s + allowed_s, words="the stream took longer than the gateway allows")
 
-    async def _admit(self, deadline: float | None) -> Assignment:
-        limits = [self._relay.limits.admission_timeout_s]
-        if deadline is not None:
-            limits.append(max(0.0, deadline - asyncio.get_running_loop().time()))
-        if self._request.queue_timeout_s is not None and self._queue_s is None:
-            limits.append(self._request.queue_timeout_s)
+    def _by_wall_clock(self, deadline: Deadline | None) -> int | None:
+        """In whole seconds since 1970, not before the deadline: Triton passes whole numbers on."""
+        return None if deadline is None else math.ceil(self._relay.wall_clock() + deadline.left_s)
+
+    async def _admit(self, deadline: Deadline | None) -> Assignment:
+        patience_s = self._relay.limits.admission_timeout_s
+        left_s = patience_s if deadline is None else deadline.left_s
         try:
             assignment = await self._relay.admission.admit(
-                self.id, self._journal.model, timeout_s=min(limits), avoid=frozenset(self._avoid)
+                self.id, self._journal.model, timeout_s=min(patience_s, left_s), avoid=frozenset(self._avoid)
             )
         except SchedulerError as error:
             if not self._deaths:
                 raise
+            if deadline is not None and left_s <= patience_s and isinstance(error, AdmissionTimeout):
+                raise deadline.exceeded() from error
             raise self._lost(f", and there is no other place for it: {error}", error.retry_after_s) from error
         self._assigned_s, self._server = self._relay.clock(), str(assignment.server)
         if self._queue_s is None:
@@ -187,7 +191,7 @@ class RelayedStream:
         return assignment
 
     @contextmanager
-    def _call(self, assignment: Assignment, deadline: float | None) -> Iterator[tuple[UpstreamCall, Watchdog]]:
+    def _call(self, assignment: Assignment, deadline: Deadline | None) -> Iterator[tuple[UpstreamCall, Watchdog]]:
         try:
             request = self._request.upstream(self.id, self._journal.resume_point(), self._by_wall_clock(deadline))
             if self._trace.traceparent:
@@ -247,6 +251,8 @@ class RelayedStream:
 
     def _survive(self, assignment: Assignment, error: UpstreamError) -> None:
         """Makes the stream ready for its next attempt. Raises what the client must hear instead, if anything."""
+        if isinstance(error, DeadlineExceeded):
+            raise error
         if not error.breaks_replica:
             raise UpstreamError(error.code, self._in_clients_words(str(error))) from error
         self._deaths.append(str(error))

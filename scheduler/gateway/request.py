@@ -78,7 +78,7 @@ class GenerationRequest:
     unary: bool = False  # the call carries one response, so that none is marked as the last
     prompt_text: bytes = field(repr=False)  # what to prepend to the first response; empty unless asked for
     outputs: frozenset[str]
-    queue_timeout_s: float | None
+    timeout_s: float | None  # of all of it, from its arrival to its last token
     returns_queue_position: bool = False
 
     def upstream(
@@ -128,7 +128,7 @@ def parse_request(request: pb.ModelInferRequest, entry: ModelEntry, *, unary: bo
         unary=unary,
         prompt_text=_prompt_text(inputs) if _prepends(inputs, stream) else b"",
         outputs=_outputs(request, entry, inputs),
-        queue_timeout_s=_queue_timeout_s(parameters),
+        timeout_s=_timeout_s(parameters),
         returns_queue_position=parameters.get(RETURN_QUEUE_POSITION, False),
     )
 
@@ -231,6 +231,6 @@ def _outputs(request: pb.ModelInferRequest, entry: ModelEntry, inputs: Mapping[s
     return frozenset({"text_output"} | {out for name, out in _RETURNS.items() if _flag(inputs, name, default=False)})
 
 
-def _queue_timeout_s(parameters: Mapping[str, Any]) -> float | None:
+def _timeout_s(parameters: Mapping[str, Any]) -> float | None:
     microseconds = parameters.get("timeout", 0)
     return microseconds / 1e6 if microseconds > 0 else None

@@ -18,6 +18,7 @@ from serverless_triton.scheduler.gateway.limits import Limiter
 from serverless_triton.scheduler.gateway.relay import Relay, RelayedStream
 from serverless_triton.scheduler.gateway.request import GenerationRequest, parse_request
 from serverless_triton.scheduler.gateway.statistics import Statistics
+from serverless_triton.scheduler.gateway.terms import Terms
 from serverless_triton.scheduler.identity import ANONYMOUS, Caller
 
 SERVER_NAME = "triton"
@@ -59,9 +60,9 @@ class InferenceService:
         """Raises InvalidModelName, UnknownModel, InvalidRequest."""
         return parse_request(request, self.catalogue.entry(request.model_name), unary=unary)
 
-    def open(self, request: pb.ModelInferRequest, *, unary: bool = False) -> RelayedStream:
+    def open(self, request: pb.ModelInferRequest, terms: Terms, *, unary: bool = False) -> RelayedStream:
         """A request of its own for the limits. Raises as `parse` does, and RateLimited."""
-        wanted = self.parse(request, unary=unary)
+        wanted = terms.of(self.parse(request, unary=unary))
         self.count_request()
         return self.relay.open(wanted, self.caller)
 

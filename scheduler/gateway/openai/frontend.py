@@ -28,6 +28,7 @@ from serverless_triton.scheduler.gateway.openai.requests import Asked, read_chat
 from serverless_triton.scheduler.gateway.request import GenerationRequest
 from serverless_triton.scheduler.gateway.service import InferenceService
 from serverless_triton.scheduler.gateway.statuses import STREAM_ID_HEADER, error_headers
+from serverless_triton.scheduler.gateway.terms import http_terms
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Pieces = AsyncGenerator[tuple[int, Piece], None]
@@ -97,7 +98,8 @@ class OpenAIFrontend:
 
     async def _answer(self, request: web.Request, service: InferenceService, asked: Asked) -> web.StreamResponse:
         spec = _entry(service, asked.model).served()
-        wanted = [service.parse(one) for one in asked.infer_requests(spec.max_sequence_tokens)]
+        terms = http_terms(request.headers)
+        wanted = [terms.of(service.parse(one)) for one in asked.infer_requests(spec.max_sequence_tokens)]
         service.count_request()
         answer = Answer(asked, id=secrets.token_hex(12), created_unix_s=int(self._wall_clock()))
         async with aclosing(merged([_pieces(service, one) for one in wanted])) as pieces:

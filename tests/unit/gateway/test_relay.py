@@ -18,6 +18,7 @@ from serverless_triton.scheduler.gateway.request import parse_request
 from serverless_triton.scheduler.gateway.settings import RelayLimits
 from serverless_triton.scheduler.gateway.tensors import read_outputs
 from serverless_triton.scheduler.gateway.upstream import UpstreamError
+from serverless_triton.scheduler.gateway.watchdog import DeadlineExceeded
 from serverless_triton.scheduler.identity import ALL, Caller
 from serverless_triton.scheduler.log_lines import fields_of
 from tests.unit.gateway.samples import flag, infer_request
@@ -277,6 +278,54 @@ async def test_heartbeat_says_nothing_to_the_client(relay, upstream, streamed):
     call.tokens(0)
     call.tokens(0, 1, finish_reason="stop")
     assert len(await task) == 1
+
+
+async def test_the_requests_own_deadline_ends_the_stream_and_cancels_upstream(relay, upstream, admission, streamed):
+    task = asyncio.ensure_future(collect(relay.open(replace(streamed, timeout_s=0.02))))
+    call = await upstream.call(0)
+    call.tokens(0, 1)
+    with pytest.raises(DeadlineExceeded, match=r"longer than the 0\.02 s that it was given") as caught:
+        await task
+    assert caught.value.code == "DEADLINE_EXCEEDED"
+    assert isinstance(call.severed, DeadlineExceeded)
+    assert len(upstream.calls) == 1
+    assert balanced(admission)
+    assert len(relay.journal) == 0
+
+
+async def test_the_deadline_bounds_the_wait_for_a_place(relay, upstream, admission, streamed):
+    admission.hold()
+    with pytest.raises(AdmissionTimeout):
+        await collect(relay.open(replace(streamed, timeout_s=0.01)))
+    assert not upstream.calls
+
+
+async def test_the_deadline_bounds_the_wait_for_another_place(relay, upstream, admission, streamed):
+    task = asyncio.ensure_future(collect(relay.open(replace(streamed, timeout_s=0.05))))
+    call = await upstream.call(0)
+    admission.hold()
+    call.fail("UNAVAILABLE", "worker died")
+    with pytest.raises(DeadlineExceeded):
+        await task
+    assert balanced(admission)
+
+
+async def test_a_place_that_does_not_come_in_the_gateways_time_is_no_matter_of_the_deadline(
+    relay, upstream, admission, streamed
+):
+    relay = replace(relay, limits=RelayLimits(admission_timeout_s=0.01))
+    task = asyncio.ensure_future(collect(relay.open(replace(streamed, timeout_s=60.0))))
+    call = await upstream.call(0)
+    admission.hold()
+    call.fail("UNAVAILABLE", "worker died")
+    with pytest.raises(StreamLost, match="worker died"):
+        await task
+
+
+async def test_the_gateways_bound_counts_where_it_is_shorter(relay, streamed):
+    relay = replace(relay, limits=RelayLimits(overall_timeout_s=0.01))
+    with pytest.raises(DeadlineExceeded, match="than the gateway allows"):
+        await collect(relay.open(replace(streamed, timeout_s=60.0)))
 
 
 async def test_overall_deadline_ends_the_stream(relay, upstream, admission, streamed):

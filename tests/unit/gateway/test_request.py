@@ -103,10 +103,11 @@ def test_tritons_parameters_in_tritons_words(parse, name, words):
     assert str(caught.value).startswith(words)
 
 
-def test_timeout_bounds_the_wait_for_a_place(parse):
+def test_timeout_bounds_the_whole_request(parse):
     request = infer_request()
     request.parameters["timeout"].int64_param = 2_500_000
-    assert parse(request).queue_timeout_s == 2.5
+    assert parse(request).timeout_s == 2.5
+    assert parse(infer_request()).timeout_s is None
 
 
 def test_the_gateways_own_wishes_never_reach_the_model(parse):
