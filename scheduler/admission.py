@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NewType, Protocol
 
 from serverless_triton.scheduler.errors import AdmissionTimeout, NoCapacity, SchedulerError
+from serverless_triton.scheduler.identity import ANONYMOUS, Caller
 
 StreamId = NewType("StreamId", str)
 ServerName = NewType("ServerName", str)
@@ -83,17 +84,25 @@ class Admission(Protocol):
     """What a gateway asks of the control loop."""
 
     async def admit(
-        self, stream: StreamId, model: str, *, timeout_s: float, avoid: frozenset[ReplicaId] = frozenset()
+        self,
+        stream: StreamId,
+        model: str,
+        *,
+        timeout_s: float,
+        avoid: frozenset[ReplicaId] = frozenset(),
+        caller: Caller = ANONYMOUS,
+        priority: int = 0,
     ) -> Assignment:
         """A place for the stream, the model started first if need be. `avoid` names replicas it broke on before.
 
+        Where places are scarce they go between tenants by weight, and within one by Triton's `priority` and age.
         Raises UnknownModel, LoadFailed, NoCapacity, AdmissionTimeout. Cancelling the call gives the place up.
         """
 
     def finish(self, assignment: Assignment) -> None:
         """The stream ended or moved away; the reference is given back. Idempotent."""
 
-    def outlook(self, model: str) -> Outlook:
+    def outlook(self, model: str, *, caller: Caller = ANONYMOUS, priority: int = 0) -> Outlook:
         """What a stream that came now would meet. Raises UnknownModel, ModelTooLarge."""
 
     async def warm(self, model: str, *, timeout_s: float) -> None:
@@ -110,7 +119,7 @@ class FakeAdmission:
     """An Admission with a few servers and no weights, for tests of what stands on the seam.
 
     Every model is ready on every server, one replica each. Tests script refusals with `refuse`, hold callers back with
-    `hold`, kill with `lose`, tell `outlooks` by model, and read `admitted` and `finished`.
+    `hold`, kill with `lose`, tell `outlooks` by model, and read `claims`, `admitted` and `finished`.
     """
 
     def __init__(
@@ -127,6 +136,7 @@ class FakeAdmission:
         self._gate.set()
         self._ready: set[str] = set()
         self.outlooks: dict[str, Outlook] = {}
+        self.claims: list[tuple[str, int]] = []  # tenant and priority of every call of `admit` and `outlook`
         self.admitted: list[Assignment] = []
         self.finished: list[Assignment] = []
 
@@ -151,8 +161,16 @@ class FakeAdmission:
             assignment.lost.set_result(reason)
 
     async def admit(
-        self, stream: StreamId, model: str, *, timeout_s: float, avoid: frozenset[ReplicaId] = frozenset()
+        self,
+        stream: StreamId,
+        model: str,
+        *,
+        timeout_s: float,
+        avoid: frozenset[ReplicaId] = frozenset(),
+        caller: Caller = ANONYMOUS,
+        priority: int = 0,
     ) -> Assignment:
+        self.claims.append((caller.tenant, priority))
         await self._pass(timeout_s)
         for server, address in sorted(self._servers.items()):
             replica = ReplicaId(f"{model}@{server}")
@@ -163,7 +181,8 @@ class FakeAdmission:
     def finish(self, assignment: Assignment) -> None:
         self.finished.append(assignment)
 
-    def outlook(self, model: str) -> Outlook:
+    def outlook(self, model: str, *, caller: Caller = ANONYMOUS, priority: int = 0) -> Outlook:
+        self.claims.append((caller.tenant, priority))
         free = Outlook(model=model, waiting=0, queue_position=0, estimated_start_s=0.0)
         return self.outlooks.get(model, free)
 

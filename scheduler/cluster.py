@@ -15,6 +15,7 @@ from serverless_triton.scheduler.admission import (
     StartState,
     StreamId,
 )
+from serverless_triton.scheduler.estimator import StartEstimate, learn_fixed_cost
 from serverless_triton.scheduler.parked import ParkedStubs
 from serverless_triton.scheduler.view import ClusterView, FixedStarts, ModelView, Phase, ReplicaView, ServerView
 
@@ -54,6 +55,12 @@ class ServerState:
     @property
     def takes_starts(self) -> bool:
         return self.triton_up and self.agent_up and self.workers_ready
+
+    def learn(self, estimate: StartEstimate, tier: str, actual_s: float) -> None:
+        """From a start here. Bytes that came from elsewhere say nothing about the estimate."""
+        if tier == estimate.tier:
+            fixed_s = self.fixed_start_s[estimate.state]
+            fixed_s[tier] = learn_fixed_cost(fixed_s[tier], estimate, actual_s)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -4,7 +4,7 @@ Everything runs on one asyncio loop and all mutable state is this object's, so t
 every event (an admission, a finished stream, a start that ended, news of a server):
 
 1. drop what is gone: replicas of a dead server, replicas their agent no longer shows;
-2. for each waiting stream, oldest first, ask the policy and do what it says;
+2. for each waiting stream, in turn (`waiting_room.py`), ask the policy and do what it says;
 3. a start parks whom it evicts first (the agent confirms), then loads the engine and the stub at the same time, or the
    engine alone for a stub that is parked there;
 4. when a start ends, everyone who joined it gets a place or its error.
@@ -19,25 +19,16 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from serverless_triton.scheduler.admission import (
-    ADMISSION_SPAN,
-    Assignment,
-    Outlook,
-    ReplicaId,
-    ServerName,
-    Span,
-    StartRecord,
-    StreamId,
-)
+from serverless_triton.scheduler.admission import Assignment, Outlook, ReplicaId, ServerName, StartRecord, StreamId
 from serverless_triton.scheduler.cluster import Cluster, ReplicaState, ServerState
 from serverless_triton.scheduler.departures import Departures
 from serverless_triton.scheduler.effects import EffectFailed, Effects, EngineOrder, EngineStarted
-from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge, NoCapacity
-from serverless_triton.scheduler.estimator import learn_fixed_cost
+from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge
+from serverless_triton.scheduler.identity import ANONYMOUS, Caller
 from serverless_triton.scheduler.metrics import ControlMetrics
 from serverless_triton.scheduler.outlook import RETRY_AFTER_S, Prospects
-from serverless_triton.scheduler.policy import Candidate, Decision, Refuse, Start, StartRequest, Use, choose, overdue
-from serverless_triton.scheduler.start_sequence import StartSequence
+from serverless_triton.scheduler.policy import Candidate, Decision, Refuse, Start, Use, choose, overdue
+from serverless_triton.scheduler.start_sequence import StartSequence, start_record
 from serverless_triton.scheduler.view import Phase
 from serverless_triton.scheduler.waiting_room import ModelOrder, Waiting, WaitingRoom
 
@@ -85,16 +76,22 @@ class ControlLoop:
     # Admission
 
     async def admit(
-        self, stream: StreamId, model: str, *, timeout_s: float, avoid: frozenset[ReplicaId] = frozenset()
+        self,
+        stream: StreamId,
+        model: str,
+        *,
+        timeout_s: float,
+        avoid: frozenset[ReplicaId] = frozenset(),
+        caller: Caller = ANONYMOUS,
+        priority: int = 0,
     ) -> Assignment:
         order = self.order_of(model)
+        waiting = Waiting(
+            stream=stream, order=order, since_s=self.clock(), avoid=avoid, caller=caller, priority=priority
+        )
+        place, retry_after_s = waiting.place, lambda: self._prospects.retry_after_s(order.view)
         self._suspect(avoid)
-        if self._room.by_model()[model] >= self.limits.max_waiting_per_model:
-            full = f"{self.limits.max_waiting_per_model} requests for model '{model}' wait already; try later"
-            raise NoCapacity(full, retry_after_s=self._prospects.retry_after_s(order.view))
-        place: asyncio.Future[Assignment] = asyncio.get_running_loop().create_future()
-        request = StartRequest(model=order.view, avoid=avoid)
-        waiting = Waiting(stream=stream, request=request, order=order, since_s=self.clock(), place=place)
+        self._room.make_space(waiting, self.limits.max_waiting_per_model, retry_after_s)
         self._room.enter(waiting)
         try:
             self.dispatch()
@@ -102,7 +99,7 @@ class ControlLoop:
             if place.done():
                 return place.result()
             late = f"model '{model}' did not start within {round(timeout_s, 3):g} s"
-            raise AdmissionTimeout(late, retry_after_s=self._prospects.retry_after_s(order.view))
+            raise AdmissionTimeout(late, retry_after_s=retry_after_s())
         except asyncio.CancelledError:
             if place.done() and place.exception() is None:
                 self._give_back(place.result())  # given in the very moment that nobody wanted it any more
@@ -166,8 +163,10 @@ class ControlLoop:
                 return
             await self._changed.wait()
 
-    def outlook(self, model: str) -> Outlook:
-        return self._prospects.outlook(self.order_of(model).view, self._room.standing(model))
+    def outlook(self, model: str, *, caller: Caller = ANONYMOUS, priority: int = 0) -> Outlook:
+        order = self.order_of(model)
+        newcomer = Waiting(stream=StreamId(""), order=order, since_s=self.clock(), caller=caller, priority=priority)
+        return self._prospects.outlook(order.view, self._room.standing(newcomer))
 
     def ready_models(self) -> frozenset[str]:
         return frozenset(r.model.name for r in self.cluster.replicas.values() if r.phase is Phase.READY)
@@ -179,10 +178,10 @@ class ControlLoop:
     # Deciding
 
     def dispatch(self) -> None:
-        """Ask the policy for everyone who waits without having joined a start, oldest first."""
+        """Ask the policy for everyone who waits without having joined a start, in turn."""
         self._changed.set()
         self._changed = asyncio.Event()
-        for waiting in self._room.unplaced():
+        for waiting in self._room.turns():
             decision = choose(self.cluster.view(), waiting.request)
             self._carry_out(waiting, decision)
 
@@ -197,11 +196,12 @@ class ControlLoop:
 
     def _join(self, waiting: Waiting, replica: ReplicaState) -> None:
         replica.streams.add(waiting.stream)
+        self._room.join(waiting, replica.id)
         self.cluster.changed()
         if replica.phase is Phase.READY:
             self._give_place(waiting, replica)
         else:
-            waiting.joined, waiting.waited_for_start = replica.id, True
+            waiting.waited_for_start = True
 
     def _give_place(self, waiting: Waiting, replica: ReplicaState) -> None:
         self._prospects.holds.began(waiting.stream, self.clock())
@@ -243,12 +243,7 @@ class ControlLoop:
             logger.exception("start_broke model=%s server=%s replica=%s", *_names(replica))
             self._start_failed(replica, EffectFailed("INTERNAL", f"{type(error).__name__}: {error}"))
             return
-        spans = (Span(name="make_room", start_s=began_s, end_s=room_s, parent=ADMISSION_SPAN), *engine.spans)
-        estimate = candidate.estimate
-        record = StartRecord(
-            state=estimate.state, tier=engine.tier, bytes=engine.bytes, predicted_s=estimate.total_s, spans=spans
-        )
-        self._started(replica, candidate, engine, record)
+        self._started(replica, candidate, engine, start_record(engine, candidate.estimate, began_s, room_s))
 
     def _permit(self, replica: ReplicaState, order: ModelOrder, candidate: Candidate) -> EngineOrder:
         return EngineOrder(
@@ -265,11 +260,8 @@ class ControlLoop:
             return
         replica.phase, replica.start, replica.exactness = Phase.READY, record, engine.exactness
         replica.shown_from_version, replica.idle_since_s = engine.version, self.clock()
-        server = self.cluster.servers[replica.server]
         actual_s = self.clock() - record.spans[0].end_s
-        if engine.tier == candidate.estimate.tier:  # bytes that came from elsewhere say nothing about this estimate
-            fixed_s = server.fixed_start_s[record.state]
-            fixed_s[engine.tier] = learn_fixed_cost(fixed_s[engine.tier], candidate.estimate, actual_s)
+        self.cluster.servers[replica.server].learn(candidate.estimate, engine.tier, actual_s)
         self.metrics.started(replica.model.name, record.state, engine.tier, actual_s)
         logger.info("replica_ready model=%s server=%s replica=%s s=%.3f", *_names(replica), actual_s)
         self.cluster.changed()

@@ -68,7 +68,7 @@ class Prospects:
         free = isinstance(action, Use) and self.cluster.replicas[action.replica].phase is Phase.READY
         return Outlook(
             model=model.name,
-            waiting=standing.starting + standing.before,
+            waiting=standing.starting + standing.before + standing.after,
             queue_position=0 if free else standing.starting + standing.before + 1,
             estimated_start_s=self._place_in_s(model, action, standing.before),
         )

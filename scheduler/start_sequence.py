@@ -9,8 +9,9 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from serverless_triton.scheduler.admission import ADMISSION_SPAN, ServerName, Span
+from serverless_triton.scheduler.admission import ADMISSION_SPAN, ServerName, Span, StartRecord
 from serverless_triton.scheduler.effects import Effects, EngineOrder, EngineStarted
+from serverless_triton.scheduler.estimator import StartEstimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,18 @@ class StartSequence:
         start_s = self.clock()
         await self.effects.load_model(server, order.model, order.replica)
         return Span(name="triton.load", start_s=start_s, end_s=self.clock(), parent=ADMISSION_SPAN)
+
+
+def start_record(engine: EngineStarted, estimate: StartEstimate, began_s: float, room_s: float) -> StartRecord:
+    """Of a start that was decided at `began_s` and had its room at `room_s`."""
+    made_room = Span(name="make_room", start_s=began_s, end_s=room_s, parent=ADMISSION_SPAN)
+    return StartRecord(
+        state=estimate.state,
+        tier=engine.tier,
+        bytes=engine.bytes,
+        predicted_s=estimate.total_s,
+        spans=(made_room, *engine.spans),
+    )
 
 
 def _without_waiting(load: Span, engine: EngineStarted) -> tuple[Span, ...]:

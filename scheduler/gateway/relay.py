@@ -21,7 +21,15 @@ from dataclasses import dataclass, field
 from tritonclient.grpc import service_pb2 as pb
 
 from serverless_triton.backend.messages import TRACEPARENT
-from serverless_triton.scheduler.admission import ADMISSION_SPAN, Admission, Assignment, ReplicaId, Span, StreamId
+from serverless_triton.scheduler.admission import (
+    ADMISSION_SPAN,
+    Admission,
+    Assignment,
+    Outlook,
+    ReplicaId,
+    Span,
+    StreamId,
+)
 from serverless_triton.scheduler.errors import AdmissionTimeout, SchedulerError, StreamLost
 from serverless_triton.scheduler.gateway.composer import Composer, MalformedUpdate, TokenUpdate, read_update
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
@@ -123,7 +131,7 @@ class RelayedStream:
         relay.metrics.open_streams.inc()
         try:
             deadline = self._deadline()
-            outlook = relay.admission.outlook(journal.model) if self._request.returns_queue_position else None
+            outlook = self._outlook() if self._request.returns_queue_position else None
             if outlook is not None and not self._request.whole:
                 yield self._composer.announce(outlook)
             while journal.finish_reason is None:
@@ -155,6 +163,10 @@ class RelayedStream:
             relay.journal.close(self.id)
             relay.spend(self._caller, journal.num_input_tokens + len(journal.output_ids))
 
+    def _outlook(self) -> Outlook:
+        priority = self._request.priority
+        return self._relay.admission.outlook(self._journal.model, caller=self._caller, priority=priority)
+
     def _deadline(self) -> Deadline | None:
         """The request's or the gateway's, whichever comes first."""
         given_s, allowed_s = self._request.timeout_s, self._relay.limits.overall_timeout_s
@@ -175,7 +187,12 @@ class RelayedStream:
         left_s = patience_s if deadline is None else deadline.left_s
         try:
             assignment = await self._relay.admission.admit(
-                self.id, self._journal.model, timeout_s=min(patience_s, left_s), avoid=frozenset(self._avoid)
+                self.id,
+                self._journal.model,
+                timeout_s=min(patience_s, left_s),
+                avoid=frozenset(self._avoid),
+                caller=self._caller,
+                priority=self._request.priority,
             )
         except SchedulerError as error:
             if not self._deaths:

@@ -79,6 +79,7 @@ class GenerationRequest:
     prompt_text: bytes = field(repr=False)  # what to prepend to the first response; empty unless asked for
     outputs: frozenset[str]
     timeout_s: float | None  # of all of it, from its arrival to its last token
+    priority: int = 0  # Triton's: 1 comes first, 0 is the default
     returns_queue_position: bool = False
 
     def upstream(
@@ -129,6 +130,7 @@ def parse_request(request: pb.ModelInferRequest, entry: ModelEntry, *, unary: bo
         prompt_text=_prompt_text(inputs) if _prepends(inputs, stream) else b"",
         outputs=_outputs(request, entry, inputs),
         timeout_s=_timeout_s(parameters),
+        priority=parameters.get("priority", 0),
         returns_queue_position=parameters.get(RETURN_QUEUE_POSITION, False),
     )
 

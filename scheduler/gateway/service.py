@@ -69,7 +69,7 @@ class InferenceService:
     def outlook(self, name: str) -> Outlook:
         """What a request for the model would meet. Raises as `parse` does, and ModelTooLarge."""
         self.catalogue.entry(name).served()
-        return self.admission.outlook(name)
+        return self.admission.outlook(name, caller=self.caller)
 
     def server_metadata(self) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(name=SERVER_NAME, version=SERVER_VERSION, extensions=EXTENSIONS)

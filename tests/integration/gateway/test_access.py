@@ -201,6 +201,16 @@ async def test_every_route_with_a_403_wants_the_admin_right(http):
                 assert (answer.status == 403) is ("403" in item[method]["responses"]), (method, path)
 
 
+async def test_a_request_waits_in_its_tenants_name(gateway, client, http, admission):
+    await client.infer("m", text(), headers=BEARER, priority=2)
+    async with http.post("/v2/models/m/generate", json={"text_input": "hi", "priority": 3}, headers=ADMIN):
+        pass
+    url = f"http://127.0.0.1:{gateway.http_port}/v1"
+    async with AsyncOpenAI(base_url=url, api_key="user", max_retries=0) as openai_client:
+        await openai_client.completions.create(model="m", prompt="hi")
+    assert admission.claims == [("user", 2), ("root", 3), ("user", 0)]
+
+
 async def test_a_key_sees_the_outlook_of_its_own_models(http):
     for model, headers, status in (("m", BEARER, 200), ("sleeper", BEARER, 404), ("sleeper", ADMIN, 200)):
         async with http.get(f"/v2/cluster/outlook/{model}", headers=headers) as answer:

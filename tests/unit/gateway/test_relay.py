@@ -353,6 +353,13 @@ async def test_a_stream_without_a_deadline_tells_none(relay, upstream, streamed)
     await task
 
 
+async def test_every_wait_is_claimed_for_its_caller_with_the_requests_priority(relay, admission, streamed):
+    relay = replace(relay, upstream=FakeUpstream(FakeEngine(count=3, deaths=[1])))
+    wanted = replace(streamed, priority=3, returns_queue_position=True)
+    await collect(relay.open(wanted, Caller(tenant="t", models=ALL)))
+    assert admission.claims == [("t", 3)] * 3  # the outlook, the first place, the one after the death
+
+
 STARTS_SOON = Outlook(model="m", waiting=2, queue_position=3, estimated_start_s=1.5)
 
 

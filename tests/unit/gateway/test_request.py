@@ -110,6 +110,14 @@ def test_timeout_bounds_the_whole_request(parse):
     assert parse(infer_request()).timeout_s is None
 
 
+@pytest.mark.parametrize("kind", ["int64_param", "uint64_param"])
+def test_priority_is_the_requests(parse, kind):
+    request = infer_request()
+    setattr(request.parameters["priority"], kind, 2)
+    assert parse(request).priority == 2
+    assert parse(infer_request()).priority == 0
+
+
 def test_the_gateways_own_wishes_never_reach_the_model(parse):
     request = infer_request()
     request.parameters["return_queue_position"].bool_param = True

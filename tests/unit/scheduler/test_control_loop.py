@@ -12,6 +12,7 @@ from serverless_triton.scheduler.cluster import ReplicaState
 from serverless_triton.scheduler.control_loop import ControlLimits
 from serverless_triton.scheduler.effects import EffectFailed
 from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge, NoCapacity, UnknownModel
+from serverless_triton.scheduler.identity import ALL, Caller
 from serverless_triton.scheduler.status import cluster_status
 from serverless_triton.scheduler.view import Phase
 from tests.unit.scheduler.worlds import GB, World, asked, model, settle, world
@@ -250,6 +251,65 @@ async def test_too_many_waiting_are_refused() -> None:
     with pytest.raises(NoCapacity, match="wait already"):
         await w.loop.admit(StreamId("y"), "a", timeout_s=1.0)
     waiting.cancel()
+
+
+def of(tenant: str, weight: int = 1) -> Caller:
+    return Caller(tenant=tenant, models=ALL, weight=weight)
+
+
+async def test_places_that_become_free_go_round_among_tenants() -> None:
+    w = world("s0", models=(A,))
+    held = [await w.loop.admit(StreamId(f"h{n}"), "a", timeout_s=1.0) for n in range(A.max_streams)]
+    much = [asked(w, f"m{n}", "a", caller=of("much")) for n in range(4)]
+    await settle()
+    w.clock.now_s = 1.0
+    little = asked(w, "l", "a", caller=of("little"))
+    await settle()
+    for place in held:
+        w.loop.finish(place)
+    await settle()
+    assert [task.done() for task in (*much, little)] == [True, False, False, False, True]
+    for task in much:
+        task.cancel()
+
+
+async def test_an_urgent_request_overtakes_its_tenants_others() -> None:
+    w = world("s0", models=(A,))
+    held = [await w.loop.admit(StreamId(f"h{n}"), "a", timeout_s=1.0) for n in range(A.max_streams)]
+    plain, urgent = asked(w, "p", "a"), asked(w, "u", "a", priority=1)
+    await settle()
+    w.loop.finish(held[0])
+    await settle()
+    assert (plain.done(), urgent.done()) == (False, True)
+    plain.cancel()
+
+
+async def test_a_model_that_finds_no_room_holds_up_nobody_elses() -> None:
+    w = world("s0", models=(A, model("large", device_bytes=2 * GB)))
+    held = await w.loop.admit(StreamId("h"), "a", timeout_s=1.0)
+    blocked = asked(w, "b", "large", caller=of("x"))
+    await settle()
+    place = await w.loop.admit(StreamId("y"), "a", timeout_s=1.0, caller=of("x"))
+    assert place.model == "a"
+    assert not blocked.done()
+    for one in (held, place):
+        w.loop.finish(one)
+    assert (await blocked).model == "large"
+
+
+async def test_a_full_queue_makes_space_for_a_tenant_that_has_none_of_it() -> None:
+    w = world("s0", models=(A,), limits=ControlLimits(max_waiting_per_model=2))
+    for n in range(A.max_streams):
+        await w.loop.admit(StreamId(f"h{n}"), "a", timeout_s=1.0)
+    much = [asked(w, f"m{n}", "a", caller=of("much")) for n in range(2)]
+    await settle()
+    little = asked(w, "l", "a", caller=of("little"))
+    await settle()
+    assert (much[0].done(), little.done()) == (False, False)
+    with pytest.raises(NoCapacity, match="wait already"):
+        await much[1]
+    for task in (much[0], little):
+        task.cancel()
 
 
 async def test_warm_starts_and_release_stops_once_streams_have_ended() -> None:

@@ -8,6 +8,7 @@ from serverless_triton.scheduler.admission import Outlook, ServerName, StreamId
 from serverless_triton.scheduler.control_loop import ControlLimits
 from serverless_triton.scheduler.effects import EffectFailed
 from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge, NoCapacity, UnknownModel
+from serverless_triton.scheduler.identity import ALL, Caller
 from serverless_triton.scheduler.outlook import RETRY_AFTER_S, HoldTimes
 from tests.unit.scheduler.worlds import GB, World, asked, model, settle, world
 
@@ -138,6 +139,19 @@ async def test_each_one_before_it_takes_a_place_that_becomes_free() -> None:
     outlook = w.loop.outlook("a")
     assert (outlook.waiting, outlook.queue_position) == (3, 4)
     assert outlook.estimated_start_s == pytest.approx(4 * mean_s / A.max_streams)
+    for task in waiting:
+        task.cancel()
+
+
+async def test_a_tenants_outlook_is_its_own() -> None:
+    w = world("s0", models=(A,))
+    for stream in "xy":
+        await w.loop.admit(StreamId(stream), "a", timeout_s=1.0)
+    waiting = [asked(w, stream, "a") for stream in ("p", "q", "r")]
+    await settle()
+    stranger = w.loop.outlook("a", caller=Caller(tenant="other", models=ALL))
+    assert (stranger.waiting, stranger.queue_position) == (3, 2)
+    assert (w.loop.outlook("a").queue_position, w.loop.outlook("a", priority=1).queue_position) == (4, 1)
     for task in waiting:
         task.cancel()
 
