@@ -102,21 +102,27 @@ class ReceiptBook:
 
     def __init__(self, capacity: int = 1000) -> None:
         self._capacity = capacity
-        self._streams: OrderedDict[StreamId, tuple[Receipt, ...]] = OrderedDict()
+        self._streams: OrderedDict[StreamId, tuple[str, tuple[Receipt, ...]]] = OrderedDict()
 
-    def add(self, receipt: Receipt) -> None:
-        self._streams[receipt.stream] = (*self._streams.pop(receipt.stream, ()), receipt)
+    def add(self, receipt: Receipt, tenant: str = "") -> None:
+        """`tenant` is the stream's."""
+        _, before = self._streams.pop(receipt.stream, (tenant, ()))
+        self._streams[receipt.stream] = tenant, (*before, receipt)
         while len(self._streams) > self._capacity:
             self._streams.popitem(last=False)
 
-    def of(self, stream: StreamId) -> tuple[Receipt, ...]:
-        """A stream's receipts, first start first; empty where it has none (any more)."""
-        return self._streams.get(stream, ())
+    def of(self, stream: StreamId, tenant: str | None = None) -> tuple[Receipt, ...]:
+        """A stream's receipts, first start first; empty where it has none (any more), or is another tenant's.
+
+        None: of whatever tenant.
+        """
+        owner, receipts = self._streams.get(stream, ("", ()))
+        return receipts if tenant is None or tenant == owner else ()
 
     def newest(self, limit: int = 100) -> tuple[Receipt, ...]:
         """Newest first."""
         found: list[Receipt] = []
-        for receipts in reversed(self._streams.values()):
+        for _, receipts in reversed(self._streams.values()):
             if len(found) >= limit:
                 break
             found.extend(reversed(receipts))

@@ -24,7 +24,9 @@ RpcHandler = Any  # grpc.RpcMethodHandler, which grpc-stubs gives no fields
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 _ADMIN_PATHS = frozenset({"/v2/repository/models/{model}/load", "/v2/repository/models/{model}/unload"})
 _ADMIN_PREFIX = "/v2/cluster/"
-_OWN_PATHS = frozenset({"/v2/cluster/outlook/{model}"})  # what they answer is the caller's own business
+_OWN_PATHS = frozenset(
+    {"/v2/cluster/outlook/{model}", "/v2/cluster/receipts/{stream}"}
+)  # what they answer is the caller's own business
 _SERVICE = "/inference.GRPCInferenceService/"
 _OPEN_METHODS = frozenset({f"{_SERVICE}ServerLive", f"{_SERVICE}ServerReady"})
 _OPEN_SERVICE = "/grpc.health.v1.Health/"

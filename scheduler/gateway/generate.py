@@ -6,6 +6,7 @@ parameters.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
@@ -21,7 +22,7 @@ from serverless_triton.scheduler.gateway.json_form import (
     printable,
     set_parameters,
 )
-from serverless_triton.scheduler.gateway.notices import notices
+from serverless_triton.scheduler.gateway.notices import RECEIPT, notices
 from serverless_triton.scheduler.gateway.tensors import Tensor, add_input, read_outputs
 
 
@@ -54,6 +55,8 @@ def write_generate_body(response: pb.ModelInferResponse) -> dict[str, Any]:
     """One JSON object; an output of one element is no list."""
     body: dict[str, Any] = {"id": response.id} if response.id else {}
     body |= {"model_name": response.model_name, "model_version": response.model_version, **notices(response)}
+    if RECEIPT in body:
+        body[RECEIPT] = json.loads(body[RECEIPT])
     for name, tensor in sorted(read_outputs(response).items()):
         elements = elements_to_json(tensor)
         body[name] = elements[0] if len(elements) == 1 else elements

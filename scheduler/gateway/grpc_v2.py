@@ -100,8 +100,7 @@ class GrpcFrontend(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """The whole text in one response, which stock Triton refuses for decoupled models."""
-        terms = grpc_terms(context.time_remaining())
-        return await self._finish(context, lambda service: _whole(service, request, terms))
+        return await self._finish(context, lambda service: _whole(service, request, context))
 
     async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:
         stream = ClientStream(lambda: self._of(context), self._metrics, context, self._max_requests)
@@ -134,10 +133,14 @@ class GrpcFrontend(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
         await context.abort(grpc.StatusCode[error.code], str(error), trailing_metadata(error))
 
 
-async def _whole(service: InferenceService, request: pb.ModelInferRequest, terms: Terms) -> pb.ModelInferResponse:
-    stream = service.open(request, terms, unary=True)
+async def _whole(service: InferenceService, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+    stream = service.open(request, _terms(context), unary=True)
     async with aclosing(stream.responses()) as responses:
         return [response async for response in responses][-1]
+
+
+def _terms(context: Context) -> Terms:
+    return grpc_terms(context.time_remaining(), context.invocation_metadata() or ())
 
 
 class ClientStream:
@@ -189,7 +192,7 @@ class ClientStream:
     async def _relay(self, request: pb.ModelInferRequest) -> None:
         failed = pb.ModelInferResponse(id=request.id)
         try:
-            stream = self._service().open(request, grpc_terms(self._context.time_remaining()))
+            stream = self._service().open(request, _terms(self._context))
             failed.model_name = request.model_name
             failed.parameters[FINAL].bool_param = True
             async with aclosing(stream.responses()) as responses:

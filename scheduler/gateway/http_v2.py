@@ -27,6 +27,7 @@ from serverless_triton.scheduler.gateway.http_json import dumps, json_answer
 from serverless_triton.scheduler.gateway.http_settings import SettingsRoutes
 from serverless_triton.scheduler.gateway.json_form import as_flag, as_text, members, message_to_json, parse_json
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
+from serverless_triton.scheduler.gateway.notices import receipt_header
 from serverless_triton.scheduler.gateway.openapi import document
 from serverless_triton.scheduler.gateway.relay import RelayedStream
 from serverless_triton.scheduler.gateway.service import InferenceService
@@ -170,7 +171,10 @@ class HttpFrontend:
         return json_answer({"receipts": [_listed(receipt) for receipt in self._receipts.newest(count)]})
 
     async def _stream_receipts(self, request: web.Request) -> web.StreamResponse:
-        receipts = self._receipts.of(StreamId(request.match_info["stream"]))
+        """Of the caller's own streams, or of all with the admin right."""
+        caller = self._of(request).caller
+        stream = StreamId(request.match_info["stream"])
+        receipts = self._receipts.of(stream, None if caller.admin else caller.tenant)
         if not receipts:
             return _error(HTTPStatus.NOT_FOUND, "no receipt of this stream is kept")
         return json_answer({"receipts": [to_json(receipt) for receipt in receipts]})
@@ -184,8 +188,9 @@ class HttpFrontend:
         check_coding(request)
         asked = read_infer_body(body, request.headers.get(HEADER_LENGTH), entry, version)
         stream = service.open(asked.request, http_terms(request.headers), unary=True)
-        answer, header_length = write_infer_body(await _whole(stream), asked)
-        headers: dict[str, str] = {STREAM_ID_HEADER: stream.id}
+        response = await _whole(stream)
+        answer, header_length = write_infer_body(response, asked)
+        headers = _stream_headers(stream, response)
         if header_length is not None:
             headers[HEADER_LENGTH] = str(header_length)
         kind = "application/json" if header_length is None else "application/octet-stream"
@@ -197,15 +202,15 @@ class HttpFrontend:
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         terms = http_terms(request.headers)
         stream = self._of(request).open(await self._generate_request(request), terms, unary=True)
-        body = write_generate_body(await _whole(stream))
-        return json_answer(body, headers={STREAM_ID_HEADER: stream.id})
+        response = await _whole(stream)
+        return json_answer(write_generate_body(response), headers=_stream_headers(stream, response))
 
     async def _generate_stream(self, request: web.Request) -> web.StreamResponse:
         terms = http_terms(request.headers)
         stream = self._of(request).open(await self._generate_request(request), terms)
         async with aclosing(stream.responses()) as responses:
             first = await anext(responses)  # an error before it still has a status of its own
-            answer = web.StreamResponse(headers={STREAM_ID_HEADER: stream.id})
+            answer = web.StreamResponse(headers=_stream_headers(stream, first))
             answer.content_type, answer.charset = "text/event-stream", "utf-8"
             await answer.prepare(request)
             try:
@@ -259,6 +264,11 @@ def _listed(receipt: Receipt) -> dict[str, Any]:
 async def _whole(stream: RelayedStream) -> pb.ModelInferResponse:
     async with aclosing(stream.responses()) as responses:
         return [response async for response in responses][-1]
+
+
+def _stream_headers(stream: RelayedStream, response: pb.ModelInferResponse) -> dict[str, str]:
+    """Of an answer that begins with this response."""
+    return {STREAM_ID_HEADER: stream.id, **receipt_header(response)}
 
 
 async def _send_event(answer: web.StreamResponse, value: object) -> None:

@@ -33,7 +33,7 @@ from serverless_triton.scheduler.admission import (
 from serverless_triton.scheduler.errors import AdmissionTimeout, SchedulerError, StreamLost
 from serverless_triton.scheduler.gateway.composer import Composer, MalformedUpdate, TokenUpdate, read_update
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
-from serverless_triton.scheduler.gateway.notices import tell_outlook
+from serverless_triton.scheduler.gateway.notices import tell_outlook, tell_receipts
 from serverless_triton.scheduler.gateway.request import GenerationRequest
 from serverless_triton.scheduler.gateway.settings import RelayLimits
 from serverless_triton.scheduler.gateway.statistics import Statistics
@@ -114,6 +114,7 @@ class RelayedStream:
         self._assigned_s, self._server = 0.0, ""
         self._receipt_due = True
         self._outcome = "cancelled"  # as long as nothing else has ended it
+        self._untold: list[Receipt] = []
 
     @property
     def id(self) -> StreamId:
@@ -143,7 +144,7 @@ class RelayedStream:
                             response = self._take(assignment, await call.read())
                             watchdog.idle()
                             if response is not None and journal.finish_reason is None:
-                                yield response
+                                yield self._with_receipts(response)
                 except UpstreamError as error:
                     self._survive(assignment, error)
             self._outcome = journal.finish_reason
@@ -151,7 +152,7 @@ class RelayedStream:
             assert response is not None
             if outlook is not None and self._request.whole:
                 tell_outlook(response, outlook)
-            yield response
+            yield self._with_receipts(response)
         except SchedulerError as error:
             self._outcome = error.code
             self._count(succeeded=False)
@@ -320,7 +321,9 @@ class RelayedStream:
             spans=(*own, *(start.spans if start else ())),
             exactness=assignment.exactness,
         )
-        self._relay.receipts.add(receipt)
+        self._relay.receipts.add(receipt, self._caller.tenant)
+        if self._request.returns_receipt:
+            self._untold.append(receipt)
         self._trace.event("first_token", kind=kind)
         self._relay.metrics.first_token_seconds.labels(assignment.model, kind).observe(receipt.actual_s)
 
@@ -338,6 +341,13 @@ class RelayedStream:
             self._queue_s or 0.0,
             self._relay.clock() - self._opened_s,
         )
+
+    def _with_receipts(self, response: pb.ModelInferResponse) -> pb.ModelInferResponse:
+        """Each is told with the first response after its start, if the client asked."""
+        if self._untold:
+            tell_receipts(response, self._untold)
+            self._untold.clear()
+        return response
 
     def _count(self, *, succeeded: bool) -> None:
         relay, request = self._relay, self._request

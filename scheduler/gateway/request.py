@@ -34,6 +34,7 @@ PROMPTS = ("text_input", "input_ids", "messages")
 _SEED_BITS = 53  # exact in JSON whoever reads it
 EMPTY_FINAL = "triton_enable_empty_final_response"
 RETURN_QUEUE_POSITION = "return_queue_position"
+RETURN_RECEIPT = "return_receipt"
 _PRIVATE_PARAMETERS = frozenset(
     {
         *PRIVATE_INPUTS,
@@ -56,6 +57,7 @@ _TRITON_PARAMETERS = {
     "binary_data_output": ("bool_param",),
     EMPTY_FINAL: ("bool_param",),
     RETURN_QUEUE_POSITION: ("bool_param",),
+    RETURN_RECEIPT: ("bool_param",),
 }
 _Parsed = TypeVar("_Parsed")
 _RETURNS = {
@@ -81,6 +83,7 @@ class GenerationRequest:
     timeout_s: float | None  # of all of it, from its arrival to its last token
     priority: int = 0  # Triton's: 1 comes first, 0 is the default
     returns_queue_position: bool = False
+    returns_receipt: bool = False
 
     def upstream(
         self, stream: StreamId, resume: ResumePoint, deadline_unix_s: int | None = None
@@ -132,6 +135,7 @@ def parse_request(request: pb.ModelInferRequest, entry: ModelEntry, *, unary: bo
         timeout_s=_timeout_s(parameters),
         priority=parameters.get("priority", 0),
         returns_queue_position=parameters.get(RETURN_QUEUE_POSITION, False),
+        returns_receipt=parameters.get(RETURN_RECEIPT, False),
     )
 
 

@@ -5,13 +5,14 @@ Text that a replica has not released yet makes no chunk. Tokens of a prompt coun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
 
 from serverless_triton.scheduler.gateway.composer import FINAL, STREAM_ID
+from serverless_triton.scheduler.gateway.notices import receipt_header
 from serverless_triton.scheduler.gateway.openai.requests import Asked
 from serverless_triton.scheduler.gateway.tensors import Tensor, read_outputs
 
@@ -25,6 +26,7 @@ class Piece:
     input_tokens: int
     output_tokens: int
     finish_reason: str | None
+    headers: Mapping[str, str] = field(default_factory=dict)  # of an answer that begins with it
 
 
 def read_piece(response: pb.ModelInferResponse) -> Piece:
@@ -37,6 +39,7 @@ def read_piece(response: pb.ModelInferResponse) -> Piece:
         input_tokens=int(outputs["num_input_tokens"].numbers()[0]),
         output_tokens=int(outputs["num_output_tokens"].numbers()[0]),
         finish_reason=_text(outputs["finish_reason"]) if final else None,
+        headers=receipt_header(response),
     )
 
 

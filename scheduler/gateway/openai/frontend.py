@@ -149,8 +149,9 @@ def _described(entry: ModelEntry) -> dict[str, Any]:
 
 
 def _headers(answer: Answer, first: Piece, count: int) -> dict[str, str]:
-    """A stream's id where there is one stream."""
-    return {"X-Request-Id": answer.id, **({STREAM_ID_HEADER: first.stream} if count == 1 else {})}
+    """A stream's id and receipt where there is one stream."""
+    of_stream = {STREAM_ID_HEADER: first.stream, **first.headers} if count == 1 else {}
+    return {"X-Request-Id": answer.id, **of_stream}
 
 
 def _http_error(request: web.Request, status: HTTPStatus, reason: str) -> dict[str, Any]:

@@ -211,6 +211,29 @@ async def test_a_request_waits_in_its_tenants_name(gateway, client, http, admiss
     assert admission.claims == [("user", 2), ("root", 3), ("user", 0)]
 
 
+async def test_a_stream_belongs_to_the_tenant_that_made_it(http, keys_file):
+    other = {"x-api-key": "other"}
+    mate = {"x-api-key": "mate"}
+    write_keys(
+        keys_file,
+        user={"models": ["*"], "tenant": "t"},
+        mate={"models": ["*"], "tenant": "t"},
+        other={"models": ["*"]},
+        root={"models": ["*"], "admin": True},
+    )
+    async with http.post("/v2/models/m/generate", json={"text_input": "hi"}, headers=BEARER) as answer:
+        stream = answer.headers["Triton-Stream-Id"]
+    seen = {}
+    for name, headers in (("user", BEARER), ("mate", mate), ("other", other), ("root", ADMIN)):
+        async with http.get(f"/v2/cluster/receipts/{stream}", headers=headers) as answer:
+            seen[name] = (answer.status, await answer.text())
+    assert [seen[name][0] for name in ("user", "mate", "other", "root")] == [200, 200, 404, 200]
+    async with http.get("/v2/cluster/receipts/nobodys", headers=other) as answer:
+        assert (answer.status, await answer.text()) == seen["other"]
+    async with http.get("/v2/cluster/receipts", headers=BEARER) as answer:
+        assert answer.status == 403
+
+
 async def test_a_key_sees_the_outlook_of_its_own_models(http):
     for model, headers, status in (("m", BEARER, 200), ("sleeper", BEARER, 404), ("sleeper", ADMIN, 200)):
         async with http.get(f"/v2/cluster/outlook/{model}", headers=headers) as answer:

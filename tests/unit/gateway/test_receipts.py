@@ -121,6 +121,18 @@ def test_the_book_keeps_the_last_streams_newest_first():
     assert len(book.newest(1)) == 1
 
 
+def test_a_stream_of_another_tenant_is_as_if_it_had_never_been():
+    book = ReceiptBook()
+    for kind in ("cold", "resumed"):
+        book.add(receipt("a", kind=kind), "mine")
+    book.add(receipt("b"))
+    assert [r.kind for r in book.of(StreamId("a"), "mine")] == ["cold", "resumed"]
+    assert book.of(StreamId("a"), "other") == book.of(StreamId("a"), "") == book.of(StreamId("nope"), "other") == ()
+    assert book.of(StreamId("b"), "mine") == ()
+    assert len(book.of(StreamId("a"))) == 2
+    assert len(book.of(StreamId("b"), "")) == 1
+
+
 def test_json_is_relative_to_the_request():
     body = to_json(receipt())
     assert body["actual_s"] == pytest.approx(0.5)

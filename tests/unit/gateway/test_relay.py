@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from contextlib import aclosing
 from dataclasses import replace
@@ -13,7 +14,7 @@ from serverless_triton.scheduler.admission import Exactness, FakeAdmission, Outl
 from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, NoCapacity, SchedulerError, StreamLost
 from serverless_triton.scheduler.gateway.composer import FINAL, STREAM_ID
 from serverless_triton.scheduler.gateway.fake_upstream import FakeEngine, FakeUpstream, token_response
-from serverless_triton.scheduler.gateway.notices import notices
+from serverless_triton.scheduler.gateway.notices import notices, receipt_header
 from serverless_triton.scheduler.gateway.request import parse_request
 from serverless_triton.scheduler.gateway.settings import RelayLimits
 from serverless_triton.scheduler.gateway.tensors import read_outputs
@@ -402,6 +403,36 @@ async def test_every_start_leaves_a_receipt(relay, admission, streamed):
     stream = relay.open(streamed)
     await collect(stream)
     assert [(r.kind, r.server) for r in relay.receipts.of(stream.id)] == [("warm", "server-0"), ("resumed", "server-1")]
+
+
+async def test_receipts_come_with_the_first_response_after_each_start_if_they_were_asked_for(relay, streamed):
+    relay = replace(relay, upstream=FakeUpstream(FakeEngine(count=4, deaths=[2])))
+    responses = await collect(relay.open(replace(streamed, returns_receipt=True)))
+    told = [json.loads(notices(response).get("receipt", "[]")) for response in responses]
+    assert [[one["kind"] for one in receipts] for receipts in told] == [["warm"], [], ["resumed"], []]
+
+
+async def test_a_whole_text_comes_with_all_its_receipts(relay, streamed):
+    relay = replace(relay, upstream=FakeUpstream(FakeEngine(count=4, deaths=[1, 2])))
+    (response,) = await collect(relay.open(replace(streamed, returns_receipt=True, whole=True)))
+    told = json.loads(notices(response)["receipt"])
+    assert [one["kind"] for one in told] == ["warm", "resumed", "resumed"]
+    assert "Triton-Receipt" in receipt_header(response)
+    assert len(receipt_header(response)["Triton-Receipt"]) < 4096
+
+
+async def test_no_receipt_comes_unasked(relay, streamed):
+    relay = replace(relay, upstream=FakeUpstream(FakeEngine()))
+    responses = await collect(relay.open(streamed))
+    assert all(notices(response) == receipt_header(response) == {} for response in responses)
+
+
+async def test_a_receipt_is_its_callers(relay, streamed):
+    relay = replace(relay, upstream=FakeUpstream(FakeEngine()))
+    stream = relay.open(streamed, Caller(tenant="t", models=ALL))
+    await collect(stream)
+    assert len(relay.receipts.of(stream.id, "t")) == 1
+    assert relay.receipts.of(stream.id, "other") == ()
 
 
 async def test_statistics_count_what_clients_saw(relay, upstream, admission, streamed):

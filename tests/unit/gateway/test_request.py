@@ -120,10 +120,14 @@ def test_priority_is_the_requests(parse, kind):
 
 def test_the_gateways_own_wishes_never_reach_the_model(parse):
     request = infer_request()
-    request.parameters["return_queue_position"].bool_param = True
+    for name in ("return_queue_position", "return_receipt"):
+        request.parameters[name].bool_param = True
     assert parse(request).returns_queue_position
+    assert parse(request).returns_receipt
     assert parse(request).sampling_parameters == {}
-    assert not parse(infer_request()).returns_queue_position
+    plain = parse(infer_request())
+    assert not plain.returns_queue_position
+    assert not plain.returns_receipt
 
 
 def test_exactly_one_prompt(parse):

@@ -23,9 +23,29 @@ def test_a_header_that_is_no_time_is_refused(said):
         http_terms({"Triton-Request-Timeout-Ms": said})
 
 
-def test_who_says_nothing_has_all_the_time():
-    assert http_terms({}).timeout_s is None
-    assert grpc_terms(None).timeout_s is None
+def test_who_says_nothing_has_all_the_time_and_no_receipt():
+    assert http_terms({}) == grpc_terms(None, ()) == Terms(timeout_s=None, returns_receipt=False)
+
+
+@pytest.mark.parametrize(
+    ("said", "asks"), [("true", True), ("True", True), ("1", True), ("false", False), ("0", False)]
+)
+def test_a_receipt_is_asked_for_by_header_or_metadata(said, asks):
+    assert http_terms({"Triton-Return-Receipt": said}).returns_receipt is asks
+    assert grpc_terms(None, [("triton-return-receipt", said)]).returns_receipt is asks
+
+
+@pytest.mark.parametrize("said", ["", "yes", "2", b"true"])
+def test_a_wish_that_is_neither_yes_nor_no_is_refused(said):
+    with pytest.raises(InvalidRequest, match="'Triton-Return-Receipt' must be true or false"):
+        grpc_terms(None, [("triton-return-receipt", said)])
+
+
+@pytest.mark.parametrize("call", [False, True])
+@pytest.mark.parametrize("request_itself", [False, True])
+def test_a_receipt_is_asked_for_by_either(streamed, call, request_itself):
+    asked = Terms(returns_receipt=call).of(replace(streamed, returns_receipt=request_itself))
+    assert asked.returns_receipt is (call or request_itself)
 
 
 @pytest.mark.parametrize(
