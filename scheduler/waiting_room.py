@@ -45,13 +45,14 @@ class Waiting:
     request: StartRequest = field(init=False)
     place: asyncio.Future[Assignment] = field(init=False)
     number: int = 0
-    charged: bool = False
+    charged: bool = field(init=False)
     joined: ReplicaId | None = None
     waited_for_start: bool = False
     failed_starts: int = 0
 
     def __post_init__(self, avoid: frozenset[ReplicaId]) -> None:
         self.request = StartRequest(model=self.order.view, avoid=avoid)
+        self.charged = self.resumes  # its tenant has paid for the place that broke
         self.place = asyncio.get_running_loop().create_future()
 
     @property
@@ -59,9 +60,14 @@ class Waiting:
         return self.order.view.name
 
     @property
-    def turn(self) -> tuple[float, int]:
+    def resumes(self) -> bool:
+        """Its replica broke in the middle of its answer."""
+        return bool(self.request.avoid)
+
+    @property
+    def turn(self) -> tuple[bool, float, int]:
         """Within its tenant the least comes first."""
-        return standing_since_s(self.since_s, self.priority), self.number
+        return not self.resumes, standing_since_s(self.since_s, self.priority), self.number
 
     def place_on(self, replica: ReplicaState, grpc_address: str, epoch: int) -> Assignment:
         """A place there for this stream, with the start that it waited for, if it did."""
@@ -161,16 +167,17 @@ class WaitingRoom:
         for waiting in _turns([*unserved, newcomer], share):
             if waiting is newcomer:
                 break
-            share.charge(waiting.caller.tenant, waiting.caller.weight)
+            if not waiting.charged:
+                share.charge(waiting.caller.tenant, waiting.caller.weight)
             before += 1
         return Standing(starting=len(of_model) - len(unserved), before=before, after=len(unserved) - before)
 
     def make_space(self, newcomer: Waiting, limit: int, retry_after_s: Callable[[], float]) -> None:
         """In a queue that is full: its last gives way, of the tenant that has most of it for its weight.
 
-        Raises NoCapacity where that is the newcomer itself.
+        Streams that resume always come in, and never give way. Raises NoCapacity where that is the newcomer itself.
         """
-        if self.by_model()[newcomer.model] < limit:
+        if newcomer.resumes or self.by_model()[newcomer.model] < limit:
             return
         words = f"{limit} requests for model '{newcomer.model}' wait already; try later"
         full = NoCapacity(words, retry_after_s=retry_after_s())
@@ -183,7 +190,7 @@ class WaitingRoom:
         newcomer.number = next(self._numbers)
         held: dict[str, list[Waiting]] = defaultdict(list)
         for waiting in [*self._waiting, newcomer]:
-            if waiting.model == newcomer.model and waiting.joined is None:
+            if waiting.model == newcomer.model and waiting.joined is None and not waiting.resumes:
                 held[waiting.caller.tenant].append(waiting)
         heaviest = max(sorted(held), key=lambda tenant: _load(held[tenant]))
         own = newcomer.caller.tenant

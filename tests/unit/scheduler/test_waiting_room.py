@@ -20,9 +20,17 @@ R = ReplicaId("r")
 
 
 def waiting(
-    stream: str, tenant: str = "", *, of: str = "m", weight: int = 1, priority: int = 0, since_s: float = 0.0
+    stream: str,
+    tenant: str = "",
+    *,
+    of: str = "m",
+    weight: int = 1,
+    priority: int = 0,
+    since_s: float = 0.0,
+    broke_on: ReplicaId | None = None,
 ) -> Waiting:
     return Waiting(
+        avoid=frozenset() if broke_on is None else frozenset({broke_on}),
         stream=StreamId(stream),
         order=ModelOrder(view=model(of), parameters={}),
         since_s=since_s,
@@ -185,6 +193,25 @@ async def test_whose_start_is_under_way_is_not_crowded_out() -> None:
         room.join(one, R)
     assert refused(room, waiting("b0", "b"), 3)
     assert not any(one.place.done() for one in mine)
+
+
+async def test_a_stream_that_broke_comes_before_its_tenants_new_ones_and_costs_nothing_more() -> None:
+    room = entered(
+        *(waiting(f"a{n}", "a", priority=1) for n in range(2)),
+        waiting("a-broke", "a", since_s=5.0, broke_on=R),
+        waiting("b0", "b", since_s=9.0),
+    )
+    assert placed(room, 4) == ["a-broke", "a0", "b0", "a1"]
+
+
+async def test_a_stream_that_broke_finds_space_in_a_full_queue_and_keeps_it() -> None:
+    broke = waiting("a-broke", "a", since_s=9.0, broke_on=R)
+    room = entered(fresh := waiting("a0", "a"))
+    assert not refused(room, broke, 1)
+    assert not refused(room, waiting("b0", "b"), 3)
+    assert refused(room, waiting("a1", "a"), 3)
+    assert not broke.place.done()
+    assert not fresh.place.done()
 
 
 async def test_a_full_queue_of_one_model_is_no_matter_to_another() -> None:
