@@ -219,7 +219,7 @@ class HttpFrontend:
                     await _send_event(answer, write_generate_body(response))
             except SchedulerError as error:
                 self._metrics.failed(error)
-                await _send_event(answer, {"error": str(error)})
+                await _send_event(answer, _error_event(error))
             await answer.write_eof()
         return answer
 
@@ -269,6 +269,12 @@ async def _whole(stream: RelayedStream) -> pb.ModelInferResponse:
 def _stream_headers(stream: RelayedStream, response: pb.ModelInferResponse) -> dict[str, str]:
     """Of an answer that begins with this response."""
     return {STREAM_ID_HEADER: stream.id, **receipt_header(response)}
+
+
+def _error_event(error: SchedulerError) -> dict[str, object]:
+    """Instead of status and headers, which have gone out."""
+    later = {} if error.retry_after_s is None else {"retry_after_s": error.retry_after_s}
+    return {"error": str(error), **later}
 
 
 async def _send_event(answer: web.StreamResponse, value: object) -> None:

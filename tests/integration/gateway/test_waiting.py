@@ -79,6 +79,14 @@ async def test_events_tell_the_wait_before_the_model_runs(http, admission):
     assert texts == [" 0", " 1", " 2", " 3"]
 
 
+async def test_events_say_when_to_come_back(http, admission):
+    admission.refuse(NoCapacity("full", retry_after_s=2.5))
+    body = {**BODY, "stream": True, "return_queue_position": True}
+    async with http.post("/v2/models/m/generate_stream", json=body) as answer:
+        _, last = (await answer.text()).strip().split("\n\n")
+    assert json.loads(last.removeprefix("data: ")) == {"error": "full", "retry_after_s": 2.5}
+
+
 @pytest.mark.parametrize("path", ["/v2/models/m/generate", "/v2/models/m/infer"])
 async def test_a_body_with_the_whole_text_tells_the_wait(http, admission, path):
     admission.outlooks["m"] = STARTS_SOON
