@@ -8,7 +8,7 @@ never an empty one after it, whatever a client asks for, since the last one is a
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,7 @@ from tritonclient.grpc import service_pb2 as pb
 from serverless_triton.scheduler.admission import Outlook
 from serverless_triton.scheduler.gateway.notices import tell_outlook
 from serverless_triton.scheduler.gateway.request import GenerationRequest
-from serverless_triton.scheduler.gateway.tensors import (
-    Tensor,
-    add_output,
-    number_tensor,
-    raw_outputs,
-    split_strings,
-    string_tensor,
-)
+from serverless_triton.scheduler.gateway.tensors import pack, raw_outputs, split_strings
 from serverless_triton.scheduler.gateway.upstream import RequestFailed
 from serverless_triton.scheduler.journal import StreamJournal
 
@@ -99,6 +92,19 @@ class Composer:
         self._request = request
         self._journal = journal
         self._held: list[bytes] = []
+        self._names = [name for name in sorted(request.outputs, key=_rank) if name in _DATATYPES]
+        self._form = self._make_form()
+
+    def _make_form(self) -> pb.ModelInferResponse:
+        """What all its responses have in common: everything but their contents, for outputs of one element."""
+        request = self._request
+        form = pb.ModelInferResponse(model_name=request.model, model_version=request.version, id=request.client_id)
+        form.parameters[STREAM_ID].string_param = self._journal.stream
+        if not request.unary:
+            form.parameters[FINAL].bool_param = False
+        for name in self._names:
+            form.outputs.add(name=name, datatype=_DATATYPES[name], shape=[1])
+        return form
 
     def compose(self, update: TokenUpdate) -> pb.ModelInferResponse | None:
         """The response to send for an accepted update, if there is one."""
@@ -121,32 +127,37 @@ class Composer:
         return response
 
     def _response(self, update: TokenUpdate, text: bytes, output_ids: tuple[int, ...]) -> pb.ModelInferResponse:
-        request = self._request
-        response = pb.ModelInferResponse(model_name=request.model, model_version=request.version, id=request.client_id)
-        response.parameters[STREAM_ID].string_param = self._journal.stream
-        if not request.unary:
-            response.parameters[FINAL].bool_param = update.finish_reason is not None
-        for name in sorted(request.outputs, key=_rank):
-            tensor = self._output(name, update, text, output_ids)
-            if tensor is not None:
-                add_output(response, tensor)
+        response = pb.ModelInferResponse()
+        response.CopyFrom(self._form)
+        if update.finish_reason is not None and not self._request.unary:
+            response.parameters[FINAL].bool_param = True
+        for index, name in enumerate(self._names):
+            values = self._values(name, update, text, output_ids)
+            if len(values) != 1:
+                response.outputs[index].shape[0] = len(values)
+            response.raw_output_contents.append(pack(_DATATYPES[name], values))
         return response
 
-    def _output(self, name: str, update: TokenUpdate, text: bytes, output_ids: tuple[int, ...]) -> Tensor | None:
-        values: dict[str, Any] = {
-            "num_input_tokens": [self._journal.num_input_tokens],
-            "num_output_tokens": [len(output_ids)],
-            "output_ids": output_ids,
-            "prompt_ids": self._journal.prompt_ids,
-        }
+    def _values(self, name: str, update: TokenUpdate, text: bytes, output_ids: tuple[int, ...]) -> Sequence[Any]:
         if name == "text_output":
-            return string_tensor(name, text)
+            return (text,)
+        if name == "output_ids":
+            return output_ids
         if name == "finish_reason":
-            return string_tensor(name, str(update.finish_reason).encode())
-        return number_tensor(name, _DATATYPES[name], values[name]) if name in values else None
+            return (str(update.finish_reason).encode(),)
+        if name == "prompt_ids":
+            return self._journal.prompt_ids
+        return (self._journal.num_input_tokens if name == "num_input_tokens" else len(output_ids),)
 
 
-_DATATYPES = {"num_input_tokens": "UINT32", "num_output_tokens": "UINT32", "output_ids": "INT32", "prompt_ids": "INT32"}
+_DATATYPES = {
+    "text_output": "BYTES",
+    "finish_reason": "BYTES",
+    "num_input_tokens": "UINT32",
+    "num_output_tokens": "UINT32",
+    "output_ids": "INT32",
+    "prompt_ids": "INT32",
+}
 
 
 def _rank(name: str) -> tuple[bool, str]:
