@@ -39,7 +39,7 @@ class EngineBenchmark:
 
     name: str = "engine"
     headline: str = f"batch{rivals.BATCHES[-1]}_tokens_per_s"
-    full_rounds: int = 5
+    full_rounds: int = 3
     packages: tuple[str, ...] = ("tokenizers",)
     rows: tuple[Row, ...] = rivals.ROWS
     batches: tuple[int, ...] = rivals.BATCHES
