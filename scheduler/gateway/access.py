@@ -22,7 +22,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 RpcHandler = Any  # grpc.RpcMethodHandler, which grpc-stubs gives no fields
 
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
-_ADMIN_PATHS = frozenset({"/v2/repository/models/{model}/load", "/v2/repository/models/{model}/unload"})
+_ADMIN_PATHS = frozenset(
+    f"/v2/repository/{which}models/{{model}}/{what}" for which in ("", "{repository}/") for what in ("load", "unload")
+)
 _ADMIN_PREFIX = "/v2/cluster/"
 _OWN_PATHS = frozenset(
     {"/v2/cluster/outlook/{model}", "/v2/cluster/receipts/{stream}"}
