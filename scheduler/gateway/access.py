@@ -94,7 +94,7 @@ def _check_right(caller: Caller, needs_admin: bool) -> None:
 
 
 class CheckedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it takes none at run time
-    """Ends calls that may not be made, before their messages are parsed."""
+    """Ends calls that may not be made, before their messages have come."""
 
     def __init__(self, access: Access, on_error: Callable[[SchedulerError], None]) -> None:
         self._access = access
@@ -110,14 +110,14 @@ class CheckedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it 
             self._access.check_grpc(handler_call_details.method, handler_call_details.invocation_metadata or ())
         except SchedulerError as error:
             self._on_error(error)
-            return None if handler is None else _refusing(handler, error)
+            return None if handler is None else _refusing(error)
         return handler
 
 
-def _refusing(handler: RpcHandler, error: SchedulerError) -> RpcHandler:
+def _refusing(error: SchedulerError) -> RpcHandler:
+    """As a stream, whatever the method is: a unary handler is called only once the message is there."""
+
     async def refuse(_: Any, context: Context) -> None:
         await context.abort(grpc.StatusCode[error.code], str(error), trailing_metadata(error))
 
-    if handler.request_streaming:
-        return handler._replace(request_deserializer=None, stream_stream=refuse)
-    return handler._replace(request_deserializer=None, unary_unary=refuse)
+    return grpc.stream_stream_rpc_method_handler(refuse)

@@ -107,6 +107,12 @@ async def test_every_grpc_method_but_health_wants_a_key(stub):
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED, method.name
 
 
+async def test_a_caller_without_a_key_holds_no_call_open_by_sending_no_message(gateway):
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
+        call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")()
+        assert await asyncio.wait_for(call.code(), 10.0) is grpc.StatusCode.UNAUTHENTICATED
+
+
 async def test_grpc_with_a_key_is_served(client):
     assert (await client.get_server_metadata(headers=BEARER)).name == "triton"
     assert (await client.infer("m", text(), headers={"x-api-key": "user"})).as_numpy("text_output")[0] == b"hi 0 1 2 3"
