@@ -5,6 +5,7 @@ An unknown key or a bad value fails with its path and what would be right.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -140,6 +141,6 @@ def _field(value: Any, hint: Any, path: str) -> Any:
         value = Path(value)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ConfigError(f"{path}: is {value!r}; give {_KIND_NAMES[kind]}")
-    if isinstance(value, (int, float)) and value < 0:
+    if isinstance(value, (int, float)) and not (value >= 0 and math.isfinite(value)):
         raise ConfigError(f"{path}: is {value!r}; give a number from 0")
     return value

@@ -159,9 +159,10 @@ class KeyRing:
 
     def _read(self) -> Keys:
         try:
-            return parse_keys(yaml.safe_load(self._file.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            content = yaml.safe_load(self._file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not, no UTF-8
             raise ConfigError("is no YAML") from error  # whose own words would quote the file
+        return parse_keys(content)
 
 
 def _named(file: Path, error: OSError | ConfigError) -> ConfigError:

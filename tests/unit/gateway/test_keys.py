@@ -127,6 +127,13 @@ def test_a_file_that_goes_leaves_the_keys_as_they_were(file: Path):
     assert ring.caller("newer").key == "batch"
 
 
+def test_a_date_that_there_is_not_leaves_the_keys_as_they_were(file: Path, caplog: pytest.LogCaptureFixture):
+    ring = KeyRing(file)
+    file.write_text("keys: 2024-13-45")
+    assert ring.caller("secret").key == "batch"
+    assert "keys_not_read" in caplog.text
+
+
 def test_a_file_that_cannot_be_read_at_the_start_is_named(file: Path):
     with pytest.raises(ConfigError, match=r"nothing\.yaml: cannot be read: No such file"):
         KeyRing(file.with_name("nothing.yaml"))

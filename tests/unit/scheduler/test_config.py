@@ -38,6 +38,8 @@ def test_nested_values_are_read():
         ({"gateway": {"http_port": True}}, "http_port"),
         ({"gateway": {"relay": {"max_death": 1}}}, "configuration.gateway.relay.max_death: is unknown"),
         ({"control": {"load_timeout_s": -1}}, "give a number from 0"),
+        ({"control": {"load_timeout_s": float("nan")}}, "give a number from 0"),
+        ({"control": {"load_timeout_s": float("inf")}}, "give a number from 0"),
         ({"control": 3}, "must be a mapping"),
     ],
 )
