@@ -12,9 +12,10 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from perf.harness import BenchmarkFailed
@@ -118,6 +119,7 @@ def analyze(
     *,
     concurrency: int = 1,
     rate_per_s: int | None = None,
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> Analysis:
     """Streams the requests over gRPC, and returns when all are answered: `concurrency` at a time, or `rate_per_s` of
     them begun each second, however long they take; their arrival times play no part. `folder` gets what was sent and
@@ -130,6 +132,8 @@ def analyze(
     pace = ("--concurrency-range", concurrency) if rate_per_s is None else ("--request-rate-range", rate_per_s)
     command += [pace[0], str(pace[1]), "--request-count", str(len(requests))]
     command += ["--profile-export-file", str(profile)]
+    for name, value in headers.items():
+        command += ["-H", f"{name}:{value}"]
     try:
         finished = _execute(analyzer, command, timeout_s=TIMEOUT_S)
     except subprocess.TimeoutExpired as error:

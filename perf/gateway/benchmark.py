@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from perf import harness
 from perf.gateway import report, rows
@@ -29,6 +30,7 @@ DRAM_BYTES = 1 << 30
 SCHEDULER = "scheduler"  # the process that the gateway is in
 # A client of its own has a connection of its own; thousands of idle ones share some.
 MOST_CONNECTIONS = 50
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,7 @@ class GatewayBenchmark:
 
     def _swept(self, asked: ClusterRows, sweeps: AnalyzerSweeps, kind: str, way: str) -> Measurement:
         asked.wake(self.sweep.load)
-        return sweeps.measure(kind, asked.address(way))
+        return sweeps.measure(kind, asked.address(way), asked.headers(way))
 
     def documents(self, run: Run) -> Mapping[str, str]:
         return report.documents(run)
@@ -96,13 +98,17 @@ class ClusterRows:
     def address(self, way: str) -> str:
         return self.cluster.grpc if way == GATEWAY else self.cluster.triton_address()
 
+    def headers(self, way: str) -> Mapping[str, str]:
+        """What a server wants to be shown there."""
+        return {} if way == GATEWAY else self.cluster.triton_headers()
+
     def wake(self, load: Load) -> None:
         """A tritonserver serves what the gateway had it load."""
         self.cluster.generate(load.model, "a", max_tokens=1)
 
     def measure(self, way: str, load: Load) -> Measurement:
         self.wake(load)
-        task = task_of(load, self.address(way), tells_time=True)
+        task = task_of(load, self.address(way), tells_time=True, headers=self.headers(way))
         if way == GATEWAY:
             return measured_gateway(task, self.cluster.pid(SCHEDULER))
         return Measurement(figures=run_listener(task))
@@ -119,7 +125,9 @@ def relayed(load: Load, repository: Path, each: int) -> Measurement:
         return measured_gateway(task, gateway.pid)
 
 
-def task_of(load: Load, address: str, *, tells_time: bool, tokens: int | None = None) -> Task:
+def task_of(
+    load: Load, address: str, *, tells_time: bool, tokens: int | None = None, headers: Mapping[str, str] = NO_HEADERS
+) -> Task:
     return Task(
         address=address,
         model=load.model,
@@ -127,6 +135,7 @@ def task_of(load: Load, address: str, *, tells_time: bool, tokens: int | None = 
         tokens=tokens or load.tokens,
         connections=MOST_CONNECTIONS,
         tells_time=tells_time,
+        headers=dict(headers),
     )
 
 

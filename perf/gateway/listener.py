@@ -1,4 +1,5 @@
-"""Clients in a process of their own: `python -m perf.gateway.listener TASK`, the outcome on standard output.
+"""Clients in a process of their own: `python -m perf.gateway.listener`, the task on standard input, the outcome on
+standard output.
 
 They ask for their streams at once and note when each message came; what the messages say is read when all are there, so
 that it costs no time in between. A token of a fake engine that tells the time says how long it was on its way.
@@ -11,7 +12,7 @@ import json
 import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -43,6 +44,7 @@ class Task:
     tokens: int
     connections: int
     tells_time: bool = True  # whether tokens are those of a fake engine that does
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -77,7 +79,7 @@ async def listen(task: Task) -> Outcome:
     request = _request(task).SerializeToString()
     channels = [_channel(task.address) for _ in range(min(task.connections, task.streams))]
     heard = [Heard() for _ in range(task.streams)]
-    hearing = (_hear(channels[i % len(channels)], request, stream) for i, stream in enumerate(heard))
+    hearing = (_hear(channels[i % len(channels)], request, task.headers, stream) for i, stream in enumerate(heard))
     await asyncio.gather(*hearing)
     await asyncio.gather(*(channel.close(None) for channel in channels))
     return outcome(heard, task)
@@ -99,11 +101,11 @@ def _request(task: Task) -> pb.ModelInferRequest:
     return request
 
 
-async def _hear(channel: grpc.aio.Channel, request: bytes, heard: Heard) -> None:
+async def _hear(channel: grpc.aio.Channel, request: bytes, headers: Mapping[str, str], heard: Heard) -> None:
     """On the wire a stream of one request is the same as that request."""
     ask: Any = channel.unary_stream(METHOD, None, None)  # bytes as they are
     heard.asked_ns = time.monotonic_ns()
-    call = ask(request, wait_for_ready=True)
+    call = ask(request, metadata=tuple(headers.items()), wait_for_ready=True)
     while (message := await call.read()) is not _EOF:
         heard.times_ns.append(time.monotonic_ns())
         heard.messages.append(message)
@@ -173,4 +175,4 @@ def main(task: Task) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Task(**json.loads(sys.argv[1])))))
+    print(json.dumps(main(Task(**json.load(sys.stdin)))))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from perf.gateway.rows import CONCURRENCY, RATE, Sweep
@@ -20,10 +21,10 @@ class AnalyzerSweeps:
     folder: Path
     sweep: Sweep
 
-    def measure(self, kind: str, address: str) -> Measurement:
+    def measure(self, kind: str, address: str, headers: Mapping[str, str]) -> Measurement:
         """One sweep. Raises AnalyzerFailed where perf_analyzer reports an error."""
         values = self.sweep.concurrencies if kind == CONCURRENCY else self.sweep.rates_per_s
-        analyses = [self._point(kind, value, address) for value in values]
+        analyses = [self._point(kind, value, address, headers) for value in values]
         figures = {
             f"{kind}{value}_{name}": figure
             for value, analysis in zip(values, analyses, strict=True)
@@ -31,11 +32,10 @@ class AnalyzerSweeps:
         }
         return Measurement(figures={**figures, "messages_per_s": figures[f"{kind}{values[-1]}_messages_per_s"]})
 
-    def _point(self, kind: str, value: int, address: str) -> Analysis:
+    def _point(self, kind: str, value: int, address: str, headers: Mapping[str, str]) -> Analysis:
         requests = _requests(self.sweep, self.sweep.requests(kind, value))
-        if kind == RATE:
-            return analyze(self.analyzer, address, self.sweep.load.model, requests, self.folder, rate_per_s=value)
-        return analyze(self.analyzer, address, self.sweep.load.model, requests, self.folder, concurrency=value)
+        asked = partial(analyze, self.analyzer, address, self.sweep.load.model, requests, self.folder, headers=headers)
+        return asked(rate_per_s=value) if kind == RATE else asked(concurrency=value)
 
 
 def _requests(sweep: Sweep, count: int) -> Sequence[Request]:
