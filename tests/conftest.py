@@ -7,12 +7,17 @@ import os
 import subprocess
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from serverless_triton.cli.demo_model import ensure_demo_model
 
 # Before anything imports torch: idle OpenMP threads that spin starve the processes under test on a small machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# No example is too slow to be right: the machine may have other things to do.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

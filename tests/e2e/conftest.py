@@ -13,7 +13,7 @@ from serverless_triton.backend.model_repository import EngineLimits, add_model
 from serverless_triton.cli.local_cluster import LocalCluster
 
 # A replica's KV cache at these limits and its weights, stored in bfloat16; a device that holds one but not two of them.
-LIMITS = EngineLimits(dtype="float32", max_sequence_tokens=512, max_streams=4)
+LIMITS = EngineLimits(dtype="float32", mode="fast", max_sequence_tokens=512, max_streams=4)
 REPLICA_BYTES = 2 * 30 * 3 * 64 * 4 * 512 * 4 + 134_515_008 * 4
 ROOM_FOR_ONE = REPLICA_BYTES * 3 // 2
 # Of each server's store: a few copies of the demo model.
