@@ -53,6 +53,11 @@ def park(cluster: LocalCluster, model: str, other: str) -> dict[str, Any]:
     return stub
 
 
+def processes(cluster: LocalCluster, model: str) -> list[int]:
+    """The stubs that are parked for a model; what memory each holds is measured anew, and may differ by a page."""
+    return [stub["stub_pid"] for stub in cluster.parked(model)]
+
+
 def test_a_model_that_made_room_starts_again_on_its_stub(cluster: LocalCluster) -> None:
     text, ids, _ = start_of(cluster, "alpha")
     stub = park(cluster, "alpha", "beta")
@@ -96,7 +101,7 @@ def test_a_parked_stub_outlives_the_agent(cluster: LocalCluster) -> None:
     cluster.kill(agent)
     cluster.until(lambda: cluster.pid("server-0.agent") != agent, "the agent is restarted")
     cluster.until(lambda: cluster.servers_up() == 1, "the agent is back")
-    cluster.until(lambda: cluster.parked("alpha") == [stub], "the stub is known again")
+    cluster.until(lambda: processes(cluster, "alpha") == [stub["stub_pid"]], "the stub is known again")
     cluster.until(lambda: bool(cluster.replicas("beta")), "the replica is adopted")
     assert start_of(cluster, "alpha")[2] == "parked"
 
@@ -105,7 +110,7 @@ def test_a_parked_stub_outlives_the_scheduler(cluster: LocalCluster) -> None:
     stub = park(cluster, "alpha", "beta")
     cluster.kill(cluster.pid("scheduler"))
     cluster.until(lambda: cluster.servers_up() == 1, "the scheduler is back")
-    cluster.until(lambda: cluster.parked("alpha") == [stub], "the stub is known again")
+    cluster.until(lambda: processes(cluster, "alpha") == [stub["stub_pid"]], "the stub is known again")
     assert start_of(cluster, "alpha")[2] == "parked"
 
 
