@@ -1,26 +1,20 @@
 """A checkpoint's chat template: messages in, the text of a prompt out.
 
-A template is a program that comes with a checkpoint, from whoever made it. It runs in Jinja's immutable sandbox, over
-plain JSON values only, with the globals that Hugging Face's templates are written for and what transformers closes
-besides (`dict`'s attributes, namespaces with private names). What it writes is bounded; how long it computes is not.
+A template is a program that comes with a checkpoint, from whoever made it. It runs in a sandbox (template_sandbox.py),
+over plain JSON values only. What it writes is bounded here, how long it computes there.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2 import Template, TemplateError, TemplateSyntaxError
 
 from serverless_triton.backend.engines.protocol import InvalidRequest
+from serverless_triton.backend.engines.template_sandbox import TemplateSandbox
 
 CHAT_TEMPLATE_FILES = (
     "chat_template.jinja", "chat_template.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -37,12 +31,16 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         self._special_tokens = dict(special_tokens or {})
+        self._sandbox = TemplateSandbox()
         self._template: Template | None = None
         self._mistake = ""
         try:
-            self._template = _environment().from_string(source)
+            self._sandbox.start_clock()
+            self._template = self._sandbox.from_string(source)
         except TemplateSyntaxError as error:
             self._mistake = f"{error.message} in line {error.lineno}"
+        except Exception as error:  # noqa: BLE001 - Python's own limits: blocks in blocks, parentheses in parentheses
+            self._mistake = f"{type(error).__name__}, it may be nested too deeply"
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt that asks for the assistant's next message. Raises InvalidRequest, also in the template's words.
@@ -53,6 +51,7 @@ class ChatTemplate:
             raise InvalidRequest(f"this model's chat template cannot be read: {self._mistake}")
         plain = [{name: value for name, value in message.items() if value is not None} for message in messages]
         try:
+            self._sandbox.start_clock()
             return self._write(self._template, plain)
         except TemplateError as error:
             raise InvalidRequest(f"this model's chat template refuses the messages: {error}") from error
@@ -102,72 +101,3 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 def _json_object(file: Path) -> dict[str, Any]:
     value = json.loads(file.read_bytes()) if file.is_file() else {}
     return value if isinstance(value, dict) else {}
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {
-        "raise_exception": _raise_exception,
-        "strftime_now": _strftime_now,
-        "dict": _Dict(),
-        "namespace": _Namespace,
-    }
-    return environment
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training; here they are only themselves."""
-
-    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-
-class _Dict:
-    """`dict` without the attributes of the type."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*args)
-
-
-class _Namespace(Namespace):
-    """A namespace that keeps no private names: through them a template could reach the interpreter."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:  # so that `namespace(self=...)` works, as in Jinja's own
-        self, *rest = args
-        attributes = dict(*rest, **kwargs)
-        for name in attributes:
-            _check_public(name)
-        Namespace.__init__(self, attributes)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _check_public(name)
-        super().__setitem__(name, value)
-
-
-def _check_public(name: object) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError("a namespace may not hold names that begin with _")
-
-
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """Jinja's own filter escapes HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().astimezone().strftime(pattern)

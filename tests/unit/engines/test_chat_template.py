@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
-from serverless_triton.backend.engines import chat_template
+from serverless_triton.backend.engines import chat_template, template_sandbox
 from serverless_triton.backend.engines.chat_template import ChatTemplate, load_chat_template
 from serverless_triton.backend.engines.fake import ByteTokenizer, FakeEngineBuilder
 from serverless_triton.backend.engines.intake import Intake
@@ -146,6 +147,73 @@ def test_what_a_template_writes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(chat_template, "MOST_CHARACTERS", 1000)
     with pytest.raises(InvalidRequest, match="more than 1000 characters"):
         ChatTemplate("{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}").render(CHAT)
+
+
+NESTED = "{% for i in range(99999) %}{% for j in range(99999) %}BODY{% endfor %}{% endfor %}"
+DOUBLING = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(50) }}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        NESTED.replace("BODY", ""),
+        NESTED.replace("range(99999) %}BODY", "range(99999) if false %}"),
+        "{% for i in range(99) recursive %}{% if loop.depth < 9 %}{{ loop(range(99)) }}{% endif %}{% endfor %}",
+        DOUBLING,
+        "{{ ('x' * 30000000) | map('upper') | select('string') | list | length }}",
+        "{{ ('x' * 30000000) | map(attribute='a') | list | length }}",
+    ],
+)
+def test_how_long_a_template_computes_is_bounded(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.setattr(template_sandbox, "MOST_SECONDS", 0.1)
+    began_s = time.thread_time()
+    with pytest.raises(InvalidRequest, match=r"chat template computes for more than 0\.1 s over the messages"):
+        ChatTemplate(source).render(CHAT)
+    assert time.thread_time() - began_s < 5
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 9 ** (9 ** 9) }}",
+        "{% set n = namespace(x=3) %}{% for i in range(64) %}{% set n.x = n.x * n.x %}{% endfor %}",
+        "{{ 'x' * 10 ** 10 }}",
+        "{{ 10 ** 10 * [1] }}",
+        "{{ [1] | slice(10 ** 12) | list }}",
+        "{{ [1] | slice(1000000000000) | list }}",
+        "{{ [1] | batch(1000000000000, 1) | list }}",
+        "{{ 'x' | center(1000000000000) }}",
+        "{{ 'x'.ljust(1000000000000) }}",
+        "{{ 'x' | tojson(indent=1000000000000) }}",
+        "{% set n = namespace(x='x') %}{% for i in range(64) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    ],
+)
+def test_no_single_operation_of_a_template_takes_for_ever(source: str) -> None:
+    with pytest.raises(InvalidRequest, match="chat template makes a value of more than"):
+        ChatTemplate(source).render(CHAT)
+
+
+def test_the_time_of_a_template_counts_anew_for_each_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(time, "thread_time", lambda: now_s[0])
+    template = ChatTemplate("{% for m in messages %}{{ m.role }}{% endfor %}")
+    now_s[0] = 10 * template_sandbox.MOST_SECONDS
+    assert template.render(CHAT[:1]) == "system"
+
+
+def test_large_numbers_in_messages_are_only_written() -> None:
+    number = 17 * 10**20
+    text = ChatTemplate("{{ messages[0].content | tojson }} {{ '{}'.format(messages[0].content) }}").render(
+        [{"role": "user", "content": number}]
+    )
+    assert text == f"{number} {number}"
+
+
+@pytest.mark.parametrize("source", ["{% for i in [1] %}" * 30 + "{% endfor %}" * 30, "{{ " + "(" * 9999])
+def test_a_template_that_is_nested_too_deeply_refuses_chats_alone(source: str) -> None:
+    template = ChatTemplate(source)
+    with pytest.raises(InvalidRequest, match=r"cannot be read: \w+, it may be nested too deeply"):
+        template.render(CHAT)
 
 
 def intake(**changes: Any) -> Intake:
