@@ -276,8 +276,9 @@ class RelayedStream:
         self._deaths.append(str(error))
         self._avoid.add(assignment.replica)
         log.warning(
-            "stream_lost_replica request_id=%s model=%s server=%s attempt=%d reason=%r",
+            "stream_lost_replica request_id=%s tenant=%s model=%s server=%s attempt=%d reason=%r",
             self.request_id,
+            self._caller.tenant,
             assignment.model,
             assignment.server,
             self._journal.attempt,
@@ -329,9 +330,10 @@ class RelayedStream:
 
     def _log_end(self) -> None:
         log.info(
-            "stream_ended request_id=%s model=%s server=%s outcome=%s attempts=%d prompt_tokens=%d tokens=%d "
+            "stream_ended request_id=%s tenant=%s model=%s server=%s outcome=%s attempts=%d prompt_tokens=%d tokens=%d "
             "queue_s=%.6f total_s=%.6f",
             self.request_id,
+            self._caller.tenant,
             self._journal.model,
             self._server,
             self._outcome,

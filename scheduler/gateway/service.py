@@ -6,6 +6,7 @@ Triton's words.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,8 @@ from serverless_triton.scheduler.gateway.request import GenerationRequest, parse
 from serverless_triton.scheduler.gateway.statistics import Statistics
 from serverless_triton.scheduler.gateway.terms import Terms
 from serverless_triton.scheduler.identity import ANONYMOUS, Caller
+
+log = logging.getLogger(__name__)
 
 SERVER_NAME = "triton"
 # The server whose surface this is; clients decide by it what they may ask.
@@ -144,6 +147,7 @@ class InferenceService:
         except (InvalidModelName, UnknownModel) as error:
             message = f"failed to load '{name[:128]}', failed to poll from model repository"
             raise LoadFailed(message, code="INTERNAL") from error
+        self._log_act("load", name)
         await self.admission.warm(name, timeout_s=self.admin_timeout_s)
 
     async def unload(self, name: str, repository: str) -> None:
@@ -153,7 +157,12 @@ class InferenceService:
             self.catalogue.entry(name)
         except (InvalidModelName, UnknownModel):
             return
+        self._log_act("unload", name)
         await self.admission.release(name, timeout_s=self.admin_timeout_s)
+
+    def _log_act(self, act: str, model: str) -> None:
+        """Of a model that is there; a key is named and never shown."""
+        log.info("model_%s model=%s tenant=%s key=%s", act, model, self.caller.tenant, self.caller.key)
 
 
 class Unsupported(InvalidRequest):

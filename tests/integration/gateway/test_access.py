@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import re
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from tritonclient.utils import InferenceServerException
 from serverless_triton.scheduler.catalogue import Catalogue
 from serverless_triton.scheduler.gateway.gateway import Gateway
 from serverless_triton.scheduler.gateway.openapi import document
+from serverless_triton.scheduler.log_lines import fields_of
 from tests.integration.gateway.conftest import SETTINGS
 from tests.unit.gateway.samples import infer_request
 
@@ -116,6 +118,19 @@ async def test_a_caller_without_a_key_holds_no_call_open_by_sending_no_message(g
 async def test_grpc_with_a_key_is_served(client):
     assert (await client.get_server_metadata(headers=BEARER)).name == "triton"
     assert (await client.infer("m", text(), headers={"x-api-key": "user"})).as_numpy("text_output")[0] == b"hi 0 1 2 3"
+
+
+async def test_who_wakes_a_model_and_puts_it_to_sleep_is_logged_by_name(client, keys_file, caplog):
+    caplog.set_level(logging.INFO, logger="serverless_triton.scheduler.gateway.service")
+    digest = hashlib.sha256(b"s3cr3t").hexdigest()
+    write_keys(keys_file, root={"models": ["*"], "admin": True, "tenant": "operations", "sha256": digest})
+    for change in (client.load_model, client.unload_model):
+        await change("m", headers={"authorization": "Bearer s3cr3t"})
+    acts = [fields_of(record) for record in caplog.records if record.name.endswith("gateway.service")]
+    assert acts == [
+        {"event": f"model_{act}", "model": "m", "tenant": "operations", "key": "root"} for act in ("load", "unload")
+    ]
+    assert "s3cr3t" not in caplog.text
 
 
 async def test_grpc_load_wants_the_admin_right(client, admission):

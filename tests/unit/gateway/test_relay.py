@@ -508,6 +508,19 @@ async def test_a_stream_that_failed_says_by_which_code(relay, upstream, streamed
     assert (fields["event"], fields["outcome"], fields["attempts"]) == ("stream_ended", code, attempts)
 
 
+async def test_what_is_logged_of_a_stream_names_its_tenant(relay, upstream, streamed, caplog):
+    caplog.set_level(logging.INFO)
+    caller = Caller(tenant="research", models=ALL, key="batch")
+    task = asyncio.ensure_future(collect(relay.open(streamed, caller)))
+    (await upstream.call(0)).fail("UNAVAILABLE", "broke")
+    (await upstream.call(1)).tokens(0, 1, finish_reason="stop")
+    await task
+    lines = [fields_of(record) for record in caplog.records]
+    assert [(line["event"], line["tenant"]) for line in lines] == [
+        ("stream_lost_replica", "research"), ("stream_ended", "research"),
+    ]  # fmt: skip
+
+
 async def test_a_stream_whose_client_leaves_was_cancelled(relay, upstream, streamed, caplog):
     caplog.set_level(logging.INFO)
     responses = relay.open(streamed).responses()
