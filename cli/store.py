@@ -15,6 +15,7 @@ import click
 
 from serverless_triton.loader.client import Store
 from serverless_triton.loader.daemon import serve
+from serverless_triton.loader.deadline import MOST_TIMEOUT_S
 from serverless_triton.loader.integrity import IntegrityReport, hash_checkpoint, verify_checkpoint
 from serverless_triton.loader.progress import Progress
 from serverless_triton.loader.receipts import LoadReceipt
@@ -33,7 +34,7 @@ _socket = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _timeout = click.option(
     "--timeout-s",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, max=MOST_TIMEOUT_S),
     default=3600.0,
     show_default=True,
     help="Seconds to wait; then the load is cancelled, unless others want it.",
@@ -50,7 +51,8 @@ def command() -> None:
     """Keep checkpoints in memory that all processes of a node share, and make them ready for that.
 
     PATH is a .safetensors file, a directory that holds one or has an index of its shards, or a URL (https://, s3://,
-    hf://); repack, hash and verify take no URL. Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+    hf://); repack, hash and verify take no URL. Exit codes: 0 done, 1 refused or failed, 2 wrong usage. evict and
+    unpin are done too where there was nothing to do, and say so.
     """
 
 
@@ -197,11 +199,15 @@ def repack(source: str, target: str, as_json: bool) -> None:
 
 @command.command("hash", short_help="Write hashes beside files known to be good.")
 @_path
+@click.option("--force", is_flag=True, help="Replace hashes that a file differs from.  [default: refuse]")
 @_json
-def hash_(path: str, as_json: bool) -> None:
-    """Write the hashes of PATH's files beside them; they should be known to be good."""
+def hash_(path: str, force: bool, as_json: bool) -> None:
+    """Write the hashes of PATH's files beside them; they should be known to be good.
+
+    Hashes that lie there already must be the same: a file that differs from them may be damaged.
+    """
     with _bar("hashing") as progress:
-        report = hash_checkpoint(path, progress)
+        report = hash_checkpoint(path, progress, force=force)
     _print(asdict(report), f"hashed {_files(report)}", as_json)
 
 

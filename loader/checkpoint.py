@@ -118,7 +118,7 @@ def canonical_path(path: Path | str) -> Path:
 
 def _single_file(path: Path) -> Path:
     if path.suffix in PICKLE_SUFFIXES:
-        raise unsafe_checkpoint(str(path))
+        raise unsafe_file(str(path))
     return path
 
 
@@ -145,7 +145,7 @@ def only_candidate(names: Sequence[str], directory: str) -> str:
         return candidates[0]
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     if pickles:
-        raise unsafe_checkpoint(f"{directory}/{pickles[0]}")
+        raise unsafe_model(f"{directory}/{pickles[0]}")
     raise CheckpointNotFound(f"{directory} holds no .safetensors file; give the directory of a downloaded model")
 
 
@@ -201,10 +201,19 @@ def remote_device(url: str) -> str:
     return "remote:hf://" if url.startswith("hf://") else "remote:" + "/".join(url.split("/", 3)[:3])
 
 
-def unsafe_checkpoint(path: str) -> UnsafeCheckpoint:
-    """Why a pickle checkpoint is refused, and what to do with it."""
+def unsafe_file(path: str) -> UnsafeCheckpoint:
+    """Why a single pickle file is refused, and what to do with it."""
     return UnsafeCheckpoint(
-        f"{path} is a pickle checkpoint, which can run any code when loaded; convert it once where you trust it: "
-        "`from transformers import AutoModelForCausalLM as M; M.from_pretrained(SOURCE).save_pretrained(TARGET)` "
+        f"{path} is a pickle file, which can run any code when loaded; convert it once: "
+        "`import torch; from safetensors.torch import save_file; "
+        "save_file(torch.load(SOURCE, weights_only=True), TARGET)` reads tensors alone and writes safetensors"
+    )
+
+
+def unsafe_model(path: str) -> UnsafeCheckpoint:
+    """The same of the pickle file at `path` in a model's directory, which may be one of several."""
+    return UnsafeCheckpoint(
+        f"{path} is a pickle checkpoint, which can run any code when loaded; convert its model once where you trust "
+        "it: `from transformers import AutoModelForCausalLM as M; M.from_pretrained(SOURCE).save_pretrained(TARGET)` "
         "writes safetensors"
     )

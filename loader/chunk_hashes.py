@@ -141,7 +141,7 @@ def _fields(content: bytes, path: Path | str) -> dict[str, Any]:
 def _invalid(path: Path | str, reason: str) -> ChunkHashesInvalid:
     return ChunkHashesInvalid(
         f"{path} does not fit the checkpoint: {reason}; where the checkpoint is known to be good, renew the hashes "
-        "with `serverless-triton store hash`, or write it anew with `serverless-triton store repack`"
+        "with `serverless-triton store hash --force`, or write it anew with `serverless-triton store repack`"
     )
 
 

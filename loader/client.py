@@ -56,7 +56,7 @@ class Store:
         """Connects, waiting up to `connect_timeout_s` for a store that is just starting. Raises StoreUnavailable.
 
         `timeout_s` is how long an answer may take, and an attach or load may stand still; each request can have its
-        own, which is a time in all.
+        own, which is a time in all. All are seconds, from 0; TypeError and ValueError say where one is not.
         """
         self._path = os.fspath(socket_path)
         self._session = Session(self._path, timeout_s, connect_timeout_s)

@@ -7,13 +7,27 @@ from collections.abc import Callable
 
 from .replies import Progress
 
+MOST_TIMEOUT_S = 2_000_000.0  # 23 days: poll() takes no more milliseconds
+
+
+def check_timeout(timeout_s: float, name: str = "timeout_s") -> None:
+    """Raises TypeError, ValueError."""
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float):
+        raise TypeError(f"{name} is {timeout_s!r}; give a number of seconds")
+    if not 0 <= timeout_s <= MOST_TIMEOUT_S:
+        raise ValueError(f"{name} is {timeout_s!r}; give a number of seconds from 0 to {MOST_TIMEOUT_S:.0f}")
+
 
 class Deadline:
-    """`timeout_s` seconds from now; with `of_standstill`, from the last news that something had been read."""
+    """`timeout_s` seconds from now; with `of_standstill`, from the last news that something had been read.
+
+    Raises TypeError, ValueError for what is no such time.
+    """
 
     def __init__(
         self, timeout_s: float, *, of_standstill: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        check_timeout(timeout_s)
         self._timeout_s = timeout_s
         self._of_standstill = of_standstill
         self._clock = clock

@@ -37,6 +37,20 @@ def name_of(device: str | torch.device) -> str:
     return names[ordinal]
 
 
+def check_device(device: str | torch.device) -> None:
+    """Whether torch knows such a device, and has it where it is no CUDA device. Raises DeviceUnavailable."""
+    import torch
+
+    try:
+        found = torch.device(str(device))
+        if found.type != "cuda":
+            torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # in whichever words: every kind of device has its own
+        raise DeviceUnavailable(
+            f"nothing can be loaded to device {device!r}; give 'cpu', 'cuda' or 'cuda:N'"
+        ) from error
+
+
 def device_of(name: str) -> _core.GpuDevice:
     """The GPU of that name, among those that this process may see. Raises DeviceUnavailable."""
     names = _core.gpu_uuids()
@@ -49,6 +63,7 @@ def check_torch_reaches(device: str | torch.device) -> None:
     """For tensors that torch itself shall bring to a device. Raises DeviceUnavailable."""
     import torch
 
+    check_device(device)
     if is_cuda(device) and not torch.cuda.is_available():
         raise unreachable(device)
 

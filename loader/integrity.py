@@ -8,7 +8,7 @@ from pathlib import Path
 from . import _core
 from .checkpoint import Checkpoint, CheckpointFile
 from .chunk_hashes import ChunkHashes, read_hashes, sidecar_path, write_hashes
-from .errors import CheckpointChanged, ChunkHashesMissing
+from .errors import CheckpointChanged, CheckpointCorrupted, ChunkHashesMissing
 from .indices import read_indices
 from .progress import Progress, watched
 
@@ -42,19 +42,24 @@ def verify_checkpoint(path: Path | str, progress: Progress | None = None) -> Int
     return _report(checkpoint)
 
 
-def hash_checkpoint(path: Path | str, progress: Progress | None = None) -> IntegrityReport:
-    """Writes the hashes of every file beside it, over those that are there. The checkpoint itself stays as it is.
+def hash_checkpoint(path: Path | str, progress: Progress | None = None, *, force: bool = False) -> IntegrityReport:
+    """Writes the hashes of every file beside it. The checkpoint itself stays as it is.
 
-    It says that the files are right as they are now, so they should come from a place that is trusted. Raises
-    CheckpointError, CheckpointChanged where a file is written meanwhile, CheckpointUnwritable.
+    It says that the files are right as they are now, so they should come from a place that is trusted. Hashes that are
+    there already say what was right before: where a file differs from them, CheckpointCorrupted is raised, or
+    ChunkHashesInvalid, and nothing is written; with `force` they are replaced. Raises CheckpointError too,
+    CheckpointChanged where a file is written meanwhile, CheckpointUnwritable.
     """
     checkpoint = Checkpoint.open(path)
+    before = [None if force else read_hashes(checkpoint, file) for file in checkpoint.files]
     images = _checked_images(checkpoint)
 
     def take_hashes(job: _core.ReadJob) -> list[ChunkHashes]:
         return [hashes_of(image, job) for image in images]
 
     all_hashes = watched(take_hashes, checkpoint.total_bytes, progress)
+    for image, known, hashes in zip(images, before, all_hashes, strict=True):
+        _check_same(image.path, known, hashes)
     for file, hashes in zip(checkpoint.files, all_hashes, strict=True):
         write_hashes(sidecar_path(checkpoint, file), hashes)
     return _report(checkpoint)
@@ -66,6 +71,15 @@ def hashes_of(image: _core.FileImage, job: _core.ReadJob) -> ChunkHashes:
     if not image.is_unchanged():
         raise CheckpointChanged(f"{image.path} changed while it was being hashed; hash it once it is complete")
     return ChunkHashes(file_bytes=image.bytes, digests=tuple(digests))
+
+
+def _check_same(file: str, known: ChunkHashes | None, found: ChunkHashes) -> None:
+    if known is not None and known != found:
+        chunk = next(n for n, pair in enumerate(zip(known.digests, found.digests, strict=True)) if len(set(pair)) == 2)
+        raise CheckpointCorrupted(
+            f"{file}: chunk {chunk} differs from the hash that lies beside the file, so one of them is not as it was; "
+            "get the file again, or where it is known to be good have the hashes replaced (--force, force=True)"
+        )
 
 
 def _checked_images(checkpoint: Checkpoint) -> list[_core.FileImage]:

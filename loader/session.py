@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from . import link
 from .arena_view import ArenaView
-from .deadline import Deadline
+from .deadline import Deadline, check_timeout
 from .errors import LoaderError, StoreCancelled, StoreProtocolError, StoreTimeout, StoreUnavailable, error_of
 from .held_leases import HeldLeases
 from .replies import ArenaMapped, Attached, DeviceAttached, DevicesReclaimed, Failed, Reclaimed, Reply
@@ -48,6 +48,8 @@ class Session:
 
     def __init__(self, path: str, timeout_s: float, connect_timeout_s: float) -> None:
         """Connects, waiting up to `connect_timeout_s` for a store that is just starting. Raises StoreUnavailable."""
+        check_timeout(timeout_s)
+        check_timeout(connect_timeout_s, "connect_timeout_s")
         self.id = uuid4().hex
         self.lock = threading.Lock()
         self._path = path

@@ -11,7 +11,7 @@ from . import _core
 from .checkpoint import Checkpoint
 from .chunk_hashes import read_hashes
 from .device_tensors import device_tensors_of
-from .devices import check_torch_reaches, device_of, is_cuda, name_of
+from .devices import check_device, check_torch_reaches, device_of, is_cuda, name_of
 from .errors import CheckpointChanged
 from .indices import read_indices
 from .keys import Keys, wanted
@@ -55,6 +55,7 @@ def load_file(
     bytes done and in all. Raises CheckpointError, TensorNotFound among them where `keys` names what is not there,
     StoreFull where the machine has no memory left, and DeviceError.
     """
+    check_device(device)
     if keys is not None:
         check_torch_reaches(device)
     files = open_files(path, verify=verify)

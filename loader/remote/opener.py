@@ -24,7 +24,7 @@ from ..checkpoint import (
     only_candidate,
     parse_shard_index,
     remote_device,
-    unsafe_checkpoint,
+    unsafe_file,
 )
 from ..errors import CheckpointIndexInvalid, CheckpointNotFound, CheckpointTruncated, RemoteDenied, RemoteUnavailable
 from .hub import HubRevision, is_commit, resolve_revision
@@ -109,7 +109,7 @@ class RemoteOpener:
         if url.scheme == "hf":
             urls = await self._hub_files(url, patience)
         elif url.name.endswith(PICKLE_SUFFIXES):
-            raise unsafe_checkpoint(str(url))
+            raise unsafe_file(str(url))
         elif url.name.endswith(".safetensors"):
             urls = [str(url)]
         else:

@@ -100,6 +100,19 @@ def test_a_broken_chunk_is_one_clear_line(make_checkpoint: Callable[..., Path]) 
     assert re.fullmatch(rf"serverless-triton: {shard}: chunk 0 \(bytes 0 to \d+\), .*\n", done.stderr)
 
 
+def test_hashes_that_show_damage_are_replaced_by_force_alone(make_checkpoint: Callable[..., Path]) -> None:
+    directory = make_checkpoint()
+    answer("hash", directory)
+    with (directory / "model.safetensors").open("r+b") as shard:
+        shard.seek(-1, 2)
+        shard.write(b"\xa5")
+
+    assert run("hash", directory).returncode == 1
+    assert run("verify", directory).returncode == 1
+    assert run("hash", directory, "--force").returncode == 0
+    assert run("verify", directory).returncode == 0
+
+
 def test_a_failure_is_json_where_the_answer_would_be(tmp_path: Path) -> None:
     done = run("verify", tmp_path / "nothing", "--json")
 

@@ -81,10 +81,10 @@ def test_stale_hashes_are_an_error_until_they_are_renewed(
     store: Store, checkpoint: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
     make_checkpoint(checkpoint.name, megabytes=1)
-    with pytest.raises(ChunkHashesInvalid, match="serverless-triton store hash"):
+    with pytest.raises(ChunkHashesInvalid, match="serverless-triton store hash --force"):
         store.attach(checkpoint)
 
-    hash_checkpoint(checkpoint)
+    hash_checkpoint(checkpoint, force=True)
     assert store.attach(checkpoint).receipt.verified
 
 

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from serverless_triton.loader import (
     Checkpoint,
@@ -9,6 +10,7 @@ from serverless_triton.loader import (
     CheckpointNotFound,
     CheckpointUnreadable,
     UnsafeCheckpoint,
+    load_file,
 )
 
 
@@ -106,9 +108,21 @@ def test_a_directory_reached_by_another_name_is_the_same_checkpoint(tmp_path: Pa
 def test_pickles_are_refused_with_advice(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
 
-    for path in (tmp_path, tmp_path / name):
-        with pytest.raises(UnsafeCheckpoint, match=rf"{name}.*save_pretrained"):
-            Checkpoint.open(path)
+    with pytest.raises(UnsafeCheckpoint, match=rf"{name}.*save_pretrained"):
+        Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt"])
+def test_a_single_pickle_file_becomes_one_that_loads_as_its_refusal_says(tmp_path: Path, suffix: str) -> None:
+    source, target = tmp_path / f"weights{suffix}", tmp_path / "weights.safetensors"
+    torch.save({"a": torch.arange(3)}, source)
+
+    with pytest.raises(UnsafeCheckpoint) as refused:
+        Checkpoint.open(source)
+    advice = str(refused.value).split("`")[1]
+    exec(advice, {"SOURCE": source, "TARGET": target})
+
+    assert load_file(target)["a"].tolist() == [0, 1, 2]
 
 
 def test_several_files_without_an_index_are_ambiguous(tmp_path: Path) -> None:

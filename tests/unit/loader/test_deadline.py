@@ -1,8 +1,11 @@
 """How long a client waits while an answer gets nearer, or does not."""
 
+from pathlib import Path
+
 import pytest
 
-from serverless_triton.loader.deadline import Deadline
+from serverless_triton.loader.client import Store
+from serverless_triton.loader.deadline import MOST_TIMEOUT_S, Deadline
 from serverless_triton.loader.replies import Progress
 
 
@@ -51,3 +54,21 @@ def test_a_time_in_all_is_not_prolonged(clock: Clock) -> None:
 
     assert deadline.left_s == 0.0
     assert str(deadline) == "took longer than 0.5 s"
+
+
+@pytest.mark.parametrize("wrong", [-1, -0.001, float("nan"), float("inf"), 2 * MOST_TIMEOUT_S])
+def test_what_is_no_time_to_wait_is_refused_with_what_would_be(wrong: float) -> None:
+    with pytest.raises(ValueError, match=r"timeout_s is .*; give a number of seconds from 0 to 2000000"):
+        Deadline(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["5", None, True, [1]])
+def test_what_is_no_number_is_refused(wrong: object) -> None:
+    with pytest.raises(TypeError, match=r"timeout_s is .*; give a number of seconds"):
+        Deadline(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["timeout_s", "connect_timeout_s"])
+def test_a_store_checks_its_times_before_it_connects(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} is -1"):
+        Store(tmp_path / "nowhere", **{name: -1})

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from serverless_triton.loader import (
     CheckpointCorrupted,
@@ -81,10 +83,44 @@ def test_one_flipped_byte_is_found_in_its_chunk(shard: Path, chunk: int) -> None
         verify_checkpoint(shard)
 
 
-def test_hashing_again_accepts_the_file_as_it_is_now(shard: Path) -> None:
+def test_hashing_again_with_force_accepts_the_file_as_it_is_now(shard: Path) -> None:
     hash_checkpoint(shard)
     flip(shard, CHUNK_BYTES + 5)
+    hash_checkpoint(shard, force=True)
+
+    verify_checkpoint(shard)
+
+
+def test_hashing_a_damaged_file_again_keeps_the_hashes_that_show_it(shard: Path) -> None:
     hash_checkpoint(shard)
+    before = sidecar_of(shard).read_bytes()
+    flip(shard, CHUNK_BYTES + 5)
+
+    with pytest.raises(CheckpointCorrupted, match=rf"{shard}: chunk 1 differs from the hash .*--force"):
+        hash_checkpoint(shard)
+    assert sidecar_of(shard).read_bytes() == before
+
+
+def test_hashing_one_damaged_shard_again_writes_beside_none(shard: Path, tmp_path: Path) -> None:
+    model = tmp_path / "shards"
+    model.mkdir()
+    first, second = model / "1.safetensors", shard.rename(model / "2.safetensors")
+    save_file({"b": torch.zeros(2)}, first)
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"b": "1.safetensors", "a": "2.safetensors"}}')
+    hash_checkpoint(second)
+    flip(second, 5000)
+
+    with pytest.raises(CheckpointCorrupted):
+        hash_checkpoint(model)
+    assert not sidecar_of(first).exists()
+
+
+def test_hashes_of_something_else_are_replaced_by_force_alone(shard: Path) -> None:
+    sidecar_of(shard).write_bytes(b"[]")
+
+    with pytest.raises(ChunkHashesInvalid, match=r"store hash --force"):
+        hash_checkpoint(shard)
+    hash_checkpoint(shard, force=True)
 
     verify_checkpoint(shard)
 

@@ -139,6 +139,14 @@ def test_a_device_is_where_the_tensors_end_up(path: Path) -> None:
     assert load_file(path, device="meta", keys=["a"])["a"].device.type == "meta"
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "mps", "", 0])
+def test_what_is_no_device_is_refused_with_what_would_be(path: Path, device: str) -> None:
+    slices = {"a": TensorSlice(0, 0, 2)}
+    for load in (load_file, partial(load_file, keys=["a"]), partial(load_slices, slices=slices)):
+        with pytest.raises(DeviceUnavailable, match=r"give 'cpu', 'cuda' or 'cuda:N'"):
+            load(path, device=device)
+
+
 @pytest.mark.parametrize("read", [load_file, hash_checkpoint])
 def test_a_url_is_sent_to_a_store(read: Callable[[str], object]) -> None:
     with pytest.raises(RemoteUrlRefused, match=r"URLs go through a store: Store\(\.\.\.\)\.attach\(URL\)"):
