@@ -119,6 +119,20 @@ def test_streams_go_on_while_the_agent_restarts(cluster: LocalCluster) -> None:
     assert cluster.serving("alpha")["worker_pid"] == replica["worker_pid"]
 
 
+def test_a_scheduler_that_is_told_to_stop_lets_its_streams_end(cluster: LocalCluster) -> None:
+    stream = cluster.stream("alpha", PROMPT, **SAMPLING)
+    stream.read(HEARD_BEFORE)
+    scheduler = cluster.pid("scheduler")
+
+    cluster.kill(scheduler, signal.SIGTERM)
+    heard = stream.rest()
+
+    assert heard.errors == []
+    assert (len(heard.output_ids), heard.finish_reason) == (SAMPLING["max_tokens"], "length")
+    cluster.until(lambda: cluster.pid("scheduler") != scheduler, "the scheduler has ended and is restarted")
+    cluster.until(lambda: cluster.servers_up() == 2, "the scheduler is back")
+
+
 def test_a_new_scheduler_adopts_running_replicas(cluster: LocalCluster) -> None:
     cluster.generate("alpha", PROMPT, max_tokens=1)
     before = {replica["id"] for replica in cluster.replicas()}

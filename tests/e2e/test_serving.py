@@ -240,6 +240,27 @@ def test_an_unknown_model_is_not_found_in_tritons_words(cluster: LocalCluster) -
     assert post(cluster, "/v2/models/nope/generate", '{"text_input": "x"}')[0] == 404
 
 
+def test_unknown_models_on_a_shared_stream_crash_no_server(cluster: LocalCluster) -> None:
+    """Sent to a Triton server on one stream beside good requests, they can end it."""
+    servers = [cluster.pid(f"server-{number}.triton") for number in range(2)]
+    inputs = generation_inputs(PROMPT, max_tokens=2, ignore_eos=True)
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    with triton_grpc.InferenceServerClient(cluster.grpc) as client:
+        client.start_stream(lambda result, error: answers.put((result, error)))
+        for _ in range(40):
+            for model in ("nope", "alpha", ""):
+                client.async_stream_infer(model, inputs, enable_empty_final_response=True)
+        errors, finals = 0, 0
+        while errors < 80 or finals < 40:
+            result, error = answers.get(timeout=60)
+            errors += error is not None
+            finals += result is not None and result.get_response().parameters["triton_final_response"].bool_param
+        client.stop_stream()
+    assert (errors, finals) == (80, 40)
+    assert [cluster.pid(f"server-{number}.triton") for number in range(2)] == servers
+    assert cluster.generate("alpha", PROMPT, max_tokens=2).errors == []
+
+
 @pytest.mark.parametrize("name", ["../alpha", "alpha/../beta", "..", "a/b"])
 def test_names_that_lead_elsewhere_are_refused(cluster: LocalCluster, name: str) -> None:
     with triton_grpc.InferenceServerClient(cluster.grpc) as client, pytest.raises(InferenceServerException) as caught:
