@@ -21,7 +21,8 @@ help:
 	@echo "make up          two servers and the gateway on ports 8000, 8001, 8002, until Ctrl-C"
 	@echo "make test        all tests but the slow ones          make test-slow   those"
 	@echo "make test-cycles a thousand turns of load, park, wake, unload: nothing leaks"
-	@echo "make test-hostile ten thousand bad requests over HTTP and over gRPC, each answered with a typed error"
+	@echo "make test-hostile ten thousand bad requests over HTTP and over gRPC, each answered with a typed error; what"
+	@echo "                 schemathesis makes of the OpenAPI document, each answered as that says"
 	@echo "make test-exact  streams interrupted and resumed elsewhere, to the bit: every architecture, about an hour"
 	@echo "make check       ruff, mypy --strict, clang-format, import directions, generated files"
 	@echo "make perf-quick  a few minutes of benchmarks          make perf        all of them"
@@ -63,8 +64,8 @@ test-exact: $(READY)
 	@$(PYTHON_IN_VENV) -m pytest tests/exact $(PYTEST_FLAGS)
 
 test-hostile: $(READY)
-	@BAD_REQUESTS=10000 $(PYTHON_IN_VENV) -m pytest tests/integration/gateway/test_bad_requests.py \
-		tests/integration/gateway/test_bad_messages.py $(PYTEST_FLAGS)
+	@BAD_REQUESTS=10000 FUZZ_EXAMPLES=500 $(PYTHON_IN_VENV) -m pytest tests/integration/gateway/test_bad_requests.py \
+		tests/integration/gateway/test_bad_messages.py tests/integration/gateway/test_openapi_fuzzed.py $(PYTEST_FLAGS)
 
 check: $(READY)
 	@PATH=$(abspath $(VENV)/bin):$$PATH scripts/check.sh $(CPP_SOURCES)

@@ -11,6 +11,7 @@ import yaml
 _MODEL = "/v2/models/{model}"
 _UNVERSIONED = (f"{_MODEL}/trace/setting",)
 _VERSION = {"$ref": "#/components/parameters/version"}
+_NO_PATH = {"$ref": "#/components/responses/TritonError"}
 
 
 @cache
@@ -21,9 +22,18 @@ def document() -> dict[str, Any]:
     _add_refusals(paths)
     of_models = {path: item for path, item in paths.items() if path.startswith(_MODEL) and path not in _UNVERSIONED}
     for path, item in of_models.items():
-        versioned = {**item, "parameters": [*item["parameters"], _VERSION]}
-        paths[path.replace(_MODEL, f"{_MODEL}/versions/{{version}}")] = versioned
+        paths[path.replace(_MODEL, f"{_MODEL}/versions/{{version}}")] = _versioned(item)
     return written
+
+
+def _versioned(item: dict[str, Any]) -> dict[str, Any]:
+    """The same of a version. One that is no number is no path."""
+    operations: dict[str, Any] = {
+        method: {**item[method], "responses": {"404": _NO_PATH, **item[method]["responses"]}}
+        for method in ("get", "post")
+        if method in item
+    }
+    return {**item, **operations, "parameters": [*item["parameters"], _VERSION]}
 
 
 def _add_refusals(paths: dict[str, Any]) -> None:
