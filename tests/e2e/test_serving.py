@@ -61,6 +61,21 @@ def make_cold(cluster: LocalCluster, model: str) -> None:
     assert cluster.replicas(model) == []
 
 
+def test_load_warms_and_unload_releases_however_often(cluster: LocalCluster) -> None:
+    make_cold(cluster, "alpha")
+    before = starts(cluster, "alpha")
+    with triton_grpc.InferenceServerClient(cluster.grpc) as client:
+        client.unload_model("alpha")  # it sleeps already
+        for _ in range(2):
+            client.load_model("alpha")
+        assert (len(cluster.replicas("alpha")), starts(cluster, "alpha")) == (1, before + 1)
+        for _ in range(2):
+            client.unload_model("alpha")
+            assert cluster.replicas("alpha") == []
+        assert client.is_model_ready("alpha")
+    assert starts(cluster, "alpha") == before + 1
+
+
 def test_a_cold_model_answers_as_generate_does(cluster: LocalCluster, expected: str) -> None:
     make_cold(cluster, "alpha")
     heard = cluster.generate("alpha", PROMPT, max_tokens=48)
