@@ -4,7 +4,8 @@ Everything runs on one asyncio loop and all mutable state is this object's, so t
 every event (an admission, a finished stream, a start that ended, news of a server):
 
 1. drop what is gone: replicas of a dead server, replicas their agent no longer shows;
-2. for each waiting stream, in turn (`waiting_room.py`), ask the policy and do what it says;
+2. for the waiting streams, in turn (`waiting_room.py`), ask the policy and do what it says; where it says wait, all
+   that ask the same wait until something changes;
 3. a start parks whom it evicts first (the agent confirms), then loads the engine and the stub at the same time, or the
    engine alone for a stub that is parked there;
 4. when a start ends, everyone who joined it gets a place or its error.
@@ -181,7 +182,7 @@ class ControlLoop:
         """Ask the policy for everyone who waits without having joined a start, in turn."""
         self._changed.set()
         self._changed = asyncio.Event()
-        for waiting in self._room.turns():
+        for waiting in self._room.turns(self.cluster.version):
             decision = choose(self.cluster.view(), waiting.request)
             self._carry_out(waiting, decision)
 
@@ -193,6 +194,8 @@ class ControlLoop:
             self._join(waiting, self._begin_start(waiting.order, action.candidate))
         elif isinstance(action, Refuse):
             self._room.give_error(waiting, ModelTooLarge(action.reason))
+        else:
+            self._room.rest(waiting, decision.view_version)
 
     def _join(self, waiting: Waiting, replica: ReplicaState) -> None:
         replica.streams.add(waiting.stream)
@@ -280,7 +283,6 @@ class ControlLoop:
 
     def _send_on(self, waiting: Waiting, replica: ReplicaState, reason: str, code: str) -> None:
         """A start that this stream had joined is over without a replica."""
-        waiting.joined = None
         waiting.failed_starts += 1
         if code not in TRANSIENT or waiting.failed_starts >= self.limits.max_failed_starts:
             retry_after_s = RETRY_AFTER_S if code in TRANSIENT else None
@@ -289,7 +291,7 @@ class ControlLoop:
         avoid = waiting.request.avoid_servers | {replica.server}
         if len(avoid) >= len(self.cluster.servers):
             avoid = frozenset()  # nowhere else to go: try again where it failed first
-        waiting.request = replace(waiting.request, avoid_servers=avoid)
+        self._room.part(waiting, replace(waiting.request, avoid_servers=avoid))
 
     # Ending
 

@@ -1,15 +1,19 @@
 """Streams that have no place yet, and whose turn it is. Who gets which place is the control loop's to say.
 
-Turns go between tenants by fair share, within a tenant by priority and age (`fair_share.py`).
+Turns go between tenants by fair share, within a tenant by priority and age (`fair_share.py`). Of requests that are
+alike to the policy only one needs an answer: so what an event costs grows with the number of models that are waited
+for, and not with the number of those who wait.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
+from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import InitVar, dataclass, field, replace
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 
 from serverless_triton.scheduler.admission import ADMISSION_SPAN, Assignment, ReplicaId, Span, StreamId
@@ -27,6 +31,10 @@ class ModelOrder:
 
     view: ModelView
     parameters: Mapping[str, str]
+
+
+Turn = tuple[bool, float, int]
+EVERYBODY = sys.maxsize  # as a version of the cluster: nobody has been told to wait in it yet
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -65,7 +73,7 @@ class Waiting:
         return bool(self.request.avoid)
 
     @property
-    def turn(self) -> tuple[bool, float, int]:
+    def turn(self) -> Turn:
         """Within its tenant the least comes first."""
         return not self.resumes, standing_since_s(self.since_s, self.priority), self.number
 
@@ -99,6 +107,97 @@ class Standing:
     after: int
 
 
+@dataclass(slots=True, eq=False)
+class Line:
+    """Those that ask the same of the policy and that nothing serves yet: a queue by tenant, in order of their turns."""
+
+    queues: dict[str, list[Waiting]] = field(default_factory=lambda: defaultdict(list))
+    rests_at: int = -1  # the version of the cluster in which one of them was told to wait
+
+    def add(self, waiting: Waiting) -> None:
+        insort(self.queues[waiting.caller.tenant], waiting, key=_turn)
+
+    def copy(self) -> Line:
+        return Line(defaultdict(list, {tenant: list(queue) for tenant, queue in self.queues.items()}), self.rests_at)
+
+    def remove(self, waiting: Waiting) -> None:
+        queue = self.queues[waiting.caller.tenant]
+        del queue[bisect_left(queue, waiting.turn, key=_turn)]
+        if not queue:
+            del self.queues[waiting.caller.tenant]
+
+
+@dataclass(slots=True)
+class Lines:
+    """All that nothing serves yet, by what they ask of the policy."""
+
+    _by_request: dict[StartRequest, Line] = field(default_factory=lambda: defaultdict(Line))
+
+    def add(self, waiting: Waiting) -> None:
+        self._by_request[waiting.request].add(waiting)
+
+    def remove(self, waiting: Waiting) -> None:
+        line = self._by_request[waiting.request]
+        line.remove(waiting)
+        if not line.queues:
+            del self._by_request[waiting.request]
+
+    def rest(self, request: StartRequest, version: int) -> None:
+        self._by_request[request].rests_at = version
+
+    def queues_of(self, model: str) -> Iterator[list[Waiting]]:
+        """Each in order of turns, of one tenant."""
+        for line in self._lines_of(model).values():
+            yield from line.queues.values()
+
+    def copy_of(self, model: str) -> Lines:
+        """Those for that model, for plans that change nothing here."""
+        return Lines(defaultdict(Line, {request: line.copy() for request, line in self._lines_of(model).items()}))
+
+    def _lines_of(self, model: str) -> dict[StartRequest, Line]:
+        return {request: line for request, line in self._by_request.items() if request.model.name == model}
+
+    def turns(self, share: FairShare, version: int) -> Iterator[Waiting]:
+        """Each once, the next one found after whoever was next has been dealt with. Without lines that rest since this
+        version or a later one.
+        """
+        heads: dict[str, list[Head]] = defaultdict(list)
+        for line in self._by_request.values():
+            if line.rests_at < version:
+                for tenant, queue in line.queues.items():
+                    heads[tenant].append((queue[0].turn, queue[0], line, queue, 0))
+        stands: list[Stand] = []
+        for of_tenant in heads.values():
+            heapify(of_tenant)
+            _take_stand(stands, of_tenant, share)
+        while stands:
+            of_tenant = heads[heappop(stands)[-1]]
+            _, waiting, line, queue, at = heappop(of_tenant)
+            if line.rests_at < version:
+                yield waiting
+                at += at < len(queue) and queue[at] is waiting  # else it was served, and has left
+                if at < len(queue):
+                    heappush(of_tenant, (queue[at].turn, queue[at], line, queue, at))
+            while of_tenant and of_tenant[0][2].rests_at >= version:
+                heappop(of_tenant)
+            _take_stand(stands, of_tenant, share)
+
+
+Head = tuple[Turn, Waiting, Line, list[Waiting], int]  # who is next in a queue, and where in it; by turn
+Stand = tuple[float, float, int, str]  # a tenant, by when its next place starts and who is next of it
+
+
+def _take_stand(stands: list[Stand], heads: list[Head], share: FairShare) -> None:
+    """Of tenants whose next places start at the same time, the one that has waited longest comes first."""
+    if heads:
+        head = heads[0][1]
+        heappush(stands, (share.next_start(head.caller.tenant), head.since_s, head.number, head.caller.tenant))
+
+
+def _turn(waiting: Waiting) -> Turn:
+    return waiting.turn
+
+
 _TIE = 1e-9  # what sums of 1/weight may differ by where they are equal
 
 
@@ -106,15 +205,21 @@ _TIE = 1e-9  # what sums of 1/weight may differ by where they are equal
 class WaitingRoom:
     """Enter once; out by a place, an error, or leaving."""
 
-    _waiting: list[Waiting] = field(default_factory=list)
+    _waiting: dict[Waiting, None] = field(default_factory=dict)  # in order of arrival
+    _unserved: Lines = field(default_factory=Lines)
+    _models: Counter[str] = field(default_factory=Counter)
+    _tenants: Counter[str] = field(default_factory=Counter)
     _share: FairShare = field(default_factory=FairShare)
     _numbers: Iterator[int] = field(default_factory=count)
 
     def enter(self, waiting: Waiting) -> None:
-        if not any(one.caller.tenant == waiting.caller.tenant for one in self._waiting):
+        if not self._tenants[waiting.caller.tenant]:
             self._share.arrive(waiting.caller.tenant)
         waiting.number = next(self._numbers)
-        self._waiting.append(waiting)
+        self._waiting[waiting] = None
+        self._unserved.add(waiting)
+        self._models[waiting.model] += 1
+        self._tenants[waiting.caller.tenant] += 1
 
     def leave(self, waiting: Waiting) -> bool:
         """Whether it was still waiting."""
@@ -132,7 +237,11 @@ class WaitingRoom:
         waiting.place.set_exception(error)
 
     def _remove(self, waiting: Waiting) -> None:
-        self._waiting.remove(waiting)
+        del self._waiting[waiting]
+        if waiting.joined is None:
+            self._unserved.remove(waiting)
+        _count_off(self._models, waiting.model)
+        _count_off(self._tenants, waiting.caller.tenant)
         if not self._waiting:
             self._share = FairShare()  # where nobody waits there is nothing to share
 
@@ -140,14 +249,26 @@ class WaitingRoom:
         """A place there is its own, now or once the replica is ready. It costs its tenant once, however often starts
         fail.
         """
+        self._unserved.remove(waiting)
         waiting.joined = replica
         if not waiting.charged:
             waiting.charged = True
             self._share.charge(waiting.caller.tenant, waiting.caller.weight)
 
-    def turns(self) -> Iterator[Waiting]:
-        """Those that nothing serves yet, each once. Whoever joins meanwhile counts in whose turn is next."""
-        return _turns([waiting for waiting in self._waiting if waiting.joined is None], self._share)
+    def part(self, waiting: Waiting, request: StartRequest) -> None:
+        """What it had joined is over without a place. From now on it asks this."""
+        waiting.joined, waiting.request = None, request
+        self._unserved.add(waiting)
+
+    def rest(self, waiting: Waiting, version: int) -> None:
+        """In this version of the cluster it has to wait, and so have all others that ask the same."""
+        self._unserved.rest(waiting.request, version)
+
+    def turns(self, version: int = EVERYBODY) -> Iterator[Waiting]:
+        """Those that nothing serves yet, each once, without those that `rest` in this version of the cluster or a later
+        one. Whoever joins meanwhile counts in whose turn is next.
+        """
+        return self._unserved.turns(self._share, version)
 
     def joined(self, replica: ReplicaId) -> list[Waiting]:
         """Those that wait for this replica's start."""
@@ -158,26 +279,21 @@ class WaitingRoom:
 
     def standing(self, newcomer: Waiting) -> Standing:
         """Of one who has not entered, if everyone who waits for the model got a place in turn."""
-        of_model = [waiting for waiting in self._waiting if waiting.model == newcomer.model]
-        unserved = [waiting for waiting in of_model if waiting.joined is None]
-        before, share = 0, self._share.copy()
-        if not any(waiting.caller.tenant == newcomer.caller.tenant for waiting in self._waiting):
-            share.arrive(newcomer.caller.tenant)
         newcomer.number = next(self._numbers)
-        for waiting in _turns([*unserved, newcomer], share):
-            if waiting is newcomer:
-                break
-            if not waiting.charged:
-                share.charge(waiting.caller.tenant, waiting.caller.weight)
-            before += 1
-        return Standing(starting=len(of_model) - len(unserved), before=before, after=len(unserved) - before)
+        share, of_model = self._share.copy(), self._unserved.copy_of(newcomer.model)
+        unserved = sum(map(len, of_model.queues_of(newcomer.model)))
+        of_model.add(newcomer)
+        if not self._tenants[newcomer.caller.tenant]:
+            share.arrive(newcomer.caller.tenant)
+        before = _places_before(newcomer, of_model, share)
+        return Standing(starting=self._models[newcomer.model] - unserved, before=before, after=unserved - before)
 
     def make_space(self, newcomer: Waiting, limit: int, retry_after_s: Callable[[], float]) -> None:
         """In a queue that is full: its last gives way, of the tenant that has most of it for its weight.
 
         Streams that resume always come in, and never give way. Raises NoCapacity where that is the newcomer itself.
         """
-        if newcomer.resumes or self.by_model()[newcomer.model] < limit:
+        if newcomer.resumes or self._models[newcomer.model] < limit:
             return
         words = f"{limit} requests for model '{newcomer.model}' wait already; try later"
         full = NoCapacity(words, retry_after_s=retry_after_s())
@@ -188,39 +304,34 @@ class WaitingRoom:
 
     def _last_with(self, newcomer: Waiting) -> Waiting:
         newcomer.number = next(self._numbers)
-        held: dict[str, list[Waiting]] = defaultdict(list)
-        for waiting in [*self._waiting, newcomer]:
-            if waiting.model == newcomer.model and waiting.joined is None and not waiting.resumes:
-                held[waiting.caller.tenant].append(waiting)
-        heaviest = max(sorted(held), key=lambda tenant: _load(held[tenant]))
         own = newcomer.caller.tenant
-        tenant = heaviest if _load(held[heaviest]) > _load(held[own]) + _TIE else own
-        return max(held[tenant], key=lambda waiting: waiting.turn)
+        held: dict[str, list[list[Waiting]]] = defaultdict(list, {own: [[newcomer]]})
+        for queue in self._unserved.queues_of(newcomer.model):
+            if not queue[0].resumes:
+                held[queue[0].caller.tenant].append(queue)
+        loads = {tenant: _load(held[tenant]) for tenant in sorted(held)}
+        heaviest = max(loads, key=lambda tenant: loads[tenant])
+        tenant = heaviest if loads[heaviest] > loads[own] + _TIE else own
+        return max((queue[-1] for queue in held[tenant]), key=_turn)
 
-    def by_model(self) -> Counter[str]:
-        return Counter(waiting.model for waiting in self._waiting)
-
-
-def _turns(waiting: Iterable[Waiting], share: FairShare) -> Iterator[Waiting]:
-    """Each queue's next one is at its end."""
-    queues: dict[str, list[Waiting]] = defaultdict(list)
-    for one in sorted(waiting, key=lambda one: one.turn, reverse=True):
-        queues[one.caller.tenant].append(one)
-    heads: list[tuple[float, float, int, str]] = []
-    for tenant in queues:
-        _push_head(heads, queues[tenant], share)
-    while heads:
-        queue = queues[heappop(heads)[-1]]
-        yield queue.pop()
-        if queue:
-            _push_head(heads, queue, share)
+    def by_model(self) -> Mapping[str, int]:
+        return self._models
 
 
-def _push_head(heads: list[tuple[float, float, int, str]], queue: list[Waiting], share: FairShare) -> None:
-    """Of tenants whose next places start at the same time, the one that has waited longest comes first."""
-    head = queue[-1]
-    heappush(heads, (share.next_start(head.caller.tenant), head.since_s, head.number, head.caller.tenant))
+def _places_before(newcomer: Waiting, lines: Lines, share: FairShare) -> int:
+    for before, waiting in enumerate(lines.turns(share, EVERYBODY)):
+        if waiting is newcomer:
+            return before
+        if not waiting.charged:
+            share.charge(waiting.caller.tenant, waiting.caller.weight)
+    raise AssertionError("the newcomer is one of them")
 
 
-def _load(waiting: Iterable[Waiting]) -> float:
-    return sum(1 / one.caller.weight for one in waiting)
+def _load(queues: Iterable[Iterable[Waiting]]) -> float:
+    return sum(1 / waiting.caller.weight for queue in queues for waiting in queue)
+
+
+def _count_off(counter: Counter[str], name: str) -> None:
+    counter[name] -= 1
+    if not counter[name]:
+        del counter[name]

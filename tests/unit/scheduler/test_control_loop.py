@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from copy import deepcopy
 
 import pytest
 
-from serverless_triton.scheduler.admission import Exactness, ReplicaId, ServerName, StreamId
+from serverless_triton.scheduler import control_loop
+from serverless_triton.scheduler.admission import Assignment, Exactness, ReplicaId, ServerName, StreamId
 from serverless_triton.scheduler.cluster import ReplicaState
 from serverless_triton.scheduler.control_loop import ControlLimits
 from serverless_triton.scheduler.effects import EffectFailed
 from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge, NoCapacity, UnknownModel
 from serverless_triton.scheduler.identity import ALL, Caller
+from serverless_triton.scheduler.policy import Decision, StartRequest, choose
 from serverless_triton.scheduler.status import cluster_status
-from serverless_triton.scheduler.view import Phase
+from serverless_triton.scheduler.view import ClusterView, Phase
 from tests.unit.scheduler.worlds import GB, World, asked, model, settle, world
 
 A, B, C = model("a"), model("b"), model("c")
@@ -310,6 +313,64 @@ async def test_a_full_queue_makes_space_for_a_tenant_that_has_none_of_it() -> No
         await much[1]
     for task in (much[0], little):
         task.cancel()
+
+
+@pytest.fixture
+def asked_of_policy(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often the control loop has asked the policy, by model."""
+    counted: Counter[str] = Counter()
+
+    def counting(view: ClusterView, request: StartRequest) -> Decision:
+        counted[request.model.name] += 1
+        return choose(view, request)
+
+    monkeypatch.setattr(control_loop, "choose", counting)
+    return counted
+
+
+async def crowded() -> tuple[World, list[Assignment], list[asyncio.Task[Assignment]]]:
+    """A server without room: every place of a and b is held, and 333 streams wait for each of a, b and c."""
+    w = world("s0", models=(A, B, C))
+    held = [await w.loop.admit(StreamId(f"h-{name}{n}"), name, timeout_s=1.0) for name in "ab" for n in range(2)]
+    waiting = [asked(w, f"{name}{n}", name) for n in range(333) for name in "abc"]
+    await settle()
+    assert w.loop.waiting_by_model() == {"a": 333, "b": 333, "c": 333}
+    return w, held, waiting
+
+
+async def test_however_many_come_for_a_full_cluster_the_policy_is_asked_once_a_model(
+    asked_of_policy: Counter[str],
+) -> None:
+    _, held, waiting = await crowded()
+    asked_while_places_were_free = Counter(place.model for place in held)
+    assert asked_of_policy - asked_while_places_were_free == {"a": 1, "b": 1, "c": 1}
+    for one in waiting:
+        one.cancel()
+
+
+async def test_a_place_that_becomes_free_makes_the_policy_be_asked_again_once_a_model_and_place(
+    asked_of_policy: Counter[str],
+) -> None:
+    w, held, waiting = await crowded()
+    asked_of_policy.clear()
+    w.loop.finish(held[0])
+    await settle()
+    assert [one.result().stream for one in waiting if one.done()] == ["a0"]
+    assert asked_of_policy == {"a": 2, "b": 1, "c": 1}
+    for one in waiting:
+        one.cancel()
+
+
+async def test_a_crowd_that_hangs_up_gives_every_place_back(asked_of_policy: Counter[str]) -> None:
+    w, held, waiting = await crowded()
+    asked_of_policy.clear()
+    w.loop.finish(held[0])
+    for one in waiting:
+        one.cancel()
+    await settle()
+    assert w.loop.waiting_by_model() == {}
+    assert sorted(len(replica.streams) for replica in w.loop.cluster.replicas.values()) == [1, 2]
+    assert asked_of_policy.total() <= 4 * len(waiting)
 
 
 async def test_warm_starts_and_release_stops_once_streams_have_ended() -> None:

@@ -118,12 +118,42 @@ async def test_who_finds_no_place_pays_nothing() -> None:
     assert [one.stream for one in room.turns()] == ["a0", "a1", "b0"]
 
 
+async def test_one_that_has_to_wait_speaks_for_all_that_ask_the_same() -> None:
+    room = entered(
+        waiting("a0", "a"),
+        waiting("a1", "a"),
+        waiting("b0", "b", since_s=1.0),
+        waiting("b-n", "b", of="n", since_s=2.0),
+    )
+    seen = []
+    for one in room.turns(7):
+        seen.append(one.stream)
+        room.rest(one, 7)
+    assert seen == ["a0", "b-n"]
+
+
+async def test_who_has_to_wait_is_asked_again_once_something_has_changed() -> None:
+    room = entered(first := waiting("a0"), waiting("other", of="n"), waiting("a1", since_s=1.0))
+    room.rest(first, 7)
+    room.enter(waiting("a2", since_s=2.0))
+    assert [one.stream for one in room.turns(7)] == ["other"]
+    assert [one.stream for one in room.turns(8)] == ["a0", "other", "a1", "a2"]
+
+
+async def test_who_leaves_is_no_longer_asked_and_no_longer_counted() -> None:
+    room = entered(waiting("a0", "a"), gone := waiting("a1", "a"), waiting("a2", "a"))
+    assert room.leave(gone)
+    assert not room.leave(gone)
+    assert [one.stream for one in room.turns()] == ["a0", "a2"]
+    assert room.by_model() == {"m": 2}
+
+
 async def test_a_start_that_fails_costs_its_tenant_nothing_more() -> None:
     unlucky = waiting("a0", "a")
     room = entered(unlucky, waiting("a1", "a"), waiting("b0", "b", since_s=1.0), waiting("b1", "b", since_s=1.0))
     for _ in range(3):
         room.join(unlucky, R)
-        unlucky.joined = None
+        room.part(unlucky, unlucky.request)
     room.leave(unlucky)
     assert placed(room, 3) == ["b0", "a1", "b1"]
 
