@@ -115,6 +115,20 @@ class Admission(Protocol):
         """Models with a ready replica."""
 
 
+class HeldPlace:
+    """A place that `admit` gave, to be given back by whoever is first to see that it is not needed any more."""
+
+    def __init__(self, admission: Admission, assignment: Assignment) -> None:
+        self._admission = admission
+        self._assignment: Assignment | None = assignment
+
+    def give_back(self) -> None:
+        """Once; nothing after that."""
+        assignment, self._assignment = self._assignment, None
+        if assignment is not None:
+            self._admission.finish(assignment)
+
+
 class FakeAdmission:
     """An Admission with a few servers and no weights, for tests of what stands on the seam.
 

@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -27,10 +28,12 @@ from serverless_triton.scheduler.gateway.health import HealthService
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.service import InferenceService
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
+from serverless_triton.scheduler.gateway.stall_timer import StallTimer
 from serverless_triton.scheduler.gateway.statuses import trailing_metadata
 from serverless_triton.scheduler.gateway.terms import Terms, grpc_terms
 from serverless_triton.scheduler.gateway.tls import grpc_credentials
 from serverless_triton.scheduler.gateway.tracing import TracedCalls
+from serverless_triton.scheduler.gateway.watchdog import DeadlineExceeded
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,9 @@ class GrpcFrontend(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
         self._service = service
         self._access = access
         self._metrics = metrics
-        self._max_requests = settings.max_requests_per_stream
+        self._limits = StreamLimits(
+            max_requests=settings.max_requests_per_stream, stalled_timeout_s=settings.connections.stalled_timeout_s
+        )
         for name, answer in CALLS.items():
             setattr(self, name, self._answering(answer))
 
@@ -103,7 +108,7 @@ class GrpcFrontend(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
         return await self._finish(context, lambda service: _whole(service, request, context))
 
     async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:
-        stream = ClientStream(lambda: self._of(context), self._metrics, context, self._max_requests)
+        stream = ClientStream(lambda: self._of(context), self._metrics, context, self._limits)
         await stream.serve(requests)
 
     def _of(self, context: Context) -> InferenceService:
@@ -143,6 +148,14 @@ def _terms(context: Context) -> Terms:
     return grpc_terms(context.time_remaining(), context.invocation_metadata() or ())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamLimits:
+    """Requests in flight on a client's stream, and seconds for which the client may take nothing of their answers."""
+
+    max_requests: int
+    stalled_timeout_s: float
+
+
 class ClientStream:
     """One ModelStreamInfer call of a client, with any number of requests on it.
 
@@ -154,13 +167,16 @@ class ClientStream:
         service: Callable[[], InferenceService],
         metrics: GatewayMetrics,
         context: Context,
-        max_requests: int,
+        limits: StreamLimits,
     ) -> None:
         self._service = service
         self._metrics = metrics
         self._context = context
         self._write_turn = asyncio.Lock()
-        self._slots = asyncio.Semaphore(max_requests)
+        self._begun = False
+        self._stalled_timeout_s = limits.stalled_timeout_s
+        self._writing = StallTimer(limits.stalled_timeout_s, self._on_stall)
+        self._slots = asyncio.Semaphore(limits.max_requests)
         self._tasks: set[asyncio.Task[None]] = set()
         # Triton's switch: errors end the stream with their gRPC status.
         self._ends_on_error = ("triton_grpc_error", "true") in tuple(context.invocation_metadata() or ())
@@ -174,10 +190,12 @@ class ClientStream:
         try:
             await asyncio.wait({reading, failing}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._writing.stop()
             await _cancel({reading, failing} | self._tasks)
         if self._failure is not None:
             self._metrics.failed(self._failure)
             status = grpc.StatusCode[self._failure.code]
+            # It stands behind what the client has not taken; until then, or until it hangs up, gRPC counts the call.
             await self._context.abort(status, str(self._failure), trailing_metadata(self._failure))
 
     async def _read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
@@ -217,7 +235,17 @@ class ClientStream:
 
     async def _write(self, message: pb.ModelStreamInferResponse) -> None:
         async with self._write_turn:
-            await self._context.write(message)
+            self._writing.begin()
+            try:
+                if not self._begun:  # by itself: grpc.aio would send it again with the status of a write that is stuck
+                    self._begun = True
+                    await self._context.send_initial_metadata(())
+                await self._context.write(message)
+            finally:
+                self._writing.end()
+
+    def _on_stall(self) -> None:
+        self._fail(DeadlineExceeded(f"the client took nothing of its answers for {self._stalled_timeout_s:g} s"))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -1,11 +1,12 @@
-"""Bytes that are no message, as gRPC's C++ servers answer them: the call ends with INTERNAL.
+"""What grpc.aio does not do by itself: bytes that are no message, and calls that end from beside their handlers.
 
-grpc.aio itself answers UNKNOWN to a unary call, and takes such bytes on a client's stream for the stream's end, so that
-a request would go unanswered.
+Such bytes end a call with INTERNAL, as in gRPC's C++ servers. grpc.aio answers UNKNOWN to a unary call, and takes them
+on a client's stream for the stream's end, so that a request would go unanswered.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -16,6 +17,13 @@ UNREADABLE = "Unable to parse request"  # in the words of gRPC's C++ servers
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Any  # grpc.RpcMethodHandler, which grpc-stubs gives no fields
+
+
+def begin_abort(context: Context, code: grpc.StatusCode, words: str) -> asyncio.Task[Any]:
+    """Ends a call whose handler waits: its read raises grpc's AbortError, and so does every later one."""
+    ending: asyncio.Task[Any] = asyncio.get_running_loop().create_task(context.abort(code, words))
+    ending.add_done_callback(lambda done: done.cancelled() or done.exception())  # the AbortError, which nobody awaits
+    return ending
 
 
 class _Unreadable:

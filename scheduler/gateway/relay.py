@@ -4,8 +4,9 @@
       ▲                       │
       └── the replica died ◄──┘   (attempt + 1, avoiding it, from the journal's tokens)
 
-Every place that `admit` gives is given back by exactly one `finish`. Nothing is read ahead of the client: a slow reader
-slows its own replica stream. Decisions about capacity are the control loop's.
+Every place that `admit` gives is given back by exactly one `finish`: when the attempt is over, or by its watchdog while
+the client takes nothing. Nothing is read ahead of the client: a slow reader slows its own replica stream. Decisions
+about capacity are the control loop's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from serverless_triton.scheduler.admission import (
     ADMISSION_SPAN,
     Admission,
     Assignment,
+    HeldPlace,
     Outlook,
     ReplicaId,
     Span,
@@ -210,13 +212,14 @@ class RelayedStream:
 
     @contextmanager
     def _call(self, assignment: Assignment, deadline: Deadline | None) -> Iterator[tuple[UpstreamCall, Watchdog]]:
+        place = HeldPlace(self._relay.admission, assignment)
         try:
             request = self._request.upstream(self.id, self._journal.resume_point(), self._by_wall_clock(deadline))
             if self._trace.traceparent:
                 request.parameters[TRACEPARENT].string_param = self._trace.traceparent
             call = self._relay.upstream.infer(assignment.grpc_address, request)
             limit = self._relay.limits.inactivity_timeout_s
-            watchdog = Watchdog(call, assignment, inactivity_s=limit, deadline=deadline)
+            watchdog = Watchdog(call, assignment, inactivity_s=limit, deadline=deadline, give_back=place.give_back)
             said_all = False
             try:
                 yield call, watchdog
@@ -227,7 +230,7 @@ class RelayedStream:
                 watchdog.stop()
                 self._leave(call, said_all or self._journal.finish_reason is not None)
         finally:
-            self._relay.admission.finish(assignment)
+            place.give_back()
 
     def _leave(self, call: UpstreamCall, said_all: bool) -> None:
         if said_all:

@@ -32,7 +32,7 @@ class ConnectionLimits:
 
     idle_timeout_s: float = 75.0  # an HTTP connection without a request, also while the headers of one come
     body_timeout_s: float = 120.0  # for all of a request's body
-    stalled_timeout_s: float = 60.0  # while the client of an HTTP answer takes nothing of what was sent
+    stalled_timeout_s: float = 60.0  # while a client takes nothing of what it was sent
     handshake_timeout_s: float = 20.0  # of a gRPC connection
     grpc_idle_timeout_s: float = 600.0  # a gRPC connection without a call; clients connect again by themselves
     max_http_connections: int = 10_000

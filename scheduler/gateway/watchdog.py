@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from serverless_triton.scheduler.admission import Assignment
+from serverless_triton.scheduler.gateway.stall_timer import StallTimer
 from serverless_triton.scheduler.gateway.upstream import UpstreamCall, UpstreamError
 
 
@@ -33,44 +35,49 @@ class Deadline:
 
 class Watchdog:
     """Severs `call` when one of them happens. Silence counts only while somebody waits to read, not while a client
-    takes its time."""
+    takes its time. At death and deadline the place is given back at once, however long the client takes to hear."""
 
     def __init__(
-        self, call: UpstreamCall, assignment: Assignment, *, inactivity_s: float | None, deadline: Deadline | None
+        self,
+        call: UpstreamCall,
+        assignment: Assignment,
+        *,
+        inactivity_s: float | None,
+        deadline: Deadline | None,
+        give_back: Callable[[], None],
     ) -> None:
         self._call = call
         self._lost = assignment.lost
+        self._give_back = give_back
         self._inactivity_s = inactivity_s
-        self._waiting_since: float | None = None
-        self._loop = asyncio.get_running_loop()
         self._lost.add_done_callback(self._on_lost)
-        self._silence = None if inactivity_s is None else self._loop.call_later(inactivity_s, self._check_silence)
-        self._deadline = None if deadline is None else self._loop.call_at(deadline.at_s, self._on_deadline, deadline)
+        self._silence = None if inactivity_s is None else StallTimer(inactivity_s, self._on_silence)
+        loop = asyncio.get_running_loop()
+        self._deadline = None if deadline is None else loop.call_at(deadline.at_s, self._on_deadline, deadline)
 
     def reading(self) -> None:
-        self._waiting_since = self._loop.time()
+        if self._silence is not None:
+            self._silence.begin()
 
     def idle(self) -> None:
-        self._waiting_since = None
+        if self._silence is not None:
+            self._silence.end()
 
     def stop(self) -> None:
         self._lost.remove_done_callback(self._on_lost)
-        for timer in (self._silence, self._deadline):
-            if timer is not None:
-                timer.cancel()
+        if self._silence is not None:
+            self._silence.stop()
+        if self._deadline is not None:
+            self._deadline.cancel()
 
     def _on_lost(self, lost: asyncio.Future[str]) -> None:
         reason = "the replica was given up" if lost.cancelled() else lost.result()
         self._call.sever(UpstreamError("UNAVAILABLE", reason))
+        self._give_back()
 
     def _on_deadline(self, deadline: Deadline) -> None:
         self._call.sever(deadline.exceeded())
+        self._give_back()
 
-    def _check_silence(self) -> None:
-        assert self._inactivity_s is not None
-        now = self._loop.time()
-        due = (now if self._waiting_since is None else self._waiting_since) + self._inactivity_s
-        if due <= now:
-            self._call.sever(UpstreamError("UNAVAILABLE", f"the replica was silent for {self._inactivity_s:g} s"))
-        else:
-            self._silence = self._loop.call_at(due, self._check_silence)
+    def _on_silence(self) -> None:
+        self._call.sever(UpstreamError("UNAVAILABLE", f"the replica was silent for {self._inactivity_s:g} s"))

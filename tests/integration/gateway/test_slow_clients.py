@@ -20,7 +20,7 @@ from serverless_triton.scheduler.gateway.fake_upstream import token_response
 from serverless_triton.scheduler.gateway.gateway import Gateway
 from serverless_triton.scheduler.gateway.settings import ConnectionLimits
 from tests.integration.gateway.conftest import SETTINGS
-from tests.unit.gateway.samples import infer_request
+from tests.unit.gateway.samples import flag, infer_request
 
 SOON_S = 10.0
 BODY = json.dumps({"text_input": "hi"}).encode()
@@ -161,6 +161,59 @@ async def test_a_client_that_takes_nothing_gives_its_place_back(start, by_hand, 
             await asyncio.sleep(0.001)
         assert call.severed is not None
         assert admission.held == []
+
+
+@asynccontextmanager
+async def taking_nothing(gateway, by_hand, request):
+    """A client's gRPC stream whose answers fill what may be under way to it, and the call to the server."""
+    small = (("grpc.http2.lookahead_bytes", 65536), ("grpc.http2.bdp_probe", 0))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}", options=small) as channel:
+        stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(timeout=60.0)
+        await stream.write(request)
+        call = await asyncio.wait_for(by_hand.call(0), SOON_S)
+        for position in range(40):
+            call.send(token_response(attempt=0, first_position=position, output_ids=[1], text="x" * 300_000))
+        yield stream, call
+
+
+async def free_again(admission):
+    for _ in range(int(SOON_S * 100)):
+        if not admission.held:
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
+async def test_a_deadline_frees_the_place_of_a_grpc_client_that_takes_nothing(start, by_hand, admission):
+    request = infer_request(flag("stream"))
+    request.parameters["timeout"].int64_param = 300_000
+    async with start(upstream=by_hand) as gateway, taking_nothing(gateway, by_hand, request) as (stream, call):
+        assert await free_again(admission)
+        assert call.unread  # so it was not for want of something to send
+        assert not stream.done()
+
+
+async def test_a_grpc_client_that_takes_nothing_loses_its_call(start, by_hand, admission):
+    async with start(upstream=by_hand, stalled_timeout_s=0.3) as gateway:
+        async with taking_nothing(gateway, by_hand, infer_request(flag("stream"))) as (stream, call):
+            assert await free_again(admission)
+            assert call.severed is not None
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                while True:
+                    await asyncio.wait_for(stream.read(), SOON_S)
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert "took nothing of its answers for 0.3 s" in caught.value.details()
+
+
+async def test_a_grpc_client_that_takes_its_answers_late_but_takes_them_keeps_its_call(start, by_hand):
+    async with start(upstream=by_hand, stalled_timeout_s=0.5) as gateway:
+        async with taking_nothing(gateway, by_hand, infer_request(flag("stream"))) as (stream, call):
+            call.send(token_response(attempt=0, first_position=40, output_ids=[1], text="end", finish_reason="stop"))
+            for _ in range(41):
+                await asyncio.wait_for(stream.read(), SOON_S)
+                await asyncio.sleep(0.03)
+            await stream.done_writing()
+            assert await asyncio.wait_for(stream.code(), SOON_S) is grpc.StatusCode.OK
 
 
 async def test_a_grpc_connection_that_says_nothing_is_closed(start):

@@ -337,6 +337,43 @@ async def test_overall_deadline_ends_the_stream(relay, upstream, admission, stre
     assert balanced(admission)
 
 
+async def given_back(admission):
+    for _ in range(500):
+        if not admission.held:
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
+async def test_a_deadline_gives_the_place_back_while_the_client_takes_nothing(relay, upstream, admission, streamed):
+    stream = relay.open(replace(streamed, timeout_s=0.05))
+    async with aclosing(stream.responses()) as responses:
+        first = asyncio.ensure_future(anext(responses))
+        call = await upstream.call(0)
+        call.tokens(0, 10)
+        await first
+        assert admission.held
+        assert await given_back(admission)
+        assert call.severed is not None
+        with pytest.raises(DeadlineExceeded):
+            await anext(responses)
+    assert balanced(admission)
+
+
+async def test_a_death_gives_the_place_back_while_the_client_takes_nothing(relay, upstream, admission, streamed):
+    stream = relay.open(streamed)
+    async with aclosing(stream.responses()) as responses:
+        first = asyncio.ensure_future(anext(responses))
+        (await upstream.call(0)).tokens(0, 10)
+        await first
+        admission.lose(admission.admitted[0])
+        assert await given_back(admission)
+        second = asyncio.ensure_future(anext(responses))
+        (await upstream.call(1)).tokens(1, 11, finish_reason="stop")
+        assert ids_of([await second]) == [11]
+    assert balanced(admission)
+
+
 async def test_a_replica_hears_the_deadline_by_the_wall_clock_rounded_up(relay, upstream, streamed):
     limits = RelayLimits(overall_timeout_s=60.0)
     task = asyncio.ensure_future(collect(replace(relay, limits=limits, wall_clock=lambda: 1000.5).open(streamed)))
