@@ -67,8 +67,13 @@ class Access:
 
     def check_grpc(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> None:
         """`method` with its service, as gRPC names it. Raises Unauthenticated, Forbidden."""
-        if method not in _OPEN_METHODS and not method.startswith(_OPEN_SERVICE):
+        if not is_open(method):
             _check_right(self.caller(metadata), method in _ADMIN_METHODS)
+
+
+def is_open(method: str) -> bool:
+    """Whether a gRPC method, with its service, needs no key. What is sent to it says nothing."""
+    return method in _OPEN_METHODS or method.startswith(_OPEN_SERVICE)
 
 
 def presented_key(headers: Iterable[tuple[str, str | bytes]]) -> str | None:

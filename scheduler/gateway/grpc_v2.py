@@ -33,6 +33,7 @@ from serverless_triton.scheduler.gateway.statuses import trailing_metadata
 from serverless_triton.scheduler.gateway.terms import Terms, grpc_terms
 from serverless_triton.scheduler.gateway.tls import grpc_credentials
 from serverless_triton.scheduler.gateway.tracing import TracedCalls
+from serverless_triton.scheduler.gateway.unary_calls import TimelyMessages
 from serverless_triton.scheduler.gateway.watchdog import DeadlineExceeded
 
 log = logging.getLogger(__name__)
@@ -275,7 +276,7 @@ class GrpcServer:
         limits = settings.connections
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=limits.max_grpc_calls,
-            interceptors=(checks, ReadableMessages(), TracedCalls()),
+            interceptors=(checks, TimelyMessages(limits.body_timeout_s), ReadableMessages(), TracedCalls()),
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", -1),

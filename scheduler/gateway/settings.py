@@ -31,13 +31,13 @@ class ConnectionLimits:
     """How long and how often a client may hold something open that does nothing."""
 
     idle_timeout_s: float = 75.0  # an HTTP connection without a request, also while the headers of one come
-    body_timeout_s: float = 120.0  # for all of a request's body
+    body_timeout_s: float = 120.0  # for all of a request's body, or of a unary gRPC call's message
     stalled_timeout_s: float = 60.0  # while a client takes nothing of what it was sent
     handshake_timeout_s: float = 20.0  # of a gRPC connection
     grpc_idle_timeout_s: float = 600.0  # a gRPC connection without a call; clients connect again by themselves
     max_http_connections: int = 10_000
     max_grpc_calls: int = 10_000  # at the same time; client streams count as long as they are open
-    max_calls_per_connection: int = 10_000  # beyond it a gRPC client waits, once it knows; a burst before that fails
+    max_calls_per_connection: int = 5_000  # beyond it a gRPC client waits, once it knows; a burst before that fails
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -223,6 +223,37 @@ async def test_a_grpc_connection_that_says_nothing_is_closed(start):
         await a_good_request_is_served(gateway)
 
 
+@pytest.mark.parametrize("method", ["ServerLive", "ModelMetadata", "ModelInfer"])
+async def test_a_unary_call_whose_message_does_not_come_ends_and_leaves_its_turn(start, method):
+    async with start(body_timeout_s=0.3, max_grpc_calls=1) as gateway:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
+            call = channel.stream_unary(f"/inference.GRPCInferenceService/{method}")(timeout=60.0)
+            assert await asyncio.wait_for(call.code(), SOON_S) is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert await call.details() == "the call's message did not come in time"
+            await a_good_request_is_served(gateway)
+
+
+async def test_a_call_that_anybody_may_make_has_no_long_time_for_its_message(start):
+    async with start() as gateway:  # with the time that large messages have
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
+            call = channel.stream_unary("/grpc.health.v1.Health/Check")(timeout=60.0)
+            assert await asyncio.wait_for(call.code(), SOON_S) is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert await call.details() == "the call's message did not come in time"
+
+
+async def test_a_unary_call_that_ends_without_a_message_is_answered(start):
+    async with start() as gateway:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
+            call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")(timeout=60.0)
+            await call.done_writing()
+            assert await asyncio.wait_for(call.code(), SOON_S) is grpc.StatusCode.INTERNAL
+
+
+def test_one_connection_cannot_have_all_calls():
+    limits = ConnectionLimits()
+    assert 2 * limits.max_calls_per_connection <= limits.max_grpc_calls
+
+
 async def test_calls_beyond_the_limit_are_refused_and_let_in_when_others_end(start):
     async with start(max_grpc_calls=2) as gateway:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
