@@ -125,12 +125,13 @@ def run_cluster(config: ClusterConfig, logs: Path, report: Callable[[str], None]
 def _require_free(gateway: GatewaySettings) -> None:
     for name in ("http_port", "grpc_port", "metrics_port"):
         port = getattr(gateway, name)
+        host = gateway.metrics_address if name == "metrics_port" else gateway.host
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((gateway.host, port))
+                probe.bind((host, port))
             except OSError as error:
-                raise ConfigError(f"gateway.{name}: {gateway.host}:{port}: {error.strerror}; choose another") from error
+                raise ConfigError(f"gateway.{name}: {host}:{port}: {error.strerror}; choose another") from error
 
 
 def _nodes(config: ClusterConfig) -> list[NodeConfig]:

@@ -41,6 +41,7 @@ class Caller:
     tenant: str
     models: ModelRule
     admin: bool = False
+    metrics: bool = False  # may read the gateway's metrics, as an admin may
     weight: int = 1
     key: str = ""
     quota: Quota = UNLIMITED

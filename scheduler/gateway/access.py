@@ -65,6 +65,12 @@ class Access:
             needs_admin = path in _ADMIN_PATHS or (path.startswith(_ADMIN_PREFIX) and path not in _OWN_PATHS)
             _check_right(self.caller(request.headers.items()), needs_admin)
 
+    def check_metrics(self, request: web.Request) -> None:
+        """Which name every model. Raises Unauthenticated, Forbidden."""
+        caller = self.caller(request.headers.items())
+        if not (caller.metrics or caller.admin):
+            raise Forbidden(f"the key '{caller.key}' has neither the metrics' right nor the admin right")
+
     def check_grpc(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> None:
         """`method` with its service, as gRPC names it. Raises Unauthenticated, Forbidden."""
         if not is_open(method):

@@ -20,7 +20,7 @@ from serverless_triton.scheduler.gateway.metrics import GatewayMetrics, metrics_
 from serverless_triton.scheduler.gateway.openai.frontend import OpenAIFrontend
 from serverless_triton.scheduler.gateway.relay import Relay
 from serverless_triton.scheduler.gateway.service import InferenceService
-from serverless_triton.scheduler.gateway.settings import GatewaySettings
+from serverless_triton.scheduler.gateway.settings import GatewaySettings, is_loopback
 from serverless_triton.scheduler.gateway.statistics import Statistics
 from serverless_triton.scheduler.gateway.tls import http_context
 from serverless_triton.scheduler.gateway.tracing import Tracing, traced_requests
@@ -102,9 +102,10 @@ class Gateway:
         self.http_app.add_subapp("/v1", OpenAIFrontend(service, self._access, self.metrics).app())
         host, limits, drain_s = settings.host, settings.connections, settings.drain_timeout_s
         tls = None if settings.tls is None else http_context(settings.tls)
-        metrics = metrics_app(self.metrics.registry)
+        watched = settings.metrics_address  # whoever is on this machine sees as much without it
+        metrics = metrics_app(self.metrics.registry, *(() if is_loopback(watched) else (self._access.check_metrics,)))
         self._http_site = HttpSite(self.http_app, host, settings.http_port, limits, tls=tls, drain_s=drain_s)
-        self._metrics_site = HttpSite(metrics, host, settings.metrics_port, limits, tls=tls)
+        self._metrics_site = HttpSite(metrics, watched, settings.metrics_port, limits, tls=tls)
 
     @property
     def http_port(self) -> int:

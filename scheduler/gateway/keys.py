@@ -7,6 +7,7 @@
         tenant: research           # default: the key's name
         weight: 2                  # of the tenant's fair share
         admin: false               # load, unload, /v2/cluster/*
+        metrics: false             # /metrics, as an admin may
         requests_per_second: 10
         tokens_per_minute: 60000
         tokens_per_day: 1000000
@@ -47,6 +48,7 @@ class _Entry:
     tenant: str | None = None
     weight: int = 1
     admin: bool = False
+    metrics: bool = False
     requests_per_second: float | None = None
     tokens_per_minute: int | None = None
     tokens_per_day: int | None = None
@@ -95,6 +97,7 @@ def _parse_key(value: object, path: str) -> tuple[bytes, Caller]:
         tenant=entry.tenant or entry.name,
         models=ModelRule(patterns=_patterns(entry.models, f"{path}.models")),
         admin=entry.admin,
+        metrics=entry.metrics,
         weight=entry.weight,
         key=entry.name,
         quota=_quota(entry, path),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serverless_triton.scheduler.errors import SchedulerError, StreamLost
+from serverless_triton.scheduler.gateway.statuses import error_headers, http_status
 from serverless_triton.scheduler.gateway.token_times import TokenTimesByModel
 from serverless_triton.scheduler.gateway.upstream import UpstreamError
 
@@ -104,10 +106,16 @@ def _snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
-def metrics_app(registry: CollectorRegistry) -> web.Application:
-    """Serves the registry under /metrics, as Triton does on its port 8002."""
+def metrics_app(
+    registry: CollectorRegistry, check: Callable[[web.Request], None] = lambda request: None
+) -> web.Application:
+    """Serves the registry under /metrics, as Triton does on its port 8002. `check` raises what it answers instead."""
 
-    async def metrics(_: web.Request) -> web.Response:
+    async def metrics(request: web.Request) -> web.Response:
+        try:
+            check(request)
+        except SchedulerError as error:
+            return web.Response(text=f"{error}\n", status=http_status(error), headers=error_headers(error))
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()

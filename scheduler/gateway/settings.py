@@ -51,6 +51,7 @@ class GatewaySettings:
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
+    metrics_host: str | None = None  # where the metrics are; None: where everything else is
     max_message_bytes: int = 64 * 1024 * 1024
     max_requests_per_stream: int = 512  # in flight on one client stream; a client that sends more is read more slowly
     admin_timeout_s: float = 300.0
@@ -60,6 +61,10 @@ class GatewaySettings:
     tls: ServerTLS | None = None
     relay: RelayLimits = field(default_factory=RelayLimits)
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+
+    @property
+    def metrics_address(self) -> str:
+        return self.host if self.metrics_host is None else self.metrics_host
 
     @property
     def is_open_to_all(self) -> bool:

@@ -294,6 +294,43 @@ async def test_openai_without_a_key_of_this_gateway(gateway):
     )
 
 
+@pytest.mark.parametrize(
+    ("metrics_host", "key", "status"),
+    [
+        ("127.0.0.1", None, 200),
+        ("0.0.0.0", None, 401),
+        ("0.0.0.0", "nobody", 401),
+        ("0.0.0.0", "user", 403),
+        ("0.0.0.0", "prometheus", 200),
+        ("0.0.0.0", "root", 200),
+    ],
+)
+async def test_metrics_beyond_loopback_want_a_key_with_their_right(
+    repository, admission, upstream, keys_file, metrics_host, key, status
+):
+    write_keys(
+        keys_file,
+        user={"models": ["*"]},
+        prometheus={"models": [], "metrics": True},
+        root={"models": [], "admin": True},
+    )
+    gateway = Gateway(
+        catalogue=Catalogue(repository),
+        admission=admission,
+        upstream=upstream,
+        settings=replace(SETTINGS, keys_file=keys_file, metrics_host=metrics_host),
+    )
+    await gateway.start()
+    try:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{gateway.metrics_port}") as session:
+            async with session.get("/metrics", headers=headers) as answer:
+                assert answer.status == status
+                assert ("serverless_triton_gateway_open_streams" in await answer.text()) == (status == 200)
+    finally:
+        await gateway.stop()
+
+
 async def test_openai_with_a_key_sees_its_models_only(gateway):
     url = f"http://127.0.0.1:{gateway.http_port}/v1"
     async with AsyncOpenAI(base_url=url, api_key="user", max_retries=0) as client:
