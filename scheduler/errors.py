@@ -11,6 +11,7 @@ SchedulerError
 ├── LoadFailed         a server tried to start the model and could not; carries the cause
 ├── ModelTooLarge      no server has what it needs, whatever else runs
 ├── NoCapacity         too many wait for it already
+├── Overloaded         the requests that are being served hold all the memory that they may
 ├── Unauthenticated    no key, or one that nobody has
 ├── Forbidden          the key's owner may not do that
 ├── RateLimited        the key has had what it may have; carries when to come again
@@ -65,6 +66,10 @@ class ModelTooLarge(SchedulerError):
 
 
 class NoCapacity(SchedulerError):
+    code = "RESOURCE_EXHAUSTED"
+
+
+class Overloaded(SchedulerError):
     code = "RESOURCE_EXHAUSTED"
 
 

@@ -16,6 +16,7 @@ from serverless_triton.scheduler.gateway.http_site import HttpSite
 from serverless_triton.scheduler.gateway.http_v2 import HttpFrontend
 from serverless_triton.scheduler.gateway.keys import KeyRing
 from serverless_triton.scheduler.gateway.limits import Limiter
+from serverless_triton.scheduler.gateway.message_budget import MessageBudget
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics, metrics_app
 from serverless_triton.scheduler.gateway.openai.frontend import OpenAIFrontend
 from serverless_triton.scheduler.gateway.relay import Relay
@@ -51,6 +52,7 @@ class Gateway:
         """
         settings = settings or GatewaySettings()
         self._access = Access(None if settings.keys_file is None else KeyRing(settings.keys_file))
+        self._budget = MessageBudget(settings.max_bytes_in_flight)
         self._limiter = Limiter(clock, time.time)
         self.metrics = metrics or GatewayMetrics()
         self.journal = Journal()
@@ -94,11 +96,11 @@ class Gateway:
     ) -> None:
         """One server a port; none listens before `start`."""
         checks = CheckedCalls(self._access, self.metrics.failed)
-        calls = GrpcFrontend(service, self._access, self.metrics, settings)
+        calls = GrpcFrontend(service, self._access, self.metrics, self._budget, settings)
         self._grpc = GrpcServer(calls, HealthService(service.is_ready), checks, settings)
         frontend = HttpFrontend(service, self._access, self.metrics, self.receipts, cluster_status)
         self.http_app = frontend.app(settings.max_message_bytes, settings.connections.body_timeout_s)
-        self.http_app.middlewares.append(traced_requests)
+        self.http_app.middlewares.extend((self._budget.middleware, traced_requests))
         self.http_app.add_subapp("/v1", OpenAIFrontend(service, self._access, self.metrics).app())
         host, limits, drain_s = settings.host, settings.connections, settings.drain_timeout_s
         tls = None if settings.tls is None else http_context(settings.tls)

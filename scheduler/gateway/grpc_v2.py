@@ -19,12 +19,13 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from serverless_triton.scheduler.errors import InvalidRequest, SchedulerError
+from serverless_triton.scheduler.errors import InvalidRequest, Overloaded, SchedulerError
 from serverless_triton.scheduler.gateway.access import Access, CheckedCalls
 from serverless_triton.scheduler.gateway.composer import FINAL
 from serverless_triton.scheduler.gateway.grpc_settings import CALLS
 from serverless_triton.scheduler.gateway.grpc_wire import ReadableMessages
 from serverless_triton.scheduler.gateway.health import HealthService
+from serverless_triton.scheduler.gateway.message_budget import MessageBudget
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.service import InferenceService
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
@@ -49,11 +50,17 @@ class GrpcFrontend(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
     """The servicer. Method names are the protocol's."""
 
     def __init__(
-        self, service: InferenceService, access: Access, metrics: GatewayMetrics, settings: GatewaySettings
+        self,
+        service: InferenceService,
+        access: Access,
+        metrics: GatewayMetrics,
+        budget: MessageBudget,
+        settings: GatewaySettings,
     ) -> None:
         self._service = service
         self._access = access
         self._metrics = metrics
+        self._budget = budget
         self._limits = StreamLimits(
             max_requests=settings.max_requests_per_stream, stalled_timeout_s=settings.connections.stalled_timeout_s
         )
@@ -106,10 +113,10 @@ class GrpcFrontend(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """The whole text in one response, which stock Triton refuses for decoupled models."""
-        return await self._finish(context, lambda service: _whole(service, request, context))
+        return await self._finish(context, lambda service: _whole(service, request, context, self._budget))
 
     async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:
-        stream = ClientStream(lambda: self._of(context), self._metrics, context, self._limits)
+        stream = ClientStream(lambda: self._of(context), self._metrics, self._budget, context, self._limits)
         await stream.serve(requests)
 
     def _of(self, context: Context) -> InferenceService:
@@ -139,10 +146,13 @@ class GrpcFrontend(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
         await context.abort(grpc.StatusCode[error.code], str(error), trailing_metadata(error))
 
 
-async def _whole(service: InferenceService, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-    stream = service.open(request, _terms(context), unary=True)
-    async with aclosing(stream.responses()) as responses:
-        return [response async for response in responses][-1]
+async def _whole(
+    service: InferenceService, request: pb.ModelInferRequest, context: Context, budget: MessageBudget
+) -> pb.ModelInferResponse:
+    with budget.share(request.ByteSize()):
+        stream = service.open(request, _terms(context), unary=True)
+        async with aclosing(stream.responses()) as responses:
+            return [response async for response in responses][-1]
 
 
 def _terms(context: Context) -> Terms:
@@ -167,11 +177,13 @@ class ClientStream:
         self,
         service: Callable[[], InferenceService],
         metrics: GatewayMetrics,
+        budget: MessageBudget,
         context: Context,
         limits: StreamLimits,
     ) -> None:
         self._service = service
         self._metrics = metrics
+        self._budget = budget
         self._context = context
         self._write_turn = asyncio.Lock()
         self._begun = False
@@ -202,11 +214,18 @@ class ClientStream:
     async def _read(self, requests: AsyncIterator[pb.ModelInferRequest]) -> None:
         async for request in requests:
             await self._slots.acquire()
-            task = asyncio.create_task(self._relay(request))
+            task = asyncio.create_task(self._serve(request))
             self._tasks.add(task)
             task.add_done_callback(self._ended)
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+    async def _serve(self, request: pb.ModelInferRequest) -> None:
+        try:
+            with self._budget.share(request.ByteSize()):
+                await self._relay(request)
+        except Overloaded as error:
+            await self._refuse(error, pb.ModelInferResponse(id=request.id))
 
     async def _relay(self, request: pb.ModelInferRequest) -> None:
         failed = pb.ModelInferResponse(id=request.id)

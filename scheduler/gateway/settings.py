@@ -53,6 +53,7 @@ class GatewaySettings:
     metrics_port: int = 8002
     metrics_host: str | None = None  # where the metrics are; None: where everything else is
     max_message_bytes: int = 64 * 1024 * 1024
+    max_bytes_in_flight: int = 512 * 1024 * 1024  # of all requests that are being read or served, at the same time
     max_requests_per_stream: int = 512  # in flight on one client stream; a client that sends more is read more slowly
     admin_timeout_s: float = 300.0
     drain_timeout_s: float = 30.0
