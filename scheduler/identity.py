@@ -29,6 +29,7 @@ class Quota:
     requests_per_second: float | None = None
     tokens_per_minute: int | None = None
     tokens_per_day: int | None = None
+    open_calls: int | None = None  # at the same time; None: as many as the gateway allows each key
 
 
 UNLIMITED = Quota()

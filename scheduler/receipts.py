@@ -98,18 +98,29 @@ def _merged(segments: Iterable[Segment]) -> Iterator[Segment]:
 
 
 class ReceiptBook:
-    """The receipts of the last `capacity` streams."""
+    """The receipts of the last `capacity` streams; a full one drops the oldest of the tenant with most of them."""
 
     def __init__(self, capacity: int = 1000) -> None:
         self._capacity = capacity
         self._streams: OrderedDict[StreamId, tuple[str, tuple[Receipt, ...]]] = OrderedDict()
+        self._by_tenant: dict[str, OrderedDict[StreamId, None]] = {}
 
     def add(self, receipt: Receipt, tenant: str = "") -> None:
         """`tenant` is the stream's."""
         _, before = self._streams.pop(receipt.stream, (tenant, ()))
         self._streams[receipt.stream] = tenant, (*before, receipt)
-        while len(self._streams) > self._capacity:
-            self._streams.popitem(last=False)
+        own = self._by_tenant.setdefault(tenant, OrderedDict())
+        own[receipt.stream] = None
+        own.move_to_end(receipt.stream)
+        if len(self._streams) > self._capacity:
+            self._drop_one()
+
+    def _drop_one(self) -> None:
+        tenant = max(self._by_tenant, key=lambda name: len(self._by_tenant[name]))
+        stream, _ = self._by_tenant[tenant].popitem(last=False)
+        del self._streams[stream]
+        if not self._by_tenant[tenant]:
+            del self._by_tenant[tenant]
 
     def of(self, stream: StreamId, tenant: str | None = None) -> tuple[Receipt, ...]:
         """A stream's receipts, first start first; empty where it has none (any more), or is another tenant's.

@@ -1,24 +1,27 @@
 """Who may call what, over HTTP and gRPC alike: requests are refused here before their bodies are read.
 
-Health needs no key. Calls that act on the cluster need the admin right. Which models a caller may use is
-`service.py`'s, how much it may take `limits.py`'s.
+Health needs no key. Calls that act on the cluster need the admin right. Here a key's open calls are counted; which
+models a caller may use is `service.py`'s, how much it may take `limits.py`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NoReturn
 
 import grpc
 from aiohttp import web
 
 from serverless_triton.scheduler.errors import Forbidden, SchedulerError, Unauthenticated
 from serverless_triton.scheduler.gateway.keys import KeyRing
+from serverless_triton.scheduler.gateway.limits import Limiter
 from serverless_triton.scheduler.gateway.statuses import trailing_metadata
 from serverless_triton.scheduler.identity import ANONYMOUS, Caller
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Context = grpc.aio.ServicerContext[Any, Any]
+StreamHandler = Callable[[Any, Context], Awaitable[None]]
 RpcHandler = Any  # grpc.RpcMethodHandler, which grpc-stubs gives no fields
 
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
@@ -38,8 +41,9 @@ _ADMIN_METHODS = frozenset({f"{_SERVICE}RepositoryModelLoad", f"{_SERVICE}Reposi
 class Access:
     """The gateway's door. Without keys everybody has every right."""
 
-    def __init__(self, keys: KeyRing | None = None) -> None:
+    def __init__(self, keys: KeyRing | None, limiter: Limiter) -> None:
         self._keys = keys
+        self._limiter = limiter
 
     def caller(self, headers: Iterable[tuple[str, str | bytes]]) -> Caller:
         """Who sends these headers, or this metadata. Raises Unauthenticated."""
@@ -51,19 +55,34 @@ class Access:
 
         @web.middleware
         async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if request.match_info.apps[-1] is request.app:
-                self._check_http(request)
-            return await handler(request)
+            caller = self._check_http(request) if request.match_info.apps[-1] is request.app else None
+            if caller is None:
+                return await handler(request)
+            with self.open_call(caller):
+                return await handler(request)
 
         return check
 
-    def _check_http(self, request: web.Request) -> None:
-        """By the route that was found, not by how the client wrote its path. Raises Unauthenticated, Forbidden."""
+    @contextmanager
+    def open_call(self, caller: Caller) -> Iterator[None]:
+        """For as long as a call takes. Raises RateLimited where the key has too many of them."""
+        self._limiter.begin_call(caller)
+        try:
+            yield
+        finally:
+            self._limiter.end_call(caller)
+
+    def _check_http(self, request: web.Request) -> Caller | None:
+        """Who asks, None where everybody may; by the route that was found, not by how the client wrote its path.
+
+        Raises Unauthenticated, Forbidden.
+        """
         resource = request.match_info.route.resource
         path = "" if resource is None else resource.canonical
-        if path not in _OPEN_PATHS:
-            needs_admin = path in _ADMIN_PATHS or (path.startswith(_ADMIN_PREFIX) and path not in _OWN_PATHS)
-            _check_right(self.caller(request.headers.items()), needs_admin)
+        if path in _OPEN_PATHS:
+            return None
+        needs_admin = path in _ADMIN_PATHS or (path.startswith(_ADMIN_PREFIX) and path not in _OWN_PATHS)
+        return _with_right(self.caller(request.headers.items()), needs_admin)
 
     def check_metrics(self, request: web.Request) -> None:
         """Which name every model. Raises Unauthenticated, Forbidden."""
@@ -71,10 +90,9 @@ class Access:
         if not (caller.metrics or caller.admin):
             raise Forbidden(f"the key '{caller.key}' has neither the metrics' right nor the admin right")
 
-    def check_grpc(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """`method` with its service, as gRPC names it. Raises Unauthenticated, Forbidden."""
-        if not is_open(method):
-            _check_right(self.caller(metadata), method in _ADMIN_METHODS)
+    def check_grpc(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Caller | None:
+        """As for HTTP. `method` with its service, as gRPC names it. Raises Unauthenticated, Forbidden."""
+        return None if is_open(method) else _with_right(self.caller(metadata), method in _ADMIN_METHODS)
 
 
 def is_open(method: str) -> bool:
@@ -99,13 +117,14 @@ def presented_key(headers: Iterable[tuple[str, str | bytes]]) -> str | None:
     return next(iter(shown), None)
 
 
-def _check_right(caller: Caller, needs_admin: bool) -> None:
+def _with_right(caller: Caller, needs_admin: bool) -> Caller:
     if needs_admin and not caller.admin:
         raise Forbidden(f"the key '{caller.key}' has no admin right")
+    return caller
 
 
 class CheckedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it takes none at run time
-    """Ends calls that may not be made, before their messages have come."""
+    """Ends calls that may not be made, before their messages have come. What is behind it serves streams only."""
 
     def __init__(self, access: Access, on_error: Callable[[SchedulerError], None]) -> None:
         self._access = access
@@ -118,17 +137,37 @@ class CheckedCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # it 
     ) -> RpcHandler:
         handler = await continuation(handler_call_details)
         try:
-            self._access.check_grpc(handler_call_details.method, handler_call_details.invocation_metadata or ())
+            caller = self._access.check_grpc(
+                handler_call_details.method, handler_call_details.invocation_metadata or ()
+            )
         except SchedulerError as error:
             self._on_error(error)
             return None if handler is None else _refusing(error)
-        return handler
+        if handler is None or caller is None:
+            return handler
+        return handler._replace(stream_stream=self._counted(handler.stream_stream, caller))
+
+    def _counted(self, serve: StreamHandler, caller: Caller) -> StreamHandler:
+        async def serve_counted(requests: Any, context: Context) -> None:
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(self._access.open_call(caller))
+                except SchedulerError as error:
+                    self._on_error(error)
+                    await _abort(context, error)
+                await serve(requests, context)
+
+        return serve_counted
 
 
 def _refusing(error: SchedulerError) -> RpcHandler:
     """As a stream, whatever the method is: a unary handler is called only once the message is there."""
 
     async def refuse(_: Any, context: Context) -> None:
-        await context.abort(grpc.StatusCode[error.code], str(error), trailing_metadata(error))
+        await _abort(context, error)
 
     return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+async def _abort(context: Context, error: SchedulerError) -> NoReturn:
+    await context.abort(grpc.StatusCode[error.code], str(error), trailing_metadata(error))

@@ -51,9 +51,9 @@ class Gateway:
         Raises ConfigError for keys that cannot be read, CertificateUnusable.
         """
         settings = settings or GatewaySettings()
-        self._access = Access(None if settings.keys_file is None else KeyRing(settings.keys_file))
         self._budget = MessageBudget(settings.max_bytes_in_flight)
-        self._limiter = Limiter(clock, time.time)
+        self._limiter = Limiter(clock, time.time, max_open_calls=settings.connections.max_calls_per_key)
+        self._access = Access(None if settings.keys_file is None else KeyRing(settings.keys_file), self._limiter)
         self.metrics = metrics or GatewayMetrics()
         self.journal = Journal()
         self.receipts = ReceiptBook()

@@ -11,6 +11,7 @@
         requests_per_second: 10
         tokens_per_minute: 60000
         tokens_per_day: 1000000
+        open_calls: 100
 
 A key must be random and long, as `openssl rand -hex 32` makes it: that is what makes a plain digest safe to keep.
 """
@@ -52,6 +53,7 @@ class _Entry:
     requests_per_second: float | None = None
     tokens_per_minute: int | None = None
     tokens_per_day: int | None = None
+    open_calls: int | None = None
 
 
 class Keys:

@@ -1,4 +1,4 @@
-"""What each key may take: token buckets for the moment, and a day's quota of tokens. Pure: time comes in.
+"""What each key may take: token buckets for the moment, a day's quota of tokens, calls at a time. Pure: time comes in.
 
 A request is counted when it comes, its tokens (prompt and answer) when it has ended, because nobody knows them before.
 So a bucket of tokens may be overdrawn by what runs at the same time; then nothing more is let in until it has filled
@@ -16,6 +16,7 @@ from serverless_triton.scheduler.identity import Caller, Quota
 
 _MINUTE_S = 60.0
 _DAY_S = 86_400.0
+_CALL_WAIT_S = 1.0  # until another call may have ended
 
 
 @dataclass(slots=True)
@@ -43,14 +44,21 @@ class _Account:
     tokens: _Bucket = field(default_factory=_Bucket)
     day: int = 0  # since 1970, in UTC
     tokens_today: int = 0
+    open_calls: int = 0
 
 
 class Limiter:
-    """The accounts of all keys. `clock` counts seconds, `wall_clock` tells Unix time."""
+    """The accounts of all keys. `clock` counts seconds, `wall_clock` tells Unix time.
 
-    def __init__(self, clock: Callable[[], float], wall_clock: Callable[[], float]) -> None:
+    A key without a number of its own has `max_open_calls` at the same time; who needs none has no limit.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float], wall_clock: Callable[[], float], *, max_open_calls: int | None = None
+    ) -> None:
         self._clock = clock
         self._wall_clock = wall_clock
+        self._max_open_calls = max_open_calls
         self._accounts: dict[str, _Account] = {}
 
     def take(self, caller: Caller) -> None:
@@ -59,6 +67,16 @@ class Limiter:
         self._check_day(quota, account)
         self._check_tokens(quota, account)
         self._take_request(quota, account)
+
+    def begin_call(self, caller: Caller) -> None:
+        """Before a call that `end_call` ends, whatever it asks. Raises RateLimited, and then there is none to end."""
+        account, allowed = self._account(caller), caller.quota.open_calls or self._max_open_calls
+        if caller.key and allowed is not None and account.open_calls >= allowed:
+            raise _refused(f"{allowed} calls at the same time", "requests", _CALL_WAIT_S)
+        account.open_calls += 1
+
+    def end_call(self, caller: Caller) -> None:
+        self._account(caller).open_calls -= 1
 
     def spend(self, caller: Caller, tokens: int) -> None:
         """Counts the tokens of a request that has ended, however it did."""

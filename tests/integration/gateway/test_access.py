@@ -323,10 +323,12 @@ async def test_metrics_beyond_loopback_want_a_key_with_their_right(
     await gateway.start()
     try:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{gateway.metrics_port}") as session:
-            async with session.get("/metrics", headers=headers) as answer:
-                assert answer.status == status
-                assert ("serverless_triton_gateway_open_streams" in await answer.text()) == (status == 200)
+        async with (
+            aiohttp.ClientSession(f"http://127.0.0.1:{gateway.metrics_port}") as session,
+            session.get("/metrics", headers=headers) as answer,
+        ):
+            assert answer.status == status
+            assert ("serverless_triton_gateway_open_streams" in await answer.text()) == (status == 200)
     finally:
         await gateway.stop()
 

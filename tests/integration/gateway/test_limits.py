@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import openai
 import pytest
 import yaml
 from openai import AsyncOpenAI
+from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from serverless_triton.scheduler.catalogue import Catalogue
@@ -23,6 +25,7 @@ QUOTAS = {
     "slow": {"requests_per_second": 0.01},
     "small": {"tokens_per_minute": TOKENS},
     "daily": {"tokens_per_day": TOKENS},
+    "few": {"open_calls": 1},
     "other": {},
 }
 PROMPT = {"text_input": "hi"}
@@ -137,3 +140,23 @@ async def test_choices_of_one_request_are_one_request_with_all_their_tokens(gate
         with pytest.raises(openai.RateLimitError) as caught:
             await client.completions.create(model="m", prompt="hi")
         assert int(caught.value.response.headers["retry-after"]) > 2 * 60
+
+
+async def test_a_key_that_holds_its_calls_open_is_refused_and_leaves_others_and_health_alone(stub, http):
+    few, other = (("x-api-key", "few"),), {"x-api-key": "other"}
+    call = stub.ModelStreamInfer(metadata=few)
+    await call.write(infer_request())
+    await call.read()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ServerMetadata(pb.ServerMetadataRequest(), metadata=few)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "1 calls at the same time" in caught.value.details()
+    async with http.get("/v2", headers={"x-api-key": "few"}) as answer:
+        assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
+    async with http.get("/v2", headers=other) as answer:
+        assert answer.status == 200
+    assert (await stub.ServerLive(pb.ServerLiveRequest(), metadata=few)).live
+    await call.done_writing()
+    assert await asyncio.wait_for(call.code(), 10.0) is grpc.StatusCode.OK
+    async with http.get("/v2", headers={"x-api-key": "few"}) as answer:
+        assert answer.status == 200

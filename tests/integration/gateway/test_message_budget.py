@@ -78,7 +78,7 @@ async def test_requests_of_a_stream_are_refused_one_by_one(gateway, by_hand):
 
 
 async def test_a_body_is_counted_while_it_comes(gateway, by_hand):
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.http_port)
+    _, writer = await asyncio.open_connection("127.0.0.1", gateway.http_port)
     head = b"POST /v2/models/m/generate HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     writer.write(head + b"%x\r\n" % len(LARGE) + LARGE + b"\r\n")  # and never its end
     await writer.drain()
@@ -99,7 +99,7 @@ async def _status(gateway):
 
 
 async def test_openais_clients_hear_of_a_limit(gateway, by_hand):
-    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.http_port)
+    _, writer = await asyncio.open_connection("127.0.0.1", gateway.http_port)
     body = json.dumps({"text_input": LARGE.decode()}).encode()
     writer.write(b"POST /v2/models/m/generate HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     await asyncio.wait_for(by_hand.call(0), WAIT_S)

@@ -176,6 +176,10 @@ async def taking_nothing(gateway, by_hand, request):
         yield stream, call
 
 
+async def all_of(stream):
+    return [message async for message in stream]
+
+
 async def free_again(admission):
     for _ in range(int(SOON_S * 100)):
         if not admission.held:
@@ -194,26 +198,29 @@ async def test_a_deadline_frees_the_place_of_a_grpc_client_that_takes_nothing(st
 
 
 async def test_a_grpc_client_that_takes_nothing_loses_its_call(start, by_hand, admission):
-    async with start(upstream=by_hand, stalled_timeout_s=0.3) as gateway:
-        async with taking_nothing(gateway, by_hand, infer_request(flag("stream"))) as (stream, call):
-            assert await free_again(admission)
-            assert call.severed is not None
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                while True:
-                    await asyncio.wait_for(stream.read(), SOON_S)
-            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            assert "took nothing of its answers for 0.3 s" in caught.value.details()
+    async with (
+        start(upstream=by_hand, stalled_timeout_s=0.3) as gateway,
+        taking_nothing(gateway, by_hand, infer_request(flag("stream"))) as (stream, call),
+    ):
+        assert await free_again(admission)
+        assert call.severed is not None
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(all_of(stream), SOON_S)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "took nothing of its answers for 0.3 s" in caught.value.details()
 
 
 async def test_a_grpc_client_that_takes_its_answers_late_but_takes_them_keeps_its_call(start, by_hand):
-    async with start(upstream=by_hand, stalled_timeout_s=0.5) as gateway:
-        async with taking_nothing(gateway, by_hand, infer_request(flag("stream"))) as (stream, call):
-            call.send(token_response(attempt=0, first_position=40, output_ids=[1], text="end", finish_reason="stop"))
-            for _ in range(41):
-                await asyncio.wait_for(stream.read(), SOON_S)
-                await asyncio.sleep(0.03)
-            await stream.done_writing()
-            assert await asyncio.wait_for(stream.code(), SOON_S) is grpc.StatusCode.OK
+    async with (
+        start(upstream=by_hand, stalled_timeout_s=0.5) as gateway,
+        taking_nothing(gateway, by_hand, infer_request(flag("stream"))) as (stream, call),
+    ):
+        call.send(token_response(attempt=0, first_position=40, output_ids=[1], text="end", finish_reason="stop"))
+        for _ in range(41):
+            await asyncio.wait_for(stream.read(), SOON_S)
+            await asyncio.sleep(0.03)
+        await stream.done_writing()
+        assert await asyncio.wait_for(stream.code(), SOON_S) is grpc.StatusCode.OK
 
 
 async def test_a_grpc_connection_that_says_nothing_is_closed(start):
@@ -225,28 +232,28 @@ async def test_a_grpc_connection_that_says_nothing_is_closed(start):
 
 @pytest.mark.parametrize("method", ["ServerLive", "ModelMetadata", "ModelInfer"])
 async def test_a_unary_call_whose_message_does_not_come_ends_and_leaves_its_turn(start, method):
-    async with start(body_timeout_s=0.3, max_grpc_calls=1) as gateway:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
-            call = channel.stream_unary(f"/inference.GRPCInferenceService/{method}")(timeout=60.0)
-            assert await asyncio.wait_for(call.code(), SOON_S) is grpc.StatusCode.DEADLINE_EXCEEDED
-            assert await call.details() == "the call's message did not come in time"
-            await a_good_request_is_served(gateway)
+    async with (
+        start(body_timeout_s=0.3, max_grpc_calls=1) as gateway,
+        grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel,
+    ):
+        call = channel.stream_unary(f"/inference.GRPCInferenceService/{method}")(timeout=60.0)
+        assert await asyncio.wait_for(call.code(), SOON_S) is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert await call.details() == "the call's message did not come in time"
+        await a_good_request_is_served(gateway)
 
 
 async def test_a_call_that_anybody_may_make_has_no_long_time_for_its_message(start):
-    async with start() as gateway:  # with the time that large messages have
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
-            call = channel.stream_unary("/grpc.health.v1.Health/Check")(timeout=60.0)
-            assert await asyncio.wait_for(call.code(), SOON_S) is grpc.StatusCode.DEADLINE_EXCEEDED
-            assert await call.details() == "the call's message did not come in time"
+    async with start() as gateway, grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
+        call = channel.stream_unary("/grpc.health.v1.Health/Check")(timeout=60.0)
+        assert await asyncio.wait_for(call.code(), SOON_S) is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert await call.details() == "the call's message did not come in time"
 
 
 async def test_a_unary_call_that_ends_without_a_message_is_answered(start):
-    async with start() as gateway:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
-            call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")(timeout=60.0)
-            await call.done_writing()
-            assert await asyncio.wait_for(call.code(), SOON_S) is grpc.StatusCode.INTERNAL
+    async with start() as gateway, grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
+        call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")(timeout=60.0)
+        await call.done_writing()
+        assert await asyncio.wait_for(call.code(), SOON_S) is grpc.StatusCode.INTERNAL
 
 
 def test_one_connection_cannot_have_all_calls():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from serverless_triton.scheduler.catalogue import Catalogue, VisibleModels
 from serverless_triton.scheduler.errors import Unauthenticated, UnknownModel
 from serverless_triton.scheduler.gateway.access import Access, presented_key
+from serverless_triton.scheduler.gateway.limits import Limiter
 from serverless_triton.scheduler.identity import ALL, ANONYMOUS, ModelRule
 from tests.unit.gateway.samples import add_model
 
@@ -43,7 +46,7 @@ def test_other_ways_to_show_one_are_refused(headers, words):
 
 
 def test_without_keys_everybody_is_let_in_whatever_is_shown():
-    assert Access().caller([("authorization", "Basic a2V5")]) is ANONYMOUS
+    assert Access(None, Limiter(time.monotonic, time.time)).caller([("authorization", "Basic a2V5")]) is ANONYMOUS
 
 
 def test_models_that_a_rule_leaves_out_are_as_if_they_were_not_there(repository, catalogue: Catalogue):

@@ -129,3 +129,30 @@ def test_new_limits_of_a_key_count_at_once(limiter: Limiter):
     tighter = replace(who, quota=Quota(requests_per_second=1))
     limiter.take(tighter)
     refusal(limiter, tighter)
+
+
+def test_calls_at_the_same_time_are_let_in_again_when_one_has_ended(limiter):
+    who = caller(open_calls=2)
+    limiter.begin_call(who)
+    limiter.begin_call(who)
+    with pytest.raises(RateLimited, match="2 calls at the same time"):
+        limiter.begin_call(who)
+    limiter.begin_call(caller("other", open_calls=1))  # has its own
+    limiter.end_call(who)
+    limiter.begin_call(who)
+
+
+def test_a_key_without_a_number_of_calls_has_the_gateways(times):
+    limiter = Limiter(lambda: times.now_s, lambda: times.unix_s, max_open_calls=1)
+    limiter.begin_call(caller())
+    with pytest.raises(RateLimited, match="1 calls at the same time"):
+        limiter.begin_call(caller())
+    more = caller("more", open_calls=2)
+    limiter.begin_call(more)
+    limiter.begin_call(more)
+
+
+def test_who_needs_no_key_has_no_limit_of_calls(times):
+    limiter = Limiter(lambda: times.now_s, lambda: times.unix_s, max_open_calls=1)
+    limiter.begin_call(ANONYMOUS)
+    limiter.begin_call(ANONYMOUS)

@@ -133,6 +133,15 @@ def test_a_stream_of_another_tenant_is_as_if_it_had_never_been():
     assert len(book.of(StreamId("b"), "")) == 1
 
 
+def test_a_busy_tenant_does_not_push_out_the_receipts_of_another():
+    book = ReceiptBook(capacity=3)
+    book.add(receipt("quiet"), "quiet")
+    for number in range(10):
+        book.add(receipt(f"busy-{number}"), "busy")
+    assert len(book.of(StreamId("quiet"), "quiet")) == 1
+    assert [r.stream for r in book.newest()] == ["busy-9", "busy-8", "quiet"]
+
+
 def test_json_is_relative_to_the_request():
     body = to_json(receipt())
     assert body["actual_s"] == pytest.approx(0.5)
