@@ -99,8 +99,11 @@ class Admission(Protocol):
         Raises UnknownModel, LoadFailed, NoCapacity, AdmissionTimeout. Cancelling the call gives the place up.
         """
 
-    def finish(self, assignment: Assignment) -> None:
-        """The stream ended or moved away; the reference is given back. Idempotent."""
+    def finish(self, assignment: Assignment, *, broken: bool = False) -> None:
+        """The stream ended or moved away; the reference is given back. Idempotent.
+
+        `broken`: the replica can serve nobody any more, so it takes no more streams, and ends with its last one.
+        """
 
     def outlook(self, model: str, *, caller: Caller = ANONYMOUS, priority: int = 0) -> Outlook:
         """What a stream that came now would meet. Raises UnknownModel, ModelTooLarge."""
@@ -153,6 +156,7 @@ class FakeAdmission:
         self.claims: list[tuple[str, int]] = []  # tenant and priority of every call of `admit` and `outlook`
         self.admitted: list[Assignment] = []
         self.finished: list[Assignment] = []
+        self.broken: list[ReplicaId] = []
 
     @property
     def held(self) -> list[Assignment]:
@@ -192,8 +196,10 @@ class FakeAdmission:
                 return self._assign(stream, model, ServerName(server), address, replica)
         raise NoCapacity(f"model '{model}' broke on every server")
 
-    def finish(self, assignment: Assignment) -> None:
+    def finish(self, assignment: Assignment, *, broken: bool = False) -> None:
         self.finished.append(assignment)
+        if broken:
+            self.broken.append(assignment.replica)
 
     def outlook(self, model: str, *, caller: Caller = ANONYMOUS, priority: int = 0) -> Outlook:
         self.claims.append((caller.tenant, priority))

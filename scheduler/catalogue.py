@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from serverless_triton.backend.messages import ModelSpec
 from serverless_triton.scheduler.errors import InvalidModelName, InvalidRequest, UnknownModel
+from serverless_triton.scheduler.foreign import ForeignModel, parse_foreign
 from serverless_triton.scheduler.identity import ModelRule
 
 SERVED_BACKEND = "serverless"
@@ -37,7 +38,8 @@ class ModelEntry:
     versions: tuple[str, ...]
     config: model_config_pb2.ModelConfig = field(repr=False, compare=False)  # what clients see
     repository_config: model_config_pb2.ModelConfig = field(repr=False, compare=False)  # what servers load
-    spec: ModelSpec | None  # None: a backend that is not served
+    spec: ModelSpec | None  # None: another backend's
+    foreign: ForeignModel | None = None  # of another backend's
     changed_unix_s: int  # when its configuration was written
 
     @property
@@ -67,10 +69,11 @@ class ModelEntry:
         return str(int(asked))
 
     def served(self) -> ModelSpec:
-        """What its engine needs. Raises InvalidRequest where this system does not serve its backend."""
+        """What its engine needs. Raises InvalidRequest for other backends' models, which generate no text."""
         if self.spec is None:
             raise InvalidRequest(
-                f"model '{self.name}' uses backend '{self.backend}'; only '{SERVED_BACKEND}' models are served"
+                f"model '{self.name}' uses backend '{self.backend}'; only '{SERVED_BACKEND}' models generate text: "
+                "ask it by infer"
             )
         return self.spec
 
@@ -209,7 +212,7 @@ def _parse(directory: Path) -> ModelEntry:
     if config.name and config.name != directory.name:
         raise ValueError(f"name is '{config.name}', but its directory is '{directory.name}'")
     config.name = directory.name
-    spec = _spec(config) if config.backend == SERVED_BACKEND else None
+    ours = config.backend == SERVED_BACKEND
     versions = _served_versions(config, _versions(directory))
     public = _as_triton_completes(config)
     return ModelEntry(
@@ -217,7 +220,8 @@ def _parse(directory: Path) -> ModelEntry:
         versions=versions,
         config=public,
         repository_config=config,
-        spec=spec,
+        spec=_spec(config) if ours else None,
+        foreign=None if ours else parse_foreign(config),
         changed_unix_s=int((directory / "config.pbtxt").stat().st_mtime),
     )
 
@@ -254,10 +258,14 @@ def _as_triton_completes(repository_config: model_config_pb2.ModelConfig) -> mod
         config.version_policy.latest.num_versions = 1
     for index, group in enumerate(config.instance_group):
         group.name = group.name or f"{config.name}_{index}"
+    if config.backend == "python":
+        config.default_model_filename = config.default_model_filename or "model.py"
     if config.backend == SERVED_BACKEND:
         config.runtime = config.runtime or "model.py"  # as of every backend that is written in Python
     config.optimization.input_pinned_memory.enable = True
     config.optimization.output_pinned_memory.enable = True
+    if config.backend != SERVED_BACKEND:
+        return config
     for tensors, private in ((config.input, PRIVATE_INPUTS), (config.output, PRIVATE_OUTPUTS)):
         public = [tensor for tensor in tensors if tensor.name not in private]
         del tensors[:]

@@ -57,8 +57,8 @@ class ServerState:
         return self.triton_up and self.agent_up and self.workers_ready
 
     def learn(self, estimate: StartEstimate, tier: str, actual_s: float) -> None:
-        """From a start here. Bytes that came from elsewhere say nothing about the estimate."""
-        if tier == estimate.tier:
+        """From a start here. Bytes that came from elsewhere say nothing about the estimate, nor do other backends'."""
+        if tier == estimate.tier and tier in self.fixed_start_s[estimate.state]:
             fixed_s = self.fixed_start_s[estimate.state]
             fixed_s[tier] = learn_fixed_cost(fixed_s[tier], estimate, actual_s)
 
@@ -95,6 +95,7 @@ class ReplicaState:
             streams=len(self.streams),
             max_streams=0 if self.suspect else self.model.max_streams,
             idle_since_s=self.idle_since_s,
+            host_bytes=self.model.host_bytes,
         )
 
 

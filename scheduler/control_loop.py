@@ -26,6 +26,7 @@ from serverless_triton.scheduler.departures import Departures
 from serverless_triton.scheduler.effects import EffectFailed, Effects, EngineOrder, EngineStarted
 from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge
 from serverless_triton.scheduler.identity import ANONYMOUS, Caller
+from serverless_triton.scheduler.learned import LearnedModels
 from serverless_triton.scheduler.metrics import ControlMetrics
 from serverless_triton.scheduler.outlook import RETRY_AFTER_S, Prospects
 from serverless_triton.scheduler.policy import Candidate, Decision, Refuse, Start, Use, choose, overdue
@@ -61,6 +62,7 @@ class ControlLoop:
     clock: Callable[[], float]
     metrics: ControlMetrics
     limits: ControlLimits = ControlLimits()
+    learned: LearnedModels = field(default_factory=LearnedModels)
     epoch: int = 1
     _room: WaitingRoom = field(default_factory=WaitingRoom)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -112,7 +114,9 @@ class ControlLoop:
         if self._room.leave(waiting) and waiting.joined is not None:
             self._drop_reference(waiting.joined, waiting.stream)
 
-    def finish(self, assignment: Assignment) -> None:
+    def finish(self, assignment: Assignment, *, broken: bool = False) -> None:
+        if broken:
+            self._suspect(frozenset({assignment.replica}))
         self._prospects.holds.ended(assignment.stream, assignment.model, self.clock())
         self._drop_reference(assignment.replica, assignment.stream)
 
@@ -255,6 +259,7 @@ class ControlLoop:
             model=replica.model.name,
             parameters=order.parameters,
             parked=candidate.parked,
+            foreign=order.view.foreign,
         )
 
     def _started(self, replica: ReplicaState, candidate: Candidate, engine: EngineStarted, record: StartRecord) -> None:
@@ -265,6 +270,8 @@ class ControlLoop:
         replica.shown_from_version, replica.idle_since_s = engine.version, self.clock()
         actual_s = self.clock() - record.spans[0].end_s
         self.cluster.servers[replica.server].learn(candidate.estimate, engine.tier, actual_s)
+        if replica.model.foreign:
+            replica.model = self.learned.loaded(replica.model, actual_s, engine.host_bytes)
         self.metrics.started(replica.model.name, record.state, engine.tier, actual_s)
         logger.info("replica_ready model=%s server=%s replica=%s s=%.3f", *_names(replica), actual_s)
         self.cluster.changed()
@@ -309,9 +316,9 @@ class ControlLoop:
     def _evict(self, replica: ReplicaState) -> asyncio.Task[None]:
         """Nobody is sent to it from now on. Its room counts when the agent confirms, which the task waits for.
 
-        Its stub is parked, but not where a stream broke on it: the stub may be what hangs.
+        Its stub is parked, but not where a stream broke on it: the stub may be what hangs. Other backends have none.
         """
-        parks = not replica.suspect
+        parks = not replica.suspect and not replica.model.foreign
         self._forget(replica, "evicted", parks=parks)
         self.metrics.evicted(replica.model.name)
         logger.info("evict model=%s server=%s replica=%s", *_names(replica))
@@ -324,7 +331,8 @@ class ControlLoop:
                 self._evict(self.cluster.replicas[replica])
 
     def _clean_up(self, replica: ReplicaState) -> asyncio.Task[None]:
-        return self._departures.release(replica.server, replica.id, replica.model.name)
+        end = self._departures.end_foreign if replica.model.foreign else self._departures.release
+        return end(replica.server, replica.id, replica.model.name)
 
     # News, from server_watch.py
 

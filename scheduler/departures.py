@@ -1,7 +1,7 @@
 """Replicas and parked stubs on their way out: the effects that end them, and the memory that keeps late news from
 bringing them back.
 
-Parking leaves the stub in Triton, a release has Triton unload it too.
+Parking leaves the stub in Triton, a release has Triton unload it too. Other backends' models end by Triton's unload.
 """
 
 from __future__ import annotations
@@ -56,6 +56,10 @@ class Departures:
     def release(self, server: ServerName, replica: ReplicaId, model: str) -> asyncio.Task[None]:
         """End the engine, then begin Triton's unload, which takes a second more and holds no engine memory."""
         return self._begin(server, replica, self._release_and_unload(server, replica, model))
+
+    def end_foreign(self, server: ServerName, replica: ReplicaId, model: str) -> asyncio.Task[None]:
+        """The model's memory is free when the task ends."""
+        return self._begin(server, replica, self.effects.end_foreign(server, model))
 
     def again(self, server: ServerName, replica: ReplicaId, model: str) -> None:
         """Its agent shows a replica that has ended here: what should have ended it did not reach the agent."""

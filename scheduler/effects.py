@@ -23,7 +23,7 @@ class EffectFailed(Exception):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOrder:
     """Which replica to start for which model; `parameters` as in its config.pbtxt. The epoch is the permit's (decision
-    7). With `parked` it starts on that stub, and Triton has nothing to do.
+    7). With `parked` it starts on that stub, and Triton has nothing to do. A `foreign` model's is Triton's alone.
     """
 
     epoch: int
@@ -31,6 +31,7 @@ class EngineOrder:
     model: str
     parameters: Mapping[str, str]
     parked: ReplicaId | None = None
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class EngineStarted:
     spans: tuple[Span, ...]
     exactness: Exactness | None = None
     stub_waited_from_s: float | None = None  # on our clock; None: the engine was there before Triton's stub came
+    host_bytes: int | None = None  # by which a foreign model's load grew Triton; None: nobody looked
 
 
 class Effects(Protocol):
@@ -65,6 +67,15 @@ class Effects(Protocol):
     async def unload_model(self, server: ServerName, model: str) -> None:
         """Have Triton begin to unload the model; the rest of it takes a second and nobody waits."""
 
+    async def load_foreign(self, server: ServerName, model: str) -> None:
+        """Have the server's Triton load another backend's model; returns when Triton calls it ready."""
+
+    async def end_foreign(self, server: ServerName, model: str) -> None:
+        """Have Triton unload another backend's model; returns when it is gone and its memory free."""
+
+    async def loaded_models(self, server: ServerName) -> frozenset[str]:
+        """What Triton has in memory, models on their way in or out included."""
+
 
 @dataclass
 class FakeEffects:
@@ -72,6 +83,7 @@ class FakeEffects:
 
     automatic: bool = True
     exactness: Exactness | None = None  # of every engine
+    loaded: frozenset[str] = frozenset()  # on every server
     orders: list[EngineOrder] = field(default_factory=list)
     calls: list[tuple[str, ServerName, str]] = field(default_factory=list)
     pending: dict[tuple[str, ServerName, str], asyncio.Future[None]] = field(default_factory=dict)
@@ -92,6 +104,16 @@ class FakeEffects:
 
     async def unload_model(self, server: ServerName, model: str) -> None:
         await self._happen("unload_model", server, model)
+
+    async def load_foreign(self, server: ServerName, model: str) -> None:
+        await self._happen("load_foreign", server, model)
+
+    async def end_foreign(self, server: ServerName, model: str) -> None:
+        await self._happen("end_foreign", server, model)
+
+    async def loaded_models(self, server: ServerName) -> frozenset[str]:
+        await self._happen("loaded_models", server, "")
+        return self.loaded
 
     async def _happen(self, effect: str, server: ServerName, subject: str) -> None:
         self.calls.append((effect, server, subject))

@@ -15,6 +15,7 @@ from serverless_triton.scheduler.admission import StartState
 from serverless_triton.scheduler.view import ModelView, ServerView
 
 LEARNING_RATE = 0.3
+FOREIGN_TIER = "triton"  # where the bytes of other backends' models come from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,12 @@ class StartEstimate:
 
 
 def estimate_start(server: ServerView, model: ModelView) -> StartEstimate:
-    """From DRAM where the checkpoint is there already, else from SSD behind what that queue holds."""
+    """From DRAM where the checkpoint is there already, else from SSD behind what that queue holds.
+
+    Another backend's model is read by Triton itself, as long as that took before.
+    """
+    if model.foreign:
+        return StartEstimate(tier=FOREIGN_TIER, queue_s=0.0, transfer_s=0.0, fixed_s=model.load_s)
     state: StartState = "parked" if model.name in server.parked else "cold"
     fixed_s = server.fixed_start_s[state]
     if model.checkpoint in server.in_dram:

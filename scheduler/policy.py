@@ -124,7 +124,8 @@ def _consider(server: ServerView, replicas: Iterable[ReplicaView], request: Star
     model = request.model
     if server.name in request.avoid_servers:
         return "its start failed there"
-    if server.device_bytes_of(model) > server.device_memory_bytes or model.checkpoint_bytes > server.dram_bytes:
+    dram_bytes = model.checkpoint_bytes + server.host_bytes_of(model)
+    if server.device_bytes_of(model) > server.device_memory_bytes or dram_bytes > server.dram_bytes:
         return "too large"
     replicas = tuple(replicas)
     if any(replica.model == model.name for replica in replicas):
@@ -154,17 +155,26 @@ def _make_room(server: ServerView, replicas: tuple[ReplicaView, ...], model: Mod
 
 def _fits(server: ServerView, replicas: Iterable[ReplicaView], model: ModelView) -> bool:
     """Weights of one checkpoint count once in DRAM, however many replicas use them."""
-    device_bytes = server.device_bytes_of(model)
+    device_bytes, host_bytes = server.device_bytes_of(model), server.host_bytes_of(model)
     checkpoints = {model.checkpoint: model.checkpoint_bytes}
     for replica in replicas:
         device_bytes += server.device_bytes_of(replica)
+        host_bytes += server.host_bytes_of(replica)
         checkpoints[replica.checkpoint] = replica.checkpoint_bytes
-    return device_bytes <= server.device_memory_bytes and sum(checkpoints.values()) <= server.dram_bytes
+    return device_bytes <= server.device_memory_bytes and sum(checkpoints.values()) + host_bytes <= server.dram_bytes
 
 
 def _without_candidate(model: ModelView, rejected: Mapping[str, int]) -> Wait | Refuse:
     if rejected and set(rejected) == {"too large"}:
-        need = f"{model.device_bytes} bytes of device memory beside weights and {model.checkpoint_bytes} of DRAM"
-        advice = "lower its max_streams or max_sequence_tokens, or give servers more"
+        need, advice = _need_of(model)
         return Refuse(reason=f"model '{model.name}' needs {need}; no server has that much: {advice}")
     return Wait(reason="no server is up" if not rejected else "every server is busy")
+
+
+def _need_of(model: ModelView) -> tuple[str, str]:
+    """What it needs, and what to do where no server has that."""
+    if model.foreign:
+        need = f"{model.device_bytes} bytes of device memory and {model.host_bytes} of the host's"
+        return need, "declare less in its config.pbtxt if that is too much, or give servers more"
+    need = f"{model.device_bytes} bytes of device memory beside weights and {model.checkpoint_bytes} of DRAM"
+    return need, "lower its max_streams or max_sequence_tokens, or give servers more"

@@ -19,6 +19,7 @@ from serverless_triton.scheduler.admission import Exactness, ReplicaId
 from serverless_triton.scheduler.cluster import ReplicaState, ServerState
 from serverless_triton.scheduler.control_loop import ControlLoop
 from serverless_triton.scheduler.errors import SchedulerError
+from serverless_triton.scheduler.leftovers import unload_leftovers
 from serverless_triton.scheduler.node_links import NodeLinks
 from serverless_triton.scheduler.view import Phase
 
@@ -158,6 +159,8 @@ class ServerWatch:
     def _bury(self, state: agent_pb2.NodeState) -> None:
         shown = {replica.id for replica in state.replicas if not _is_parked(replica)}
         for replica in self.loop.cluster.on_server(self.server.name):
+            if replica.model.foreign:
+                continue  # an agent knows nothing of it
             due = replica.phase is Phase.READY and state.version >= replica.shown_from_version
             if due and replica.id not in shown:
                 self.loop.lose(replica, "its worker or stub died")
@@ -173,6 +176,8 @@ class ServerWatch:
                     self._set_triton(False)
                     await asyncio.sleep(RETRY_S)
                     continue
+                if state is grpc.ChannelConnectivity.READY and not self.server.triton_up:
+                    await unload_leftovers(self.loop.effects, self.server.name, self.loop.order_of)
                 self._set_triton(state is grpc.ChannelConnectivity.READY)
                 # Asked again at times: a stopped process keeps its sockets.
                 with contextlib.suppress(asyncio.TimeoutError):

@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,37 +28,18 @@ from serverless_triton.scheduler.gateway.gateway import Gateway
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.tracing import Tracing
 from serverless_triton.scheduler.gateway.upstream import GrpcUpstream
+from serverless_triton.scheduler.learned import LearnedModels
 from serverless_triton.scheduler.log_lines import set_up_logging
 from serverless_triton.scheduler.metrics import ControlMetrics
+from serverless_triton.scheduler.model_orders import model_orders
 from serverless_triton.scheduler.node_links import NodeLinks
 from serverless_triton.scheduler.server_watch import ServerWatch
 from serverless_triton.scheduler.status import cluster_status
 from serverless_triton.scheduler.triton_effects import ServerAddresses, TritonEffects
-from serverless_triton.scheduler.view import ModelView
-from serverless_triton.scheduler.waiting_room import ModelOrder
 
 logger = logging.getLogger(__name__)
 
 PARKING_INTERVAL_S = 0.25
-
-
-def model_orders(catalogue: Catalogue) -> Callable[[str], ModelOrder]:
-    """What the control loop asks of the catalogue. It raises InvalidModelName, UnknownModel, InvalidRequest."""
-
-    def order_of(name: str) -> ModelOrder:
-        entry = catalogue.entry(name)
-        spec = entry.served()
-        view = ModelView(
-            name=name,
-            checkpoint=spec.checkpoint,
-            checkpoint_bytes=spec.checkpoint_bytes,
-            device_bytes=spec.device_bytes,
-            max_streams=spec.max_streams,
-        )
-        parameters = {key: value.string_value for key, value in entry.config.parameters.items()}
-        return ModelOrder(view=view, parameters=parameters)
-
-    return order_of
 
 
 async def serve(config: SchedulerConfig) -> None:
@@ -76,11 +57,12 @@ async def serve(config: SchedulerConfig) -> None:
         load_timeout_s=config.control.load_timeout_s,
         release_timeout_s=config.control.release_timeout_s,
     )
-    registry = CollectorRegistry()
+    registry, learned = CollectorRegistry(), LearnedModels()
     loop = ControlLoop(
         cluster=cluster,
         effects=effects,
-        order_of=model_orders(catalogue),
+        order_of=model_orders(catalogue, learned),
+        learned=learned,
         clock=time.monotonic,
         metrics=ControlMetrics(registry),
         limits=ControlLimits(

@@ -1,6 +1,6 @@
 """What one start does to the world, and where its time went: the engine, and beside it Triton's stub.
 
-On a parked stub it is the engine alone.
+On a parked stub it is the engine alone, of another backend's model Triton's load alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from serverless_triton.scheduler.admission import ADMISSION_SPAN, ServerName, Span, StartRecord
 from serverless_triton.scheduler.effects import Effects, EngineOrder, EngineStarted
-from serverless_triton.scheduler.estimator import StartEstimate
+from serverless_triton.scheduler.estimator import FOREIGN_TIER, StartEstimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class StartSequence:
 
     async def run(self, server: ServerName, order: EngineOrder) -> EngineStarted:
         """Returns when requests reach the engine. Raises EffectFailed."""
+        if order.foreign:
+            return await self._load_foreign(server, order)
         if order.parked is not None:
             return await self.effects.start_engine(server, order)
         return await self._start_both(server, order)
@@ -40,6 +42,12 @@ class StartSequence:
         assert isinstance(engine, EngineStarted)
         assert isinstance(stub, Span)
         return replace(engine, spans=(*engine.spans, *_without_waiting(stub, engine)))
+
+    async def _load_foreign(self, server: ServerName, order: EngineOrder) -> EngineStarted:
+        start_s = self.clock()
+        await self.effects.load_foreign(server, order.model)
+        load = Span(name="triton.load", start_s=start_s, end_s=self.clock(), parent=ADMISSION_SPAN)
+        return EngineStarted(version=0, tier=FOREIGN_TIER, bytes=0, spans=(load,))
 
     async def _timed_load(self, server: ServerName, order: EngineOrder) -> Span:
         start_s = self.clock()

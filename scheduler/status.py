@@ -40,6 +40,9 @@ def _server(loop: ControlLoop, server: ServerState) -> dict[str, Any]:
                 "streams": len(replica.streams),
                 "worker_pid": server.worker_pids.get(replica.id, 0),
                 "stub_pid": server.stub_pids.get(replica.id, 0),
+                "foreign": replica.model.foreign,
+                "device_bytes": replica.model.device_bytes,
+                "host_bytes": replica.model.host_bytes,
                 "exactness": None if replica.exactness is None else asdict(replica.exactness),
             }
             for replica in sorted(loop.cluster.on_server(server.name), key=lambda r: r.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from serverless_triton.scheduler.node_links import NodeLinks
 from serverless_triton.scheduler.server_watch import CHANNEL_OPTIONS, exactness_of
 
 _AGENT_SPAN = "agent.start"
+_ASK_AGAIN_S = 0.05  # whether a model is gone: Triton tells nobody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +107,27 @@ class TritonEffects:
     async def unload_model(self, server: ServerName, model: str) -> None:
         request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
         await self._ask_triton(self._tritons[server].RepositoryModelUnload, request, self._release_timeout_s)
+
+    async def load_foreign(self, server: ServerName, model: str) -> None:
+        request = service_pb2.RepositoryModelLoadRequest(model_name=model)
+        await self._ask_triton(self._tritons[server].RepositoryModelLoad, request, self._load_timeout_s)
+
+    async def end_foreign(self, server: ServerName, model: str) -> None:
+        await self.unload_model(server, model)
+        try:
+            await asyncio.wait_for(self._gone(server, model), self._release_timeout_s)
+        except asyncio.TimeoutError as error:
+            late = f"Triton still unloads it after {self._release_timeout_s:.0f} s"
+            raise EffectFailed("DEADLINE_EXCEEDED", late) from error
+
+    async def _gone(self, server: ServerName, model: str) -> None:
+        while model in await self.loaded_models(server):  # noqa: ASYNC110 - Triton has no event for it
+            await asyncio.sleep(_ASK_AGAIN_S)
+
+    async def loaded_models(self, server: ServerName) -> frozenset[str]:
+        request = service_pb2.RepositoryIndexRequest()
+        index = await self._ask_triton(self._tritons[server].RepositoryIndex, request, self._release_timeout_s)
+        return frozenset(model.name for model in index.models if model.state not in ("", "UNAVAILABLE"))
 
     async def _ask_agent(self, method: Any, request: Message, timeout_s: float) -> Any:
         return await _call(method(request, timeout=timeout_s, metadata=self._links.agent_metadata))

@@ -24,20 +24,29 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelView:
-    """What a start of this model needs. `device_bytes` is a replica's share of device memory beside the weights."""
+    """What a start of this model needs. `device_bytes` is a replica's share of device memory beside the weights.
+
+    A `foreign` one is another backend's: it has no checkpoint, its processes take `host_bytes`, and all of its start is
+    Triton's load, which takes about `load_s`.
+    """
 
     name: str
     checkpoint: str
     checkpoint_bytes: int
     device_bytes: int
     max_streams: int
+    host_bytes: int = 0
+    foreign: bool = False
+    measured: bool = False  # its host_bytes are what its loads took, not declared
+    load_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerView:
     """One server: its budgets, its tiers' bandwidths in bytes/s, and what its store holds in DRAM.
 
-    `device_memory_bytes` is the sum of its devices'. With `device_holds_weights` a replica's weights count there, too.
+    `device_memory_bytes` is the sum of its devices'. With `device_holds_weights`, on GPUs, a replica's weights count
+    there, too; without, the device is the host's processor, and what a replica takes of the host counts there.
     """
 
     name: ServerName
@@ -53,7 +62,11 @@ class ServerView:
 
     def device_bytes_of(self, one: ModelView | ReplicaView) -> int:
         """What a replica takes of this server's device memory."""
-        return one.device_bytes + (one.checkpoint_bytes if self.device_holds_weights else 0)
+        return one.device_bytes + (one.checkpoint_bytes if self.device_holds_weights else one.host_bytes)
+
+    def host_bytes_of(self, one: ModelView | ReplicaView) -> int:
+        """What it takes of DRAM beside any checkpoint."""
+        return one.host_bytes if self.device_holds_weights else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +83,7 @@ class ReplicaView:
     streams: int
     max_streams: int
     idle_since_s: float
+    host_bytes: int = 0
 
     @property
     def is_idle(self) -> bool:

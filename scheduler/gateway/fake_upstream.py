@@ -13,7 +13,7 @@ from typing import Any
 from tritonclient.grpc import service_pb2 as pb
 
 from serverless_triton.scheduler.gateway.tensors import add_output, number_tensor, read_request_tensors, string_tensor
-from serverless_triton.scheduler.gateway.upstream import UpstreamCall, UpstreamError
+from serverless_triton.scheduler.gateway.upstream import RequestRefused, UpstreamCall, UpstreamError
 
 # What a replica does next: a response, an error, or None for the end.
 _Item = Any
@@ -97,6 +97,10 @@ class FakeCall:
     def fail(self, code: str, message: str = "failed") -> None:
         self._queue.put_nowait(UpstreamError(code, message))
 
+    def refuse(self, words: str) -> None:
+        """As Triton does on a stream."""
+        self._queue.put_nowait(RequestRefused("UNAVAILABLE", words))
+
     async def read(self) -> pb.ModelInferResponse | None:
         if self.severed is not None:
             raise self.severed
@@ -131,6 +135,9 @@ class FakeUpstream:
         self.calls.append(call)
         self._arrived.set()
         return call
+
+    def infer_once(self, address: str, request: pb.ModelInferRequest) -> UpstreamCall:
+        return self.infer(address, request)
 
     def script(self, engine: Callable[[FakeCall], Iterator[_Item]]) -> None:
         """How calls are answered from here on."""

@@ -7,6 +7,7 @@ parameters.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
@@ -36,7 +37,8 @@ def read_generate_body(body: bytes, entry: ModelEntry, version: str) -> pb.Model
     flat = {name: item for name, item in value.items() if name not in inputs and name not in ("id", "parameters")}
     set_parameters(request.parameters, flat)
     for name in value.keys() & inputs.keys():
-        add_input(request, _tensor(name, datatype(inputs[name]), list(inputs[name].dims), value[name]))
+        tensor = _tensor(name, datatype(inputs[name]), list(inputs[name].dims), value[name])
+        add_input(request, replace(tensor, shape=(1, *tensor.shape)) if entry.config.max_batch_size else tensor)
     return request
 
 

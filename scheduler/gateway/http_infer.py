@@ -30,7 +30,6 @@ from serverless_triton.scheduler.gateway.json_form import (
     printable,
     set_parameters,
 )
-from serverless_triton.scheduler.gateway.notices import notices
 from serverless_triton.scheduler.gateway.shared_memory import no_region
 from serverless_triton.scheduler.gateway.tensors import ELEMENT_BYTES, Tensor, add_input, read_outputs
 
@@ -200,7 +199,8 @@ def write_infer_body(response: pb.ModelInferResponse, asked: InferBody) -> tuple
     """The body, and the length of its JSON where binary data follows it."""
     header: dict[str, Any] = {"id": response.id} if response.id else {}
     header |= {"model_name": response.model_name, "model_version": response.model_version}
-    header["parameters"] = {"stream_id": response.parameters["stream_id"].string_param, **notices(response)}
+    if response.parameters:
+        header["parameters"] = {name: _value(parameter) for name, parameter in sorted(response.parameters.items())}
     header["outputs"], binary = [], []
     for tensor in read_outputs(response).values():
         output: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
@@ -212,3 +212,8 @@ def write_infer_body(response: pb.ModelInferResponse, asked: InferBody) -> tuple
         header["outputs"].append(output)
     text = json.dumps(header, separators=(",", ":")).encode()
     return b"".join([text, *binary]), len(text) if binary else None
+
+
+def _value(parameter: pb.InferParameter) -> object:
+    kind = parameter.WhichOneof("parameter_choice")
+    return None if kind is None else getattr(parameter, kind)

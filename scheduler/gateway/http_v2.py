@@ -29,6 +29,7 @@ from serverless_triton.scheduler.gateway.json_form import as_flag, as_text, memb
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.notices import receipt_header
 from serverless_triton.scheduler.gateway.openapi import document
+from serverless_triton.scheduler.gateway.passing import PassedStream
 from serverless_triton.scheduler.gateway.relay import RelayedStream
 from serverless_triton.scheduler.gateway.service import InferenceService
 from serverless_triton.scheduler.gateway.statuses import STREAM_ID_HEADER, error_headers, http_status
@@ -261,12 +262,12 @@ def _listed(receipt: Receipt) -> dict[str, Any]:
     return {**to_json(receipt), "stream": receipt.stream[:_SHOWN_OF_STREAM_ID]}
 
 
-async def _whole(stream: RelayedStream) -> pb.ModelInferResponse:
+async def _whole(stream: RelayedStream | PassedStream) -> pb.ModelInferResponse:
     async with aclosing(stream.responses()) as responses:
         return [response async for response in responses][-1]
 
 
-def _stream_headers(stream: RelayedStream, response: pb.ModelInferResponse) -> dict[str, str]:
+def _stream_headers(stream: RelayedStream | PassedStream, response: pb.ModelInferResponse) -> dict[str, str]:
     """Of an answer that begins with this response."""
     return {STREAM_ID_HEADER: stream.id, **receipt_header(response)}
 

@@ -202,7 +202,15 @@ def _utf8(value: str, what: str) -> bytes:
 
 
 def elements_to_json(tensor: Tensor) -> Sequence[Any]:
-    """A tensor's elements as a flat list; strings that are no UTF-8 have replacement characters."""
+    """A tensor's elements as a flat list; strings that are no UTF-8 have replacement characters.
+
+    Raises InvalidRequest in Triton's words for what JSON has no numbers for.
+    """
+    if tensor.datatype in ("FP16", "BF16"):
+        raise InvalidRequest(
+            f"sending {tensor.datatype} data via JSON is not supported. Please use the binary data format for output "
+            f"{tensor.name}"
+        )
     if tensor.datatype == "BYTES":
         return [value.decode(errors="replace") for value in split_strings(tensor.raw)]
     return list(tensor.numbers())

@@ -41,7 +41,7 @@ from serverless_triton.scheduler.gateway.settings import RelayLimits
 from serverless_triton.scheduler.gateway.statistics import Statistics
 from serverless_triton.scheduler.gateway.tracing import Tracing
 from serverless_triton.scheduler.gateway.upstream import RequestFailed, Upstream, UpstreamCall, UpstreamError
-from serverless_triton.scheduler.gateway.watchdog import Deadline, DeadlineExceeded, Watchdog
+from serverless_triton.scheduler.gateway.watchdog import Deadline, DeadlineExceeded, Watchdog, first_deadline
 from serverless_triton.scheduler.identity import ANONYMOUS, Caller
 from serverless_triton.scheduler.journal import Journal, Verdict
 from serverless_triton.scheduler.log_lines import REQUEST_ID_LENGTH
@@ -171,15 +171,7 @@ class RelayedStream:
         return self._relay.admission.outlook(self._journal.model, caller=self._caller, priority=priority)
 
     def _deadline(self) -> Deadline | None:
-        """The request's or the gateway's, whichever comes first."""
-        given_s, allowed_s = self._request.timeout_s, self._relay.limits.overall_timeout_s
-        now_s = asyncio.get_running_loop().time()
-        if given_s is not None and (allowed_s is None or given_s <= allowed_s):
-            words = f"the request took longer than the {round(given_s, 3):g} s that it was given"
-            return Deadline(at_s=now_s + given_s, words=words)
-        if allowed_s is None:
-            return None
-        return Deadline(at_s=now_s + allowed_s, words="the stream took longer than the gateway allows")
+        return first_deadline(self._request.timeout_s, self._relay.limits.overall_timeout_s)
 
     def _by_wall_clock(self, deadline: Deadline | None) -> int | None:
         """In whole seconds since 1970, not before the deadline: Triton passes whole numbers on."""

@@ -16,6 +16,7 @@ from serverless_triton.scheduler.admission import Admission, Outlook
 from serverless_triton.scheduler.catalogue import ModelEntry, Models, VisibleModels
 from serverless_triton.scheduler.errors import InvalidModelName, InvalidRequest, LoadFailed, UnknownModel
 from serverless_triton.scheduler.gateway.limits import Limiter
+from serverless_triton.scheduler.gateway.passing import PassedStream, read_passed
 from serverless_triton.scheduler.gateway.relay import Relay, RelayedStream
 from serverless_triton.scheduler.gateway.request import GenerationRequest, parse_request
 from serverless_triton.scheduler.gateway.statistics import Statistics
@@ -63,15 +64,20 @@ class InferenceService:
         """Raises InvalidModelName, UnknownModel, InvalidRequest."""
         return parse_request(request, self.catalogue.entry(request.model_name), unary=unary)
 
-    def open(self, request: pb.ModelInferRequest, terms: Terms, *, unary: bool = False) -> RelayedStream:
+    def open(self, request: pb.ModelInferRequest, terms: Terms, *, unary: bool = False) -> RelayedStream | PassedStream:
         """A request of its own for the limits. Raises as `parse` does, and RateLimited."""
-        wanted = terms.of(self.parse(request, unary=unary))
+        entry = self.catalogue.entry(request.model_name)
+        if entry.foreign is not None:
+            passed = read_passed(request, entry, terms, unary=unary)
+            self.count_request()
+            return PassedStream(self.relay, passed, self.caller)
+        wanted = terms.of(parse_request(request, entry, unary=unary))
         self.count_request()
         return self.relay.open(wanted, self.caller)
 
     def outlook(self, name: str) -> Outlook:
         """What a request for the model would meet. Raises as `parse` does, and ModelTooLarge."""
-        self.catalogue.entry(name).served()
+        self.catalogue.entry(name)
         return self.admission.outlook(name, caller=self.caller)
 
     def server_metadata(self) -> pb.ServerMetadataResponse:
@@ -84,7 +90,7 @@ class InferenceService:
             entry.version(version)
         except (InvalidModelName, UnknownModel):
             return False
-        return entry.spec is not None
+        return True
 
     def check_traced(self, name: str) -> None:
         """Whether there are trace settings of this model; with an empty name, of the server. Raises InvalidRequest."""
@@ -130,8 +136,7 @@ class InferenceService:
                 if entry.name in running:
                     response.models.add(name=entry.name, version=version, state="READY")
                 elif not ready_only:
-                    reason = "unloaded" if entry.spec else f"backend '{entry.backend}' is not served"
-                    response.models.add(name=entry.name, version=version, state="UNAVAILABLE", reason=reason)
+                    response.models.add(name=entry.name, version=version, state="UNAVAILABLE", reason="unloaded")
         for broken in () if ready_only else self.catalogue.broken():
             response.models.add(name=broken.name, state="UNAVAILABLE", reason=broken.reason)
         response.models.sort(key=lambda model: (model.name, model.version))
@@ -143,7 +148,7 @@ class InferenceService:
         for parameter in parameters:  # "config" and "file:..." too: no client changes what runs
             raise InvalidRequest(f"unrecognized load parameter '{parameter[:128]}'.")
         try:
-            self.catalogue.entry(name).served()
+            self.catalogue.entry(name)
         except (InvalidModelName, UnknownModel) as error:
             message = f"failed to load '{name[:128]}', failed to poll from model repository"
             raise LoadFailed(message, code="INTERNAL") from error

@@ -39,6 +39,10 @@ class RequestFailed(UpstreamError):
     """The replica itself says that the request failed. Its call ends without anybody cancelling it."""
 
 
+class RequestRefused(UpstreamError):
+    """Triton's own words on a stream that goes on, which carry no status."""
+
+
 class UpstreamCall(Protocol):
     """One request on its way."""
 
@@ -54,6 +58,9 @@ class Upstream(Protocol):
 
     def infer(self, address: str, request: pb.ModelInferRequest) -> UpstreamCall:
         """Start a call at a server's gRPC address. Returns at once."""
+
+    def infer_once(self, address: str, request: pb.ModelInferRequest) -> UpstreamCall:
+        """The same for a request that has one response. Returns at once."""
 
     async def close(self) -> None:
         """Give back every connection."""
@@ -82,6 +89,10 @@ class GrpcUpstream:
         # Without `triton_grpc_error`: ending a stream by a status, Triton 2.51 handles a cancellation that nobody asked
         # for, and has crashed over it. Our backend's failures come as tensors (`RequestFailed`).
         return GrpcCall(stub.ModelStreamInfer(_once(request), metadata=self._links.triton_metadata))
+
+    def infer_once(self, address: str, request: pb.ModelInferRequest) -> UpstreamCall:
+        stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel(address))
+        return GrpcUnaryCall(stub.ModelInfer(request, metadata=self._links.triton_metadata))
 
     async def close(self) -> None:
         channels = list(self._channels.values())
@@ -122,7 +133,7 @@ class GrpcCall:
             return None
         if message.error_message:
             # Triton's own words: no such model any more, a stub that is not healthy. Another replica may do better.
-            raise UpstreamError("UNAVAILABLE", message.error_message)
+            raise RequestRefused("UNAVAILABLE", message.error_message)
         return message.infer_response
 
     def sever(self, error: UpstreamError) -> None:
@@ -139,6 +150,40 @@ class GrpcCall:
         # went away in the middle of a call.
         code = "UNAVAILABLE" if error.code().name in ("INTERNAL", "UNKNOWN") else error.code().name
         return self._severed or UpstreamError(code, error.details() or "")
+
+
+class GrpcUnaryCall:
+    """A ModelInfer call: its response is read once. Errors have the server's own status."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._severed: UpstreamError | None = None
+        self._read = False
+
+    async def read(self) -> pb.ModelInferResponse | None:
+        self._raise_severed()
+        if self._read:
+            return None
+        try:
+            response: pb.ModelInferResponse = await self._call
+        except asyncio.CancelledError:
+            if not _cancelled():
+                self._raise_severed()
+            raise
+        except grpc.aio.AioRpcError as error:
+            self._raise_severed()
+            raise UpstreamError(error.code().name, error.details() or "") from error
+        self._read = True
+        return response
+
+    def _raise_severed(self) -> None:
+        if self._severed is not None:
+            raise self._severed from None
+
+    def sever(self, error: UpstreamError) -> None:
+        if self._severed is None and not self._read:
+            self._severed = error
+            self._call.cancel()
 
 
 def _cancelled() -> bool:

@@ -33,6 +33,17 @@ class Deadline:
         return DeadlineExceeded(self.words)
 
 
+def first_deadline(given_s: float | None, allowed_s: float | None) -> Deadline | None:
+    """The request's own or the gateway's, whichever comes first from now on."""
+    now_s = asyncio.get_running_loop().time()
+    if given_s is not None and (allowed_s is None or given_s <= allowed_s):
+        words = f"the request took longer than the {round(given_s, 3):g} s that it was given"
+        return Deadline(at_s=now_s + given_s, words=words)
+    if allowed_s is None:
+        return None
+    return Deadline(at_s=now_s + allowed_s, words="the stream took longer than the gateway allows")
+
+
 class Watchdog:
     """Severs `call` when one of them happens. Silence counts only while somebody waits to read, not while a client
     takes its time. At death and deadline the place is given back at once, however long the client takes to hear."""

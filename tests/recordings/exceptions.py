@@ -96,12 +96,10 @@ def _with(answer: Answer, models: list[Any]) -> Answer:
 
 def _index() -> dict[str, Answer]:
     ready = [{"name": name, "version": "1", "state": "READY", "reason": ""} for name in ("m", "plain")]
-    cold = [
-        {"name": name, "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"} for name in ("sleeper", "stranger")
-    ]
+    asleep = ("onnx", "sleeper", "stranger")
+    cold = [{"name": name, "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"} for name in asleep]
     broken = {"name": "broken", "version": "", "state": "UNAVAILABLE", "reason": "config.pbtxt: <why>"}
-    other = {"name": "onnx", "version": "1", "state": "UNAVAILABLE", "reason": "backend 'onnxruntime' is not served"}
-    models = sorted([*ready, *cold, broken, other], key=lambda model: model["name"])
+    models = sorted([*ready, *cold, broken], key=lambda model: model["name"])
     written = [{key: text for key, text in model.items() if text} for model in models]
     found = {
         name: {**RECORDED[name], "body": written} for name in ("index", "index_empty_object", "index_of_a_repository")

@@ -229,7 +229,6 @@ async def test_error_ends_the_stream_of_a_client_that_asked_for_it(stub):
         ("nope", "NOT_FOUND", "Request for unknown model: 'nope' is not found"),
         ("broken", "NOT_FOUND", "Request for unknown model: 'broken' is not found: config.pbtxt"),
         ("../m", "INVALID_ARGUMENT", "invalid model name"),
-        ("onnx", "INVALID_ARGUMENT", "only 'serverless' models are served"),
     ],
 )
 async def test_models_that_cannot_be_asked(stub, model, code, words):

@@ -222,7 +222,6 @@ async def test_sampling_settings_reach_the_backend_however_they_are_written(http
             "Shape does not match true shape of 'data' field",
         ),
         ("POST", "/v2/models/m/infer", "[" * 50_000, 400, "failed to parse the request JSON buffer"),
-        ("POST", "/v2/models/onnx/generate", '{"text_input": "a"}', 400, "only 'serverless' models are served"),
         ("POST", "/v2/models/nope/generate_stream", '{"text_input": "a"}', 404, "unknown model: 'nope'"),
         ("POST", "/v2/repository/index", "{bad", 400, "failed to parse the request JSON buffer"),
         (

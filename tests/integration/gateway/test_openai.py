@@ -260,7 +260,7 @@ COMPLETION_BODY = {"model": "m", "prompt": "hi"}
         ("chat/completions", {**CHAT_BODY, "model": "old"}, "model", "takes no chats: .* 'messages'"),
         ("chat/completions", {**CHAT_BODY, "model": "nope"}, "model", "The model `nope` does not exist"),
         ("chat/completions", {**CHAT_BODY, "model": "../m"}, "model", "The model `../m` does not exist"),
-        ("chat/completions", {**CHAT_BODY, "model": "onnx"}, None, "only 'serverless' models are served"),
+        ("chat/completions", {**CHAT_BODY, "model": "onnx"}, None, "only 'serverless' models generate text"),
     ],
 )
 async def test_what_bad_requests_get(http, repository, admission, path, body, param, words):

@@ -144,3 +144,17 @@ def test_versions_that_are_not_there(catalogue, asked, error, words):
     with pytest.raises(error) as caught:
         catalogue.entry("m").version(asked)
     assert words in str(caught.value)
+
+
+def test_tensors_of_another_backend_are_all_its_clients_to_see(repository):
+    output = 'output [{ name: "attempt" data_type: TYPE_INT32 dims: [1] }]'
+    add_model(repository, "other", f'backend: "python" {output}')
+    (shown,) = Catalogue(repository).entry("other").metadata().outputs
+    assert shown.name == "attempt"
+
+
+def test_a_declaration_that_is_no_number_breaks_its_model_with_the_reason(repository):
+    wrong = 'parameters { key: "host_memory_bytes" value { string_value: "much" } }'
+    add_model(repository, "other", f'backend: "python" {wrong}')
+    with pytest.raises(UnknownModel, match="parameter 'host_memory_bytes' is 'much'"):
+        Catalogue(repository).entry("other")

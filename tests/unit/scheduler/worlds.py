@@ -57,6 +57,7 @@ def replica(
         streams=streams,
         max_streams=of.max_streams,
         idle_since_s=idle_since_s,
+        host_bytes=of.host_bytes,
     )
 
 

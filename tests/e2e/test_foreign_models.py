@@ -1,0 +1,254 @@
+"""Models of Triton's stock Python backend beside our own: they wake, answer unchanged and make room for one another."""
+
+from __future__ import annotations
+
+import json
+import queue
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
+
+from serverless_triton.backend.model_repository import add_model
+from serverless_triton.cli.local_cluster import LocalCluster
+from tests.e2e.conftest import DRAM_BYTES, LIMITS, ROOM_FOR_ONE
+from tests.e2e.foreign_models import (
+    ADD_SUB,
+    ADD_SUB_CONFIG,
+    BROKEN,
+    REPEAT,
+    REPEAT_CONFIG,
+    UPPER,
+    UPPER_CONFIG,
+    add_python_model,
+)
+
+LEFT, RIGHT = np.array([[1, 2, 3, 4]], np.float32), np.array([[10, 20, 30, 40]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def cluster(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """One server with room for one replica of ours, and stock models, one of which takes as much."""
+    models = tmp_path_factory.mktemp("foreign")
+    add_model(models, "alpha", demo_model, limits=LIMITS)
+    add_python_model(models, "add_sub", ADD_SUB_CONFIG, ADD_SUB, host_memory_bytes="1000000")
+    add_python_model(models, "repeat", REPEAT_CONFIG, REPEAT, host_memory_bytes="1000000")
+    add_python_model(models, "large", UPPER_CONFIG, UPPER, host_memory_bytes=str(ROOM_FOR_ONE - 5_000_000))
+    add_python_model(models, "huge", UPPER_CONFIG, UPPER, host_memory_bytes=str(2 * ROOM_FOR_ONE))
+    add_python_model(models, "impossible", UPPER_CONFIG, BROKEN, host_memory_bytes="1000000")
+    with LocalCluster(
+        tmp_path_factory.mktemp("cluster"),
+        models,
+        servers=1,
+        device_memory_bytes=ROOM_FOR_ONE,
+        dram_bytes=DRAM_BYTES,
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def grpc(cluster: LocalCluster) -> Iterator[Any]:
+    with triton_grpc.InferenceServerClient(cluster.grpc) as client:
+        yield client
+
+
+@pytest.fixture
+def http(cluster: LocalCluster) -> Iterator[Any]:
+    with triton_http.InferenceServerClient(cluster.http) as client:
+        yield client
+
+
+def sides(module: Any, *, binary: bool | None = None) -> list[Any]:
+    inputs = [module.InferInput(f"INPUT{n}", list(LEFT.shape), "FP32") for n in (0, 1)]
+    for tensor, values in zip(inputs, (LEFT, RIGHT), strict=True):
+        tensor.set_data_from_numpy(values, **({} if binary is None else {"binary_data": binary}))
+    return inputs
+
+
+def number(value: int) -> Any:
+    tensor = triton_grpc.InferInput("times", [1], "INT32")
+    tensor.set_data_from_numpy(np.array([value], np.int32))
+    return tensor
+
+
+def text(value: str) -> Any:
+    tensor = triton_grpc.InferInput("text", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([value.encode()], np.object_))
+    return tensor
+
+
+def streamed(client: Any, model: str, inputs: list[Any], **options: Any) -> list[Any]:
+    """Responses of one request on a stream, and its error if it has one."""
+    heard: queue.Queue[Any] = queue.Queue()
+    client.start_stream(lambda result, error: heard.put(error or result.get_response()))
+    client.async_stream_infer(model, inputs, **options)
+    client.stop_stream()
+    return [heard.get_nowait() for _ in range(heard.qsize())]
+
+
+def loaded(cluster: LocalCluster) -> set[str]:
+    """What the server's own Triton calls ready."""
+    with triton_grpc.InferenceServerClient(cluster.triton_address()) as client:
+        index = client.get_model_repository_index(headers=cluster.triton_headers())
+    return {model.name for model in index.models if model.state == "READY"}
+
+
+def test_a_stock_model_wakes_for_an_infer_and_answers_its_tensors(cluster: LocalCluster, grpc: Any) -> None:
+    grpc.unload_model("add_sub")
+    assert "add_sub" not in loaded(cluster)
+    result = grpc.infer("add_sub", sides(triton_grpc), request_id="mine")
+    assert result.get_response().id == "mine"
+    np.testing.assert_array_equal(result.as_numpy("OUTPUT0"), LEFT + RIGHT)
+    np.testing.assert_array_equal(result.as_numpy("OUTPUT1"), LEFT - RIGHT)
+    assert "add_sub" in loaded(cluster)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_http_carries_tensors_in_binary_and_in_json(http: Any, binary: bool) -> None:
+    outputs = [triton_http.InferRequestedOutput("OUTPUT1", binary_data=binary)]
+    result = http.infer("add_sub", sides(triton_http, binary=binary), outputs=outputs)
+    np.testing.assert_array_equal(result.as_numpy("OUTPUT1"), LEFT - RIGHT)
+    assert result.as_numpy("OUTPUT0") is None
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "output", "value"),
+    [
+        ("large", {"text": "loud"}, "upper", "LOUD"),
+        ("add_sub", {"INPUT0": [1, 2, 3, 4], "INPUT1": [1, 1, 1, 1]}, "OUTPUT0", [2, 3, 4, 5]),
+    ],
+)
+def test_generate_asks_a_stock_model_too(
+    cluster: LocalCluster, model: str, inputs: dict[str, Any], output: str, value: Any
+) -> None:
+    body = json.dumps(inputs).encode()
+    with urllib.request.urlopen(f"http://{cluster.http}/v2/models/{model}/generate", body, timeout=30) as answer:
+        assert json.loads(answer.read())[output] == value
+
+
+def test_a_decoupled_models_responses_come_as_its_server_sends_them(grpc: Any) -> None:
+    responses = streamed(grpc, "repeat", [number(3)], request_id="r", enable_empty_final_response=True)
+    assert [list(r.raw_output_contents) for r in responses] == [[bytes([n, 0, 0, 0])] for n in range(3)] + [[]]
+    assert [r.parameters["triton_final_response"].bool_param for r in responses] == [False, False, False, True]
+    assert {r.id for r in responses} == {"r"}
+
+
+def test_what_triton_refuses_is_refused_in_its_words_and_status(cluster: LocalCluster, grpc: Any) -> None:
+    wrong = sides(triton_grpc)[:1]
+    told = []
+    with triton_grpc.InferenceServerClient(cluster.triton_address()) as direct:
+        grpc.load_model("add_sub")
+        for client, headers in ((grpc, {}), (direct, cluster.triton_headers())):
+            with pytest.raises(InferenceServerException) as refused:
+                client.infer("add_sub", wrong, headers=headers)
+            told.append((refused.value.status(), refused.value.message()))
+    assert told[0] == told[1]
+    assert "INVALID_ARGUMENT" in told[0][0]
+
+
+def test_a_model_that_refuses_is_heard_and_asked_once(cluster: LocalCluster, grpc: Any) -> None:
+    (error,) = streamed(grpc, "repeat", [number(13)])
+    assert "thirteen is one too many" in str(error)
+    assert cluster.replicas("repeat")[0]["streams"] == 0
+    assert len(streamed(grpc, "repeat", [number(1)])) == 1
+
+
+def test_a_model_whose_process_died_is_loaded_anew_for_the_next_request(cluster: LocalCluster, grpc: Any) -> None:
+    (error,) = streamed(grpc, "repeat", [number(99)])
+    assert isinstance(error, InferenceServerException)
+    cluster.until(lambda: cluster.replicas("repeat") == [], "the dead replica is given up")
+    assert len(streamed(grpc, "repeat", [number(2)])) == 2
+
+
+def test_metadata_and_configuration_of_a_sleeping_model_are_what_triton_says_of_a_loaded_one(
+    cluster: LocalCluster, grpc: Any
+) -> None:
+    def said(client: Any, **headers: Any) -> tuple[Any, Any]:
+        metadata = client.get_model_metadata(model, as_json=True, **headers)
+        return metadata, client.get_model_config(model, as_json=True, **headers)
+
+    for model in ("add_sub", "repeat"):
+        grpc.unload_model(model)
+        asleep = said(grpc)
+        assert grpc.is_model_ready(model)
+        assert model not in loaded(cluster)
+        grpc.load_model(model)
+        with triton_grpc.InferenceServerClient(cluster.triton_address()) as direct:
+            assert asleep == said(direct, headers=cluster.triton_headers())
+
+
+def test_load_and_unload_are_seen_in_the_index(grpc: Any) -> None:
+    def state() -> str:
+        return {model.name: str(model.state) for model in grpc.get_model_repository_index().models}["add_sub"]
+
+    grpc.load_model("add_sub")
+    grpc.load_model("add_sub")
+    assert state() == "READY"
+    grpc.unload_model("add_sub")
+    assert state() == "UNAVAILABLE"
+
+
+def test_requests_are_counted(grpc: Any) -> None:
+    def counts() -> tuple[int, int]:
+        stats = grpc.get_inference_statistics("add_sub").model_stats[0].inference_stats
+        return stats.success.count, stats.fail.count
+
+    succeeded, failed = counts()
+    grpc.infer("add_sub", sides(triton_grpc))
+    with pytest.raises(InferenceServerException):
+        grpc.infer("add_sub", sides(triton_grpc)[:1])
+    assert counts() == (succeeded + 1, failed + 1)
+
+
+def test_a_cold_start_has_a_receipt_that_explains_all_of_it(cluster: LocalCluster, http: Any) -> None:
+    http.unload_model("add_sub")
+    result = http.infer("add_sub", sides(triton_http), headers={"Triton-Return-Receipt": "true"})
+    (receipt,) = json.loads(result.get_response()["parameters"]["receipt"])
+    assert (receipt["kind"], receipt["tier"]) == ("cold", "triton")
+    assert "triton.load" in {segment["name"] for segment in receipt["critical_path"]}
+    tiled_s = sum(segment["duration_s"] for segment in receipt["critical_path"])
+    assert tiled_s == pytest.approx(receipt["actual_s"], abs=1e-6)
+
+
+def test_a_stock_model_and_one_of_ours_make_room_for_one_another(cluster: LocalCluster, grpc: Any) -> None:
+    for _ in range(2):
+        heard = cluster.generate("alpha", "The three primary colours are", max_tokens=4)
+        assert heard.errors == []
+        assert cluster.replicas("large") == []
+        assert "large" not in loaded(cluster)
+        assert grpc.infer("large", [text("quiet")]).as_numpy("upper")[0] == b"QUIET"
+        assert cluster.replicas("alpha") == []
+
+
+def test_a_model_that_is_asked_is_not_evicted(cluster: LocalCluster, grpc: Any) -> None:
+    grpc.infer("large", [text("a")])
+    pid = int(grpc.infer("large", [text("a")]).as_numpy("pid")[0])
+    streamed(grpc, "repeat", [number(2)])
+    assert int(grpc.infer("large", [text("a")]).as_numpy("pid")[0]) == pid
+
+
+def test_a_model_too_large_for_every_server_is_refused(grpc: Any) -> None:
+    with pytest.raises(InferenceServerException, match="no server has that much"):
+        grpc.infer("huge", [text("a")])
+
+
+def test_why_triton_could_not_load_a_model_is_told(grpc: Any) -> None:
+    with pytest.raises(InferenceServerException, match="this model cannot be"):
+        grpc.infer("impossible", [text("a")])
+
+
+def test_a_new_scheduler_unloads_what_nobody_accounts_for(cluster: LocalCluster, grpc: Any) -> None:
+    with triton_grpc.InferenceServerClient(cluster.triton_address()) as direct:
+        direct.load_model("add_sub", headers=cluster.triton_headers())
+    grpc.infer("large", [text("a")])
+    killed = cluster.pid("scheduler")
+    cluster.kill(killed)
+    cluster.until(lambda: cluster.pid("scheduler") != killed, "a new scheduler is started")
+    cluster.until(lambda: cluster.servers_up() == 1, "the scheduler is back", timeout_s=60.0)
+    assert loaded(cluster) & {"add_sub", "large"} == set()

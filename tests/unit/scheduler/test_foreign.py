@@ -1,0 +1,186 @@
+"""Other backends' models under the control loop: Triton's load and unload are all of their start and end."""
+
+from __future__ import annotations
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from serverless_triton.scheduler.admission import ServerName
+from serverless_triton.scheduler.effects import EffectFailed
+from serverless_triton.scheduler.errors import LoadFailed
+from serverless_triton.scheduler.estimator import estimate_start
+from serverless_triton.scheduler.foreign import DEFAULT_MAX_STREAMS, ForeignModel, parse_foreign
+from serverless_triton.scheduler.learned import ASSUMED_LOAD_S, LearnedModels
+from serverless_triton.scheduler.leftovers import unload_leftovers
+from serverless_triton.scheduler.policy import Refuse, Start, StartRequest, Wait, choose
+from serverless_triton.scheduler.view import ModelView
+from tests.unit.scheduler.worlds import GB, asked, model, replica, server, settle, view, world
+
+
+def foreign(name: str = "f", *, host_bytes: int = GB, device_bytes: int = 0, load_s: float = 2.0) -> ModelView:
+    return ModelView(
+        name=name,
+        checkpoint="",
+        checkpoint_bytes=0,
+        device_bytes=device_bytes,
+        host_bytes=host_bytes,
+        max_streams=2,
+        foreign=True,
+        load_s=load_s,
+    )
+
+
+def config(text: str) -> model_config_pb2.ModelConfig:
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def said(**parameters: str) -> model_config_pb2.ModelConfig:
+    texts = (f'parameters {{ key: "{key}" value {{ string_value: "{text}" }} }}' for key, text in parameters.items())
+    return config("\n".join(texts))
+
+
+# What its configuration says
+
+
+def test_memory_and_places_are_declared_in_the_configuration() -> None:
+    declared = parse_foreign(said(device_memory_bytes="7", host_memory_bytes="8", max_streams="3"))
+    assert declared == ForeignModel(device_bytes=7, host_bytes=8, max_streams=3)
+
+
+def test_what_is_not_declared_is_unknown() -> None:
+    assert parse_foreign(said()) == ForeignModel(device_bytes=None, host_bytes=None, max_streams=DEFAULT_MAX_STREAMS)
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"host_memory_bytes": "-1"}, {"device_memory_bytes": "1.5"}, {"max_streams": "0"}]
+)
+def test_a_declaration_that_is_no_number_is_refused_by_name(parameters: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=next(iter(parameters))):
+        parse_foreign(said(**parameters))
+
+
+# Where it fits
+
+
+def test_on_a_processor_its_memory_counts_with_the_devices() -> None:
+    full = view([server(device_memory_bytes=2 * GB)], [replica("r", "s0", model("a", device_bytes=GB), streams=1)])
+    assert isinstance(choose(full, StartRequest(model=foreign(host_bytes=GB))).action, Start)
+    assert isinstance(choose(full, StartRequest(model=foreign(host_bytes=GB + 1))).action, Wait)
+
+
+def test_on_a_gpu_its_memory_counts_with_dram_beside_the_checkpoints() -> None:
+    gpu = server(device_memory_bytes=4 * GB, dram_bytes=2 * GB, device_holds_weights=True)
+    full = view([gpu], [replica("r", "s0", model("a", size=GB, device_bytes=GB), streams=1)])
+    assert isinstance(choose(full, StartRequest(model=foreign(host_bytes=GB, device_bytes=GB))).action, Start)
+    assert isinstance(choose(full, StartRequest(model=foreign(host_bytes=GB + 1))).action, Wait)
+    assert isinstance(choose(full, StartRequest(model=foreign(host_bytes=0, device_bytes=2 * GB + 1))).action, Wait)
+
+
+def test_one_that_fits_nowhere_is_refused_with_what_it_needs() -> None:
+    action = choose(view([server()]), StartRequest(model=foreign(host_bytes=3 * GB))).action
+    assert isinstance(action, Refuse)
+    assert f"{3 * GB} of the host's" in action.reason
+
+
+def test_either_kind_makes_room_for_the_other() -> None:
+    ours, theirs = model("a", device_bytes=2 * GB), foreign(host_bytes=2 * GB)
+    for sleeping, wanted in ((ours, theirs), (theirs, ours)):
+        idle = view([server()], [replica("r", "s0", sleeping)])
+        action = choose(idle, StartRequest(model=wanted)).action
+        assert isinstance(action, Start)
+        assert action.candidate.evict == ("r",)
+
+
+def test_its_start_is_predicted_by_how_long_its_loads_took() -> None:
+    estimate = estimate_start(server(queued_bytes=9 * GB), foreign(load_s=3.5))
+    assert (estimate.tier, estimate.total_s) == ("triton", 3.5)
+
+
+# What is learned
+
+
+def test_loads_teach_how_long_they_take() -> None:
+    learned, declared = LearnedModels(), ForeignModel(device_bytes=None, host_bytes=5)
+    first = learned.view("f", declared)
+    assert first.load_s == ASSUMED_LOAD_S
+    assert learned.loaded(first, 1.0, None).load_s == 1.0
+    learned.loaded(first, 2.0, None)
+    assert 1.0 < learned.view("f", declared).load_s < 2.0
+
+
+def test_what_is_declared_is_not_learned() -> None:
+    learned, declared = LearnedModels(), ForeignModel(device_bytes=None, host_bytes=5)
+    assert learned.loaded(learned.view("f", declared), 1.0, 700).host_bytes == 5
+    assert learned.view("f", declared).host_bytes == 5
+
+
+def test_what_is_not_declared_is_learned_from_the_load() -> None:
+    learned, declared = LearnedModels(), ForeignModel(device_bytes=None, host_bytes=None)
+    first = learned.view("f", declared)
+    assert first.host_bytes == 0
+    assert learned.loaded(first, 1.0, 700).host_bytes == 700
+    assert learned.view("f", declared).host_bytes == 700
+
+
+# Its life
+
+
+async def test_a_start_is_tritons_load_alone() -> None:
+    w = world("s0", models=(foreign(),))
+    assignment = await asked(w, "r1", "f")
+    assert w.effects.calls == [("load_foreign", "s0", "f")]
+    assert assignment.start is not None
+    assert assignment.start.tier == "triton"
+    assert [span.name for span in assignment.start.spans] == ["schedule", "make_room", "triton.load"]
+
+
+async def test_an_eviction_is_tritons_unload_and_the_next_start_waits_for_it() -> None:
+    w = world("s0", models=(foreign(host_bytes=2 * GB), model("a", device_bytes=2 * GB)), automatic=False)
+    first = asked(w, "r1", "f")
+    await settle()
+    w.effects.resolve("load_foreign", "s0", "f")
+    w.loop.finish(await first)
+    second = asked(w, "r2", "a")
+    await settle()
+    assert w.effects.calls[1:] == [("end_foreign", "s0", "f")]
+    w.effects.resolve("end_foreign", "s0", "f")
+    await settle()
+    assert ("start_engine", "s0", "a") in w.effects.calls
+    second.cancel()
+
+
+async def test_a_release_ends_when_the_model_is_gone() -> None:
+    w = world("s0", models=(foreign(),))
+    w.loop.finish(await asked(w, "r1", "f"))
+    await w.loop.release("f", timeout_s=1.0)
+    assert w.effects.calls[-1] == ("end_foreign", "s0", "f")
+    assert w.loop.ready_models() == frozenset()
+
+
+async def test_what_tritons_load_says_reaches_the_client() -> None:
+    w = world("s0", models=(foreign(),), automatic=False)
+    waiting = asked(w, "r1", "f")
+    await settle()
+    w.effects.resolve("load_foreign", "s0", "f", EffectFailed("INTERNAL", "no such backend"))
+    with pytest.raises(LoadFailed, match="no such backend"):
+        await waiting
+
+
+async def test_a_broken_one_takes_no_more_streams_and_ends_with_its_last() -> None:
+    w = world("s0", models=(foreign(),))
+    first, other = await asked(w, "r1", "f"), await asked(w, "r2", "f")
+    w.loop.finish(first, broken=True)
+    waiting = asked(w, "r3", "f")
+    await settle()
+    assert not waiting.done()
+    w.loop.finish(other)
+    assert (await waiting).replica != first.replica
+    assert w.effects.calls == [("load_foreign", "s0", "f"), ("end_foreign", "s0", "f"), ("load_foreign", "s0", "f")]
+
+
+async def test_a_server_that_is_met_is_rid_of_what_nobody_accounts_for() -> None:
+    w = world("s0", models=(foreign(), model("a")))
+    w.effects.loaded = frozenset({"f", "a", "unheard-of"})
+    await unload_leftovers(w.effects, ServerName("s0"), w.loop.order_of)
+    assert w.effects.calls == [("loaded_models", "s0", ""), ("end_foreign", "s0", "f")]
