@@ -54,6 +54,11 @@ class NodeAgentStub:
                 request_serializer=serverless__triton_dot_backend_dot_agent__pb2.ParkRequest.SerializeToString,
                 response_deserializer=serverless__triton_dot_backend_dot_agent__pb2.ParkReply.FromString,
                 _registered_method=True)
+        self.Measure = channel.unary_unary(
+                '/serverless_triton.backend.NodeAgent/Measure',
+                request_serializer=serverless__triton_dot_backend_dot_agent__pb2.MeasureRequest.SerializeToString,
+                response_deserializer=serverless__triton_dot_backend_dot_agent__pb2.MeasureReply.FromString,
+                _registered_method=True)
 
 
 class NodeAgentServicer:
@@ -87,6 +92,13 @@ class NodeAgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Measure(self, request, context):
+        """How much memory the node's Triton has of its own, with the processes that it runs for one model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeAgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +121,11 @@ def add_NodeAgentServicer_to_server(servicer, server):
                     servicer.Park,
                     request_deserializer=serverless__triton_dot_backend_dot_agent__pb2.ParkRequest.FromString,
                     response_serializer=serverless__triton_dot_backend_dot_agent__pb2.ParkReply.SerializeToString,
+            ),
+            'Measure': grpc.unary_unary_rpc_method_handler(
+                    servicer.Measure,
+                    request_deserializer=serverless__triton_dot_backend_dot_agent__pb2.MeasureRequest.FromString,
+                    response_serializer=serverless__triton_dot_backend_dot_agent__pb2.MeasureReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +236,33 @@ class NodeAgent:
             '/serverless_triton.backend.NodeAgent/Park',
             serverless__triton_dot_backend_dot_agent__pb2.ParkRequest.SerializeToString,
             serverless__triton_dot_backend_dot_agent__pb2.ParkReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Measure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serverless_triton.backend.NodeAgent/Measure',
+            serverless__triton_dot_backend_dot_agent__pb2.MeasureRequest.SerializeToString,
+            serverless__triton_dot_backend_dot_agent__pb2.MeasureReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,6 +27,7 @@ from serverless_triton.backend.model_repository import read_parameters
 from serverless_triton.backend.node_secret import NodeSecret
 from serverless_triton.backend.node_tls import NodeTLS
 from serverless_triton.backend.tiers import TierWatcher
+from serverless_triton.backend.triton_memory import triton_bytes
 from serverless_triton.backend.worker_pool import LEARNED_AHEAD, WorkerPool
 from serverless_triton.loader.errors import CheckpointError
 
@@ -54,6 +55,13 @@ class AgentConfig:
     spare_workers: int = 1
     secret_file: Path | None = None
     tls: NodeTLS | None = None
+    triton_pid_file: Path | None = None  # of the node's Triton; None: what models take of it is not measured
+
+    def measure(self, model: str) -> int:
+        """Bytes of the node's Triton with this model's processes."""
+        if self.triton_pid_file is None:
+            return 0
+        return triton_bytes(self.triton_pid_file, self.model_repository / model)
 
 
 async def serve(config: AgentConfig) -> None:
@@ -66,7 +74,7 @@ async def serve(config: AgentConfig) -> None:
     tiers = TierWatcher(agent, config.store_socket)
     pool.learn(read_parameters(config.model_repository)[:LEARNED_AHEAD])
     with _listening(config.socket) as listener:
-        server = await _grpc_server(config, AgentService(config.node, agent, tiers))
+        server = await _grpc_server(config, AgentService(config.node, agent, tiers, config.measure))
         tasks = [asyncio.ensure_future(work) for work in (pool.run(), tiers.run(), _accept(listener, agent))]
         stopped = _stop_signal()
         logger.info("agent_ready node=%s grpc=%s", config.node, config.grpc_address)
@@ -176,7 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device-memory-bytes", type=int, required=True)
     parser.add_argument("--devices", default=CPU)
     parser.add_argument("--spare-workers", type=int, default=1)
-    parser.add_argument("--secret-file", type=Path)
+    for name in ("secret-file", "triton-pid-file"):
+        parser.add_argument(f"--{name}", type=Path)
     for name in TLS_FILES:
         parser.add_argument(f"--tls-{name.replace('_', '-')}", type=Path)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")

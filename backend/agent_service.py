@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -26,8 +26,12 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class AgentService(agent_pb2_grpc.NodeAgentServicer):
     """Turns calls into the agent's methods and its exceptions into status codes."""
 
-    def __init__(self, node: str, agent: NodeAgent, tiers: TierWatcher) -> None:
+    def __init__(
+        self, node: str, agent: NodeAgent, tiers: TierWatcher, measure: Callable[[str], int] = lambda model: 0
+    ) -> None:
+        """`measure`: bytes of the node's Triton with one model's processes."""
         self._node = node
+        self._measure = measure
         self._agent = agent
         self._tiers = tiers
 
@@ -69,6 +73,9 @@ class AgentService(agent_pb2_grpc.NodeAgentServicer):
         await self._check_permit(request.epoch, context)
         await self._agent.park(request.replica)
         return agent_pb2.ParkReply(version=self._agent.version)
+
+    async def Measure(self, request: agent_pb2.MeasureRequest, context: Context) -> agent_pb2.MeasureReply:
+        return agent_pb2.MeasureReply(bytes=self._measure(request.model))
 
     async def _check_permit(self, epoch: int, context: Context) -> None:
         try:

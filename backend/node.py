@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def node_processes(
     return [
         _store(config, sockets["store"]),
         _zygote(config, sockets["zygote"], sockets["agent"], sockets["store"]),
-        _agent(config, sockets["agent"], sockets["zygote"], sockets["store"]),
+        _agent(config, sockets, run.directory / f"{server.name}.pid"),
         triton_process(installation, backends, server),
     ]
 
@@ -100,11 +100,11 @@ def _zygote(config: NodeConfig, socket: Path, agent: Path, store: Path) -> Proce
     return ProcessSpec(name=f"{config.name}.zygote", command=command, environment=ZYGOTE_ENVIRONMENT)
 
 
-def _agent(config: NodeConfig, socket: Path, zygote: Path, store: Path) -> ProcessSpec:
-    sockets = ("--socket", str(socket), "--zygote-socket", str(zygote), "--store-socket", str(store))
+def _agent(config: NodeConfig, sockets: Mapping[str, Path], triton_pid_file: Path) -> ProcessSpec:
     command = _module(
         "backend.agent_server",
-        *sockets,
+        *("--socket", str(sockets["agent"]), "--zygote-socket", str(sockets["zygote"])),
+        *("--store-socket", str(sockets["store"]), "--triton-pid-file", str(triton_pid_file)),
         *("--node", config.name, "--grpc-address", f"{config.host}:{config.agent_port}"),
         *("--model-repository", str(config.model_repository)),
         *("--devices", config.devices, "--device-memory-bytes", str(config.device_memory_bytes)),

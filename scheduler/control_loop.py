@@ -23,14 +23,14 @@ from typing import Any
 from serverless_triton.scheduler.admission import Assignment, Outlook, ReplicaId, ServerName, StartRecord, StreamId
 from serverless_triton.scheduler.cluster import Cluster, ReplicaState, ServerState
 from serverless_triton.scheduler.departures import Departures
-from serverless_triton.scheduler.effects import EffectFailed, Effects, EngineOrder, EngineStarted
+from serverless_triton.scheduler.effects import EffectFailed, Effects, EngineStarted
 from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge
 from serverless_triton.scheduler.identity import ANONYMOUS, Caller
 from serverless_triton.scheduler.learned import LearnedModels
 from serverless_triton.scheduler.metrics import ControlMetrics
 from serverless_triton.scheduler.outlook import RETRY_AFTER_S, Prospects
-from serverless_triton.scheduler.policy import Candidate, Decision, Refuse, Start, Use, choose, overdue
-from serverless_triton.scheduler.start_sequence import StartSequence, start_record
+from serverless_triton.scheduler.policy import Candidate, Decision, Refuse, Start, Use, choose, overdue, surplus
+from serverless_triton.scheduler.start_sequence import StartSequence, permit, start_record
 from serverless_triton.scheduler.view import Phase
 from serverless_triton.scheduler.waiting_room import ModelOrder, Waiting, WaitingRoom
 
@@ -241,8 +241,8 @@ class ControlLoop:
         await self._departures.over(replica.server)
         room_s = self.clock()
         try:
-            permit = self._permit(replica, order, candidate)
-            engine = await StartSequence(self.effects, self.clock).run(replica.server, permit)
+            allowed = permit(self.epoch, replica.id, order, candidate)
+            engine = await StartSequence(self.effects, self.clock).run(replica.server, allowed)
         except EffectFailed as error:
             self._start_failed(replica, error)
             return
@@ -251,16 +251,6 @@ class ControlLoop:
             self._start_failed(replica, EffectFailed("INTERNAL", f"{type(error).__name__}: {error}"))
             return
         self._started(replica, candidate, engine, start_record(engine, candidate.estimate, began_s, room_s))
-
-    def _permit(self, replica: ReplicaState, order: ModelOrder, candidate: Candidate) -> EngineOrder:
-        return EngineOrder(
-            epoch=self.epoch,
-            replica=replica.id,
-            model=replica.model.name,
-            parameters=order.parameters,
-            parked=candidate.parked,
-            foreign=order.view.foreign,
-        )
 
     def _started(self, replica: ReplicaState, candidate: Candidate, engine: EngineStarted, record: StartRecord) -> None:
         if replica.id not in self.cluster.replicas:  # lost meanwhile; whoever waited has been sent on
@@ -271,13 +261,20 @@ class ControlLoop:
         actual_s = self.clock() - record.spans[0].end_s
         self.cluster.servers[replica.server].learn(candidate.estimate, engine.tier, actual_s)
         if replica.model.foreign:
-            replica.model = self.learned.loaded(replica.model, actual_s, engine.host_bytes)
+            self._learn(replica, actual_s, engine.host_bytes)
         self.metrics.started(replica.model.name, record.state, engine.tier, actual_s)
         logger.info("replica_ready model=%s server=%s replica=%s s=%.3f", *_names(replica), actual_s)
         self.cluster.changed()
         for waiting in self._room.joined(replica.id):
             self._give_place(waiting, replica)
         self.dispatch()
+
+    def _learn(self, replica: ReplicaState, load_s: float, host_bytes: int | None) -> None:
+        """From a foreign model's load. Where it took more than was known of, idle replicas go."""
+        replica.model = self.learned.loaded(replica.model, load_s, host_bytes)
+        self.cluster.changed()
+        for victim in surplus(self.cluster.view(), replica.server):
+            self._evict(self.cluster.replicas[victim])
 
     def _start_failed(self, replica: ReplicaState, error: EffectFailed) -> None:
         logger.warning(

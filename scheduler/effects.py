@@ -32,6 +32,7 @@ class EngineOrder:
     parameters: Mapping[str, str]
     parked: ReplicaId | None = None
     foreign: bool = False
+    measured: bool = False  # what a foreign one takes of the host's memory is to be found out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,9 @@ class Effects(Protocol):
     async def end_foreign(self, server: ServerName, model: str) -> None:
         """Have Triton unload another backend's model; returns when it is gone and its memory free."""
 
+    async def measure(self, server: ServerName, model: str) -> int:
+        """Bytes that the server's Triton has of its own, with the processes that it runs for the model."""
+
     async def loaded_models(self, server: ServerName) -> frozenset[str]:
         """What Triton has in memory, models on their way in or out included."""
 
@@ -84,6 +88,7 @@ class FakeEffects:
     automatic: bool = True
     exactness: Exactness | None = None  # of every engine
     loaded: frozenset[str] = frozenset()  # on every server
+    measurements: list[int] = field(default_factory=list)  # in turn
     orders: list[EngineOrder] = field(default_factory=list)
     calls: list[tuple[str, ServerName, str]] = field(default_factory=list)
     pending: dict[tuple[str, ServerName, str], asyncio.Future[None]] = field(default_factory=dict)
@@ -110,6 +115,10 @@ class FakeEffects:
 
     async def end_foreign(self, server: ServerName, model: str) -> None:
         await self._happen("end_foreign", server, model)
+
+    async def measure(self, server: ServerName, model: str) -> int:
+        await self._happen("measure", server, model)
+        return self.measurements.pop(0)
 
     async def loaded_models(self, server: ServerName) -> frozenset[str]:
         await self._happen("loaded_models", server, "")

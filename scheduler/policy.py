@@ -153,14 +153,32 @@ def _make_room(server: ServerView, replicas: tuple[ReplicaView, ...], model: Mod
     return tuple(evict)
 
 
+def surplus(view: ClusterView, server: ServerName) -> tuple[ReplicaId, ...]:
+    """The least recently used idle replicas whose going brings a server back within its memory, as far as they can."""
+    replicas = view.by_server.get(server, ())
+    found = next((one for one in view.servers if one.name == server), None)
+    staying = {replica.id: replica for replica in replicas}
+    evict: list[ReplicaId] = []
+    for victim in sorted((r for r in replicas if r.is_idle), key=lambda r: (r.idle_since_s, r.id)):
+        if found is None or _fit(found, staying.values()):
+            break
+        evict.append(victim.id)
+        del staying[victim.id]
+    return tuple(evict)
+
+
 def _fits(server: ServerView, replicas: Iterable[ReplicaView], model: ModelView) -> bool:
+    return _fit(server, (*replicas, model))
+
+
+def _fit(server: ServerView, together: Iterable[ReplicaView | ModelView]) -> bool:
     """Weights of one checkpoint count once in DRAM, however many replicas use them."""
-    device_bytes, host_bytes = server.device_bytes_of(model), server.host_bytes_of(model)
-    checkpoints = {model.checkpoint: model.checkpoint_bytes}
-    for replica in replicas:
-        device_bytes += server.device_bytes_of(replica)
-        host_bytes += server.host_bytes_of(replica)
-        checkpoints[replica.checkpoint] = replica.checkpoint_bytes
+    device_bytes = host_bytes = 0
+    checkpoints: dict[str, int] = {}
+    for one in together:
+        device_bytes += server.device_bytes_of(one)
+        host_bytes += server.host_bytes_of(one)
+        checkpoints[one.checkpoint] = one.checkpoint_bytes
     return device_bytes <= server.device_memory_bytes and sum(checkpoints.values()) + host_bytes <= server.dram_bytes
 
 

@@ -9,9 +9,24 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from serverless_triton.scheduler.admission import ADMISSION_SPAN, ServerName, Span, StartRecord
+from serverless_triton.scheduler.admission import ADMISSION_SPAN, ReplicaId, ServerName, Span, StartRecord
 from serverless_triton.scheduler.effects import Effects, EngineOrder, EngineStarted
 from serverless_triton.scheduler.estimator import FOREIGN_TIER, StartEstimate
+from serverless_triton.scheduler.policy import Candidate
+from serverless_triton.scheduler.waiting_room import ModelOrder
+
+
+def permit(epoch: int, replica: ReplicaId, order: ModelOrder, candidate: Candidate) -> EngineOrder:
+    """To start this replica where the candidate is."""
+    return EngineOrder(
+        epoch=epoch,
+        replica=replica,
+        model=order.view.name,
+        parameters=order.parameters,
+        parked=candidate.parked,
+        foreign=order.view.foreign,
+        measured=order.view.measured,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +59,13 @@ class StartSequence:
         return replace(engine, spans=(*engine.spans, *_without_waiting(stub, engine)))
 
     async def _load_foreign(self, server: ServerName, order: EngineOrder) -> EngineStarted:
+        before = await self.effects.measure(server, order.model) if order.measured else 0
         start_s = self.clock()
         await self.effects.load_foreign(server, order.model)
         load = Span(name="triton.load", start_s=start_s, end_s=self.clock(), parent=ADMISSION_SPAN)
-        return EngineStarted(version=0, tier=FOREIGN_TIER, bytes=0, spans=(load,))
+        after = await self.effects.measure(server, order.model) if order.measured else 0
+        grown = max(0, after - before) if order.measured else None
+        return EngineStarted(version=0, tier=FOREIGN_TIER, bytes=0, spans=(load,), host_bytes=grown)
 
     async def _timed_load(self, server: ServerName, order: EngineOrder) -> Span:
         start_s = self.clock()

@@ -124,6 +124,11 @@ class TritonEffects:
         while model in await self.loaded_models(server):  # noqa: ASYNC110 - Triton has no event for it
             await asyncio.sleep(_ASK_AGAIN_S)
 
+    async def measure(self, server: ServerName, model: str) -> int:
+        request = agent_pb2.MeasureRequest(model=model)
+        reply = await self._ask_agent(self._agents[server].Measure, request, self._release_timeout_s)
+        return int(reply.bytes)
+
     async def loaded_models(self, server: ServerName) -> frozenset[str]:
         request = service_pb2.RepositoryIndexRequest()
         index = await self._ask_triton(self._tritons[server].RepositoryIndex, request, self._release_timeout_s)

@@ -29,6 +29,7 @@ from tests.e2e.foreign_models import (
     add_python_model,
 )
 
+BALLAST = 100_000_000
 LEFT, RIGHT = np.array([[1, 2, 3, 4]], np.float32), np.array([[10, 20, 30, 40]], np.float32)
 
 
@@ -40,6 +41,7 @@ def cluster(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     add_python_model(models, "add_sub", ADD_SUB_CONFIG, ADD_SUB, host_memory_bytes="1000000")
     add_python_model(models, "repeat", REPEAT_CONFIG, REPEAT, host_memory_bytes="1000000")
     add_python_model(models, "large", UPPER_CONFIG, UPPER, host_memory_bytes=str(ROOM_FOR_ONE - 5_000_000))
+    add_python_model(models, "undeclared", UPPER_CONFIG, UPPER, ballast_bytes=str(BALLAST))
     add_python_model(models, "huge", UPPER_CONFIG, UPPER, host_memory_bytes=str(2 * ROOM_FOR_ONE))
     add_python_model(models, "impossible", UPPER_CONFIG, BROKEN, host_memory_bytes="1000000")
     with LocalCluster(
@@ -231,6 +233,20 @@ def test_a_model_that_is_asked_is_not_evicted(cluster: LocalCluster, grpc: Any) 
     pid = int(grpc.infer("large", [text("a")]).as_numpy("pid")[0])
     streamed(grpc, "repeat", [number(2)])
     assert int(grpc.infer("large", [text("a")]).as_numpy("pid")[0]) == pid
+
+
+def test_memory_that_is_not_declared_is_learned_from_the_load(cluster: LocalCluster, grpc: Any) -> None:
+    grpc.infer("undeclared", [text("a")])
+    (replica,) = cluster.replicas("undeclared")
+    assert BALLAST < replica["host_bytes"] < 2 * BALLAST
+
+
+def test_what_was_learned_makes_the_next_start_make_room(cluster: LocalCluster, grpc: Any) -> None:
+    grpc.infer("undeclared", [text("a")])
+    grpc.infer("large", [text("a")])
+    assert cluster.replicas("undeclared") == []
+    grpc.infer("undeclared", [text("a")])
+    assert cluster.replicas("large") == []
 
 
 def test_a_model_too_large_for_every_server_is_refused(grpc: Any) -> None:

@@ -37,7 +37,7 @@ def test_the_agent_is_told_where_the_secret_is_and_not_the_secret(tmp_path: Path
     NodeSecret.create(file)
     ports = {"http_port": 1, "grpc_port": 2, "metrics_port": 3, "agent_port": 4}
     config = NodeConfig(name="a", model_repository=Path("/models"), secret_file=file, **ports)
-    command = list(_agent(config, SOCKET, SOCKET, SOCKET).command)
+    command = list(_agent(config, dict.fromkeys(("agent", "zygote", "store"), SOCKET), SOCKET).command)
     assert command[-2:] == ["--secret-file", str(file)]
     assert not any(file.read_text().strip() in argument for argument in command)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -184,3 +186,24 @@ async def test_a_server_that_is_met_is_rid_of_what_nobody_accounts_for() -> None
     w.effects.loaded = frozenset({"f", "a", "unheard-of"})
     await unload_leftovers(w.effects, ServerName("s0"), w.loop.order_of)
     assert w.effects.calls == [("loaded_models", "s0", ""), ("end_foreign", "s0", "f")]
+
+
+async def test_what_a_load_took_of_memory_is_measured_and_counted() -> None:
+    undeclared = replace(foreign(host_bytes=0), measured=True)
+    w = world("s0", models=(undeclared,))
+    w.effects.measurements = [500, 500 + GB]
+    await asked(w, "r1", "f")
+    assert [effect for effect, _, _ in w.effects.calls] == ["measure", "load_foreign", "measure"]
+    (running,) = w.loop.cluster.view().replicas
+    assert running.host_bytes == GB
+
+
+async def test_idle_replicas_go_where_a_load_took_more_than_was_known_of() -> None:
+    undeclared = replace(foreign(host_bytes=0), measured=True)
+    w = world("s0", models=(undeclared, model("a"), model("b", device_bytes=GB // 2)))
+    for name in ("a", "b"):
+        w.loop.finish(await asked(w, f"of-{name}", name))
+        w.clock.now_s += 1.0
+    w.effects.measurements = [0, GB]
+    await asked(w, "r1", "f")
+    assert sorted(running.model for running in w.loop.cluster.view().replicas) == ["b", "f"]
