@@ -1,21 +1,23 @@
 """Which models the repository holds, read from their config.pbtxt, loaded or not.
 
-Owns names, versions and configurations, and notices a directory that appears, changes or goes. Whether a model runs
-anywhere is the control loop's to know; what a request may say to it is `gateway/tensors.py`'s.
+Owns names, versions and configurations: of each model its last sound definition. When to look for another one is
+`repository_watch.py`'s where there is a watch. Whether a model runs anywhere is the control loop's to know; what a
+request may say to it is `gateway/tensors.py`'s.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from serverless_triton.backend.messages import ModelSpec
+from serverless_triton.scheduler.definitions import CONFIG_NAME, Stamp, definition, take_stamp, version_folders
 from serverless_triton.scheduler.errors import InvalidModelName, InvalidRequest, UnknownModel
 from serverless_triton.scheduler.foreign import ForeignModel, parse_foreign
 from serverless_triton.scheduler.identity import ModelRule
@@ -32,10 +34,15 @@ _DATATYPE_NAMES = {"STRING": "BYTES"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelEntry:
-    """One model of the repository. `versions` are those its version policy serves, lowest first."""
+    """One model of the repository. `versions` are those its version policy serves, lowest first.
+
+    `trouble` says why what stands on disk now is not what is served: this is then the last that was sound.
+    """
 
     name: str
     versions: tuple[str, ...]
+    definition: str  # digest of the configuration and of the versions' files
+    trouble: str = field(default="", compare=False)
     config: model_config_pb2.ModelConfig = field(repr=False, compare=False)  # what clients see
     repository_config: model_config_pb2.ModelConfig = field(repr=False, compare=False)  # what servers load
     spec: ModelSpec | None  # None: another backend's
@@ -86,11 +93,16 @@ class BrokenModel:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Stamp:
-    config_mtime_ns: int
-    config_bytes: int
-    directory_mtime_ns: int
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What became of one model of the repository. "broken": what is on disk now cannot be read, for that `reason`; if
+    it was served, it is as before.
+    """
+
+    model: str
+    kind: Literal["added", "changed", "removed", "broken"]
+    definition: str = ""
+    reason: str = ""
 
 
 class Models(Protocol):
@@ -105,13 +117,22 @@ class Models(Protocol):
     def broken(self) -> tuple[BrokenModel, ...]:
         """Every directory that could not be read as a model, by name."""
 
+    def refresh(self, name: str) -> None:
+        """Looks at the model's directory now. Raises InvalidModelName."""
+
 
 class Catalogue:
-    """`Models` on disk. Every answer is checked against the directory's times, and parsed again on change."""
+    """`Models` on disk. Every answer is checked against the directory, and parsed again on change; where it
+    `is_watched`, the watch refreshes what is known, and only a name that is not known is looked for.
+
+    `on_change` hears of everything that `refresh`, or an answer, finds out about a model that was known.
+    """
 
     def __init__(self, model_repository: Path) -> None:
-        self._root = model_repository
-        self._known: dict[str, tuple[_Stamp, ModelEntry | BrokenModel]] = {}
+        self.root = model_repository
+        self.is_watched = False
+        self.on_change: Callable[[Change], None] = lambda change: None
+        self._known: dict[str, tuple[Stamp, ModelEntry | BrokenModel]] = {}
 
     def entry(self, name: str) -> ModelEntry:
         """Raises InvalidModelName, and UnknownModel in Triton's words (with the reason where the model is broken)."""
@@ -128,23 +149,59 @@ class Catalogue:
     def broken(self) -> tuple[BrokenModel, ...]:
         return tuple(found for found in self._look_all() if isinstance(found, BrokenModel))
 
+    def known_stamps(self) -> dict[str, Stamp]:
+        """Of the models that were read, sound or not, as they stood then."""
+        return {name: stamp for name, (stamp, _) in self._known.items()}
+
+    def refresh(self, name: str, settled: Stamp | None = None) -> None:
+        """Looks at the model's directory now; `on_change` hears what is new. With `settled` only at what has that
+        stamp: anything else is being written. Raises InvalidModelName.
+        """
+        check_name(name)
+        was_known = name in self._known
+        found = self._read_again(name, settled)
+        if isinstance(found, ModelEntry) and not was_known:
+            self.on_change(Change(model=name, kind="added", definition=found.definition))
+
     def _look_all(self) -> list[ModelEntry | BrokenModel]:
-        names = sorted(path.name for path in self._root.iterdir() if path.is_dir() and is_name(path.name))
-        for gone in self._known.keys() - set(names):
-            del self._known[gone]
+        names = sorted(path.name for path in self.root.iterdir() if path.is_dir() and is_name(path.name))
+        for gone in () if self.is_watched else sorted(self._known.keys() - set(names)):
+            self._read_again(gone)
         return [found for name in names if (found := self._look(name)) is not None]
 
     def _look(self, name: str) -> ModelEntry | BrokenModel | None:
-        directory = self._root / name
-        try:
-            stamp = _stamp(directory)
-        except OSError:
-            self._known.pop(name, None)
-            return None
         known = self._known.get(name)
-        if known is None or known[0] != stamp:
-            known = self._known[name] = (stamp, _read(directory))
-        return known[1]
+        return known[1] if known is not None and self.is_watched else self._read_again(name)
+
+    def _read_again(self, name: str, settled: Stamp | None = None) -> ModelEntry | BrokenModel | None:
+        known = self._known.get(name)
+        try:
+            stamp = take_stamp(self.root / name)
+        except OSError:
+            if self._known.pop(name, None) is not None:
+                self.on_change(Change(model=name, kind="removed"))
+            return None
+        if known is not None and (known[0] == stamp or settled not in (None, stamp)):
+            return known[1]
+        before, found = None if known is None else known[1], _read(self.root / name, stamp)
+        kept, change = _compare(before, found)
+        self._known[name] = (stamp, kept)
+        if change is not None:
+            self.on_change(change)
+        return kept
+
+
+def _compare(
+    before: ModelEntry | BrokenModel | None, found: ModelEntry | BrokenModel
+) -> tuple[ModelEntry | BrokenModel, Change | None]:
+    """What is served from now on, and what there is to tell: a sound definition outlives a broken one after it."""
+    if isinstance(found, BrokenModel):
+        told = None if before is None else Change(model=found.name, kind="broken", reason=found.reason)
+        return replace(before, trouble=found.reason) if isinstance(before, ModelEntry) else found, told
+    if before is None or (isinstance(before, ModelEntry) and before.definition == found.definition):
+        return found, None
+    kind: Literal["changed", "added"] = "changed" if isinstance(before, ModelEntry) else "added"
+    return found, Change(model=found.name, kind=kind, definition=found.definition)
 
 
 class VisibleModels:
@@ -166,6 +223,11 @@ class VisibleModels:
 
     def broken(self) -> tuple[BrokenModel, ...]:
         return tuple(broken for broken in self._catalogue.broken() if self._rule.allows(broken.name))
+
+    def refresh(self, name: str) -> None:
+        check_name(name)
+        if self._rule.allows(name):
+            self._catalogue.refresh(name)
 
 
 def _not_found(name: str, reason: str = "") -> UnknownModel:
@@ -190,23 +252,18 @@ def datatype(tensor: model_config_pb2.ModelInput | model_config_pb2.ModelOutput)
     return _DATATYPE_NAMES.get(name, name)
 
 
-def _stamp(directory: Path) -> _Stamp:
-    config, folder = (directory / "config.pbtxt").stat(), directory.stat()
-    return _Stamp(config.st_mtime_ns, config.st_size, folder.st_mtime_ns)
-
-
-def _read(directory: Path) -> ModelEntry | BrokenModel:
+def _read(directory: Path, stamp: Stamp) -> ModelEntry | BrokenModel:
     try:
-        return _parse(directory)
+        return _parse(directory, stamp)
     except (OSError, ValueError) as error:
-        return BrokenModel(name=directory.name, reason=f"config.pbtxt: {error}"[:500])
+        return BrokenModel(name=directory.name, reason=f"{CONFIG_NAME}: {error}"[:500])
 
 
-def _parse(directory: Path) -> ModelEntry:
+def _parse(directory: Path, stamp: Stamp) -> ModelEntry:
     """Raises OSError, ValueError."""
     config = model_config_pb2.ModelConfig()
     try:
-        text_format.Parse((directory / "config.pbtxt").read_text(encoding="utf-8"), config)
+        text_format.Parse((directory / CONFIG_NAME).read_text(encoding="utf-8"), config)
     except text_format.ParseError as error:
         raise ValueError(str(error)) from error
     if config.name and config.name != directory.name:
@@ -218,11 +275,12 @@ def _parse(directory: Path) -> ModelEntry:
     return ModelEntry(
         name=directory.name,
         versions=versions,
+        definition=definition(config.SerializeToString(deterministic=True), stamp, versions),
         config=public,
         repository_config=config,
         spec=_spec(config) if ours else None,
         foreign=None if ours else parse_foreign(config),
-        changed_unix_s=int((directory / "config.pbtxt").stat().st_mtime),
+        changed_unix_s=stamp.config.mtime_ns // 10**9,
     )
 
 
@@ -234,8 +292,7 @@ def _spec(config: model_config_pb2.ModelConfig) -> ModelSpec:
 
 
 def _versions(directory: Path) -> list[int]:
-    names = (path.name for path in directory.iterdir() if path.is_dir())
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit() and int(name) > 0)
+    return [int(folder.name) for folder in version_folders(directory)]
 
 
 def _served_versions(config: model_config_pb2.ModelConfig, present: list[int]) -> tuple[str, ...]:
