@@ -65,9 +65,17 @@ class Assignment:
     epoch: int
     start: StartRecord | None  # None: the replica was ready when the stream came
     exactness: Exactness | None = None
+    definition: str = ""  # of the model, as the replica was started with it
     lost: asyncio.Future[str] = field(
         repr=False, compare=False
     )  # resolves to the reason once the replica is known dead
+
+    def goes_on_from(self, earlier: Assignment) -> bool:
+        """Whether its engine may continue an answer that the earlier one's began: one model, or one contract."""
+        if self.definition == earlier.definition:
+            return True
+        ours, theirs = self.exactness, earlier.exactness
+        return ours is not None and theirs is not None and ours.contract == theirs.contract
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +125,9 @@ class Admission(Protocol):
     def ready_models(self) -> frozenset[str]:
         """Models with a ready replica."""
 
+    def failed_definitions(self) -> Mapping[str, str]:
+        """By model: why what the repository holds of it now does not start, while replicas of an older state serve."""
+
 
 class HeldPlace:
     """A place that `admit` gave, to be given back by whoever is first to see that it is not needed any more."""
@@ -125,7 +136,7 @@ class HeldPlace:
         self._admission = admission
         self._assignment: Assignment | None = assignment
 
-    def give_back(self) -> None:
+    def give_back(self, *, broken: bool = False) -> None:
         """Once; nothing after that."""
         assignment, self._assignment = self._assignment, None
         if assignment is not None:
@@ -136,7 +147,7 @@ class FakeAdmission:
     """An Admission with a few servers and no weights, for tests of what stands on the seam.
 
     Every model is ready on every server, one replica each. Tests script refusals with `refuse`, hold callers back with
-    `hold`, kill with `lose`, tell `outlooks` by model, and read `claims`, `admitted` and `finished`.
+    `hold`, kill with `lose`, tell `outlooks` and `failed` by model, and read `claims`, `admitted` and `finished`.
     """
 
     def __init__(
@@ -153,6 +164,7 @@ class FakeAdmission:
         self._gate.set()
         self._ready: set[str] = set()
         self.outlooks: dict[str, Outlook] = {}
+        self.failed: dict[str, str] = {}
         self.claims: list[tuple[str, int]] = []  # tenant and priority of every call of `admit` and `outlook`
         self.admitted: list[Assignment] = []
         self.finished: list[Assignment] = []
@@ -216,6 +228,9 @@ class FakeAdmission:
 
     def ready_models(self) -> frozenset[str]:
         return frozenset(self._ready)
+
+    def failed_definitions(self) -> Mapping[str, str]:
+        return self.failed
 
     async def _pass(self, timeout_s: float) -> None:
         try:

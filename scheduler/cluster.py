@@ -80,8 +80,14 @@ class ReplicaState:
     shown_from_version: int = 0  # the first node state that must show it
     reads_ssd: bool = False
     suspect: bool = False  # a stream broke on it: it takes no more, and goes when the last one has left
+    retiring: bool = False  # its model was replaced or is gone: as a suspect one, but nothing is wrong with it
     start: StartRecord | None = None
     exactness: Exactness | None = None  # of its engine, once that is there
+
+    @property
+    def is_leaving(self) -> bool:
+        """It takes no more streams, goes when the last one has left, and its stub with it."""
+        return self.suspect or self.retiring
 
     def view(self) -> ReplicaView:
         return ReplicaView(
@@ -93,10 +99,19 @@ class ReplicaState:
             server=self.server,
             phase=self.phase,
             streams=len(self.streams),
-            max_streams=0 if self.suspect else self.model.max_streams,
+            max_streams=0 if self.is_leaving else self.model.max_streams,
             idle_since_s=self.idle_since_s,
             host_bytes=self.model.host_bytes,
+            definition=self.model.definition,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedDefinition:
+    """The newest definition of a model, which does not start, while replicas of an older one serve."""
+
+    definition: str
+    reason: str
 
 
 @dataclass(slots=True)
@@ -105,6 +120,7 @@ class Cluster:
 
     servers: dict[ServerName, ServerState]
     replicas: dict[ReplicaId, ReplicaState] = field(default_factory=dict)
+    failed: dict[str, FailedDefinition] = field(default_factory=dict)  # by model; `rollouts.py`'s
     version: int = 0
     _view: ClusterView | None = None
 
@@ -130,6 +146,7 @@ class Cluster:
             servers=tuple(_server_view(s, queued.get(s.name, 0)) for s in servers if s.takes_starts),
             replicas=replicas,
             by_server={name: tuple(members) for name, members in by_server.items()},
+            failed=frozenset(failed.definition for failed in self.failed.values()),
         )
 
     def _queued_bytes(self) -> Mapping[ServerName, int]:
@@ -138,6 +155,14 @@ class Cluster:
             if replica.phase is Phase.LOADING and replica.reads_ssd:
                 queued[replica.server] += replica.model.checkpoint_bytes
         return queued
+
+    def of_model(self, model: str) -> list[ReplicaState]:
+        return [replica for replica in self.replicas.values() if replica.model.name == model]
+
+    def outdated(self, model: ModelView) -> list[ReplicaState]:
+        """Replicas of the model by any other definition, from the least used one on."""
+        older = [replica for replica in self.of_model(model.name) if replica.model.definition != model.definition]
+        return sorted(older, key=lambda replica: (len(replica.streams), replica.id))
 
     def on_server(self, server: ServerName) -> list[ReplicaState]:
         return [replica for replica in self.replicas.values() if replica.server == server]

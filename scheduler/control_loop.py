@@ -9,6 +9,8 @@ every event (an admission, a finished stream, a start that ended, news of a serv
 3. a start parks whom it evicts first (the agent confirms), then loads the engine and the stub at the same time, or the
    engine alone for a stub that is parked there;
 4. when a start ends, everyone who joined it gets a place or its error.
+
+What becomes of replicas whose model has changed or gone is `rollouts.py`'s, through `warm`, `retire` and `abandon`.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from serverless_triton.scheduler.admission import Assignment, Outlook, ReplicaId, ServerName, StartRecord, StreamId
 from serverless_triton.scheduler.cluster import Cluster, ReplicaState, ServerState
+from serverless_triton.scheduler.control_limits import TRANSIENT, ControlLimits
+from serverless_triton.scheduler.definitions import new_replica_id
 from serverless_triton.scheduler.departures import Departures
 from serverless_triton.scheduler.effects import EffectFailed, Effects, EngineStarted
 from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge
@@ -36,21 +40,6 @@ from serverless_triton.scheduler.waiting_room import ModelOrder, Waiting, Waitin
 
 logger = logging.getLogger(__name__)
 
-# A start that failed for these reasons may go well on another server; any other failure is the model's own.
-TRANSIENT = frozenset({"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ControlLimits:
-    """How much may wait, how often a start is tried elsewhere, what stays of replicas that nobody uses."""
-
-    max_waiting_per_model: int = 1024
-    max_failed_starts: int = 3
-    keep_alive_s: float | None = None  # an idle replica is parked after that; None: only where room is needed
-    # Beyond these the stubs that have been parked longest are unloaded.
-    max_parked_per_server: int = 16
-    max_parked_bytes_per_server: int = 512 << 20
-
 
 @dataclass(slots=True)
 class ControlLoop:
@@ -61,7 +50,7 @@ class ControlLoop:
     order_of: Callable[[str], ModelOrder]  # raises UnknownModel and its kin
     clock: Callable[[], float]
     metrics: ControlMetrics
-    limits: ControlLimits = ControlLimits()
+    limits: ControlLimits = field(default_factory=ControlLimits)
     learned: LearnedModels = field(default_factory=LearnedModels)
     epoch: int = 1
     _room: WaitingRoom = field(default_factory=WaitingRoom)
@@ -92,8 +81,12 @@ class ControlLoop:
         waiting = Waiting(
             stream=stream, order=order, since_s=self.clock(), avoid=avoid, caller=caller, priority=priority
         )
-        place, retry_after_s = waiting.place, lambda: self._prospects.retry_after_s(order.view)
         self._suspect(avoid)
+        return await self._wait(waiting, timeout_s)
+
+    async def _wait(self, waiting: Waiting, timeout_s: float) -> Assignment:
+        """For a place, or its error."""
+        place, retry_after_s = waiting.place, lambda: self._prospects.retry_after_s(waiting.order.view)
         self._room.make_space(waiting, self.limits.max_waiting_per_model, retry_after_s)
         self._room.enter(waiting)
         try:
@@ -101,7 +94,7 @@ class ControlLoop:
             await asyncio.wait({place}, timeout=timeout_s)
             if place.done():
                 return place.result()
-            late = f"model '{model}' did not start within {round(timeout_s, 3):g} s"
+            late = f"model '{waiting.model}' did not start within {round(timeout_s, 3):g} s"
             raise AdmissionTimeout(late, retry_after_s=retry_after_s())
         except asyncio.CancelledError:
             if place.done() and place.exception() is None:
@@ -130,10 +123,10 @@ class ControlLoop:
         for replica in [self.cluster.replicas[name] for name in sorted(replicas) if name in self.cluster.replicas]:
             replica.suspect = True
             self.cluster.changed()
-            self._evict_suspect(replica)
+            self._evict_leaving(replica)
 
-    def _evict_suspect(self, replica: ReplicaState) -> None:
-        if replica.suspect and replica.view().is_idle:
+    def _evict_leaving(self, replica: ReplicaState) -> None:
+        if replica.is_leaving and replica.view().is_idle:
             self._evict(replica)
 
     def _drop_reference(self, replica_id: ReplicaId, stream: StreamId) -> None:
@@ -142,19 +135,41 @@ class ControlLoop:
             replica.streams.remove(stream)
             replica.idle_since_s = self.clock()
             self.cluster.changed()
-            self._evict_suspect(replica)
+            self._evict_leaving(replica)
             self.dispatch()
 
     async def warm(self, model: str, *, timeout_s: float) -> None:
-        stream = StreamId(f"warm-{secrets.token_hex(8)}")
-        self._give_back(await self.admit(stream, model, timeout_s=timeout_s))
+        """A replica of the newest definition; those of older ones do not count, and are not stopped by it."""
+        order, stream = self.order_of(model), StreamId(f"warm-{secrets.token_hex(8)}")
+        older = frozenset(replica.id for replica in self.cluster.outdated(order.view))
+        waiting = Waiting(stream=stream, order=order, since_s=self.clock(), avoid=older)
+        self._give_back(await self._wait(waiting, timeout_s))
+
+    def retire(self, replica: ReplicaState) -> None:
+        """Nobody is sent to it any more; it goes when the last of its streams has ended."""
+        logger.info("replica_retires model=%s server=%s replica=%s", *_names(replica))
+        replica.retiring = True
+        self.cluster.changed()
+        self._evict_leaving(replica)
+
+    def abandon(self, model: str, reason: str) -> None:
+        """The model is gone: whoever waits for it hears why, and its replicas go as their streams end."""
+        waited = self._room.turn_away(model, reason)
+        for replica in [one for one in self.cluster.of_model(model) if not one.retiring]:
+            self.retire(replica)
+        for waiting in waited:
+            if waiting.joined is not None:
+                self._drop_reference(waiting.joined, waiting.stream)
+        self.unload_parked(model)
+
+    def unload_parked(self, model: str, but: str | None = None) -> None:
+        """The stubs that wait for an engine of the model; not those that could serve the definition `but`."""
+        self._departures.unload_all_parked(model, but)
 
     async def release(self, model: str, *, timeout_s: float) -> None:
         self.order_of(model)
-        replicas = [r for r in self.cluster.replicas.values() if r.model.name == model]
-        for server in self.cluster.servers.values():
-            for stub in server.parked.of_model(model):
-                self._departures.unload_parked(server, stub, model)
+        replicas = self.cluster.of_model(model)
+        self.unload_parked(model)
         try:
             await asyncio.wait_for(asyncio.gather(*(self._release_when_idle(r) for r in replicas)), timeout_s)
         except asyncio.TimeoutError as error:
@@ -175,6 +190,9 @@ class ControlLoop:
 
     def ready_models(self) -> frozenset[str]:
         return frozenset(r.model.name for r in self.cluster.replicas.values() if r.phase is Phase.READY)
+
+    def failed_definitions(self) -> Mapping[str, str]:
+        return {model: failed.reason for model, failed in self.cluster.failed.items()}
 
     def waiting_by_model(self) -> dict[str, int]:
         """How many streams wait for a place, by model."""
@@ -219,7 +237,7 @@ class ControlLoop:
 
     def _begin_start(self, order: ModelOrder, candidate: Candidate) -> ReplicaState:
         replica = ReplicaState(
-            id=ReplicaId(f"{order.view.name}-{secrets.token_hex(6)}"),
+            id=new_replica_id(order.view.name, order.view.definition),
             model=order.view,
             server=candidate.server,
             phase=Phase.LOADING,
@@ -227,8 +245,9 @@ class ControlLoop:
             ready_at_s=self.clock() + candidate.estimate.total_s,
             reads_ssd=candidate.estimate.tier == "ssd",
         )
-        for victim in candidate.evict:
-            self._evict(self.cluster.replicas[victim])
+        for victim in [self.cluster.replicas[name] for name in candidate.evict]:
+            victim.retiring |= victim.model.name == replica.model.name  # this one replaces it
+            self._evict(victim)
         if candidate.parked is not None:
             self.cluster.servers[candidate.server].parked.drop(candidate.parked)
         self.cluster.replicas[replica.id] = replica
@@ -267,6 +286,7 @@ class ControlLoop:
         self.cluster.changed()
         for waiting in self._room.joined(replica.id):
             self._give_place(waiting, replica)
+        self._evict_leaving(replica)
         self.dispatch()
 
     def _learn(self, replica: ReplicaState, load_s: float, host_bytes: int | None) -> None:
@@ -285,17 +305,16 @@ class ControlLoop:
         self._clean_up(replica)
         self.dispatch()
 
-    def _send_on(self, waiting: Waiting, replica: ReplicaState, reason: str, code: str) -> None:
+    def _send_on(self, waiting: Waiting, server: ServerName, error: LoadFailed) -> None:
         """A start that this stream had joined is over without a replica."""
-        waiting.failed_starts += 1
-        if code not in TRANSIENT or waiting.failed_starts >= self.limits.max_failed_starts:
-            retry_after_s = RETRY_AFTER_S if code in TRANSIENT else None
-            self._room.give_error(waiting, LoadFailed(reason, code, retry_after_s=retry_after_s))
-            return
-        avoid = waiting.request.avoid_servers | {replica.server}
-        if len(avoid) >= len(self.cluster.servers):
-            avoid = frozenset()  # nowhere else to go: try again where it failed first
-        self._room.part(waiting, replace(waiting.request, avoid_servers=avoid))
+        is_last = waiting.failed_starts + 1 >= self.limits.max_failed_starts
+        if error.code in TRANSIENT:
+            error.retry_after_s = RETRY_AFTER_S
+        if error.code in TRANSIENT and not is_last:
+            waiting.failed_starts += 1
+            self._room.part(waiting, waiting.elsewhere(server, len(self.cluster.servers)))
+        else:
+            self._room.give_error(waiting, error)
 
     # Ending
 
@@ -308,14 +327,15 @@ class ControlLoop:
         if not replica.lost.done():
             replica.lost.set_result(reason)
         for waiting in self._room.joined(replica.id):
-            self._send_on(waiting, replica, reason, code)
+            self._send_on(waiting, replica.server, LoadFailed(reason, code))
 
     def _evict(self, replica: ReplicaState) -> asyncio.Task[None]:
         """Nobody is sent to it from now on. Its room counts when the agent confirms, which the task waits for.
 
-        Its stub is parked, but not where a stream broke on it: the stub may be what hangs. Other backends have none.
+        Its stub is parked, but not where a stream broke on it, since the stub may be what hangs, nor where its model
+        has changed. Other backends' models have none.
         """
-        parks = not replica.suspect and not replica.model.foreign
+        parks = not replica.is_leaving and not replica.model.foreign
         self._forget(replica, "evicted", parks=parks)
         self.metrics.evicted(replica.model.name)
         logger.info("evict model=%s server=%s replica=%s", *_names(replica))

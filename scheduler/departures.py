@@ -15,6 +15,7 @@ from typing import Any
 
 from serverless_triton.scheduler.admission import ReplicaId, ServerName
 from serverless_triton.scheduler.cluster import Cluster, ServerState
+from serverless_triton.scheduler.definitions import definition_of
 from serverless_triton.scheduler.effects import EffectFailed, Effects
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,13 @@ class Departures:
         server.parked.drop(stub)
         self.cluster.changed()
         self._begin(server.name, stub, self._unload(server.name, model))
+
+    def unload_all_parked(self, model: str, but: str | None) -> None:
+        """The model's on every server; not those that an engine of the definition `but` could start on."""
+        for server in self.cluster.servers.values():
+            for stub in server.parked.of_model(model):
+                if but is None or definition_of(stub) not in ("", but):
+                    self.unload_parked(server, stub, model)
 
     async def _release_and_unload(self, server: ServerName, replica: ReplicaId, model: str) -> None:
         await self.effects.release_engine(server, replica, self.epoch())

@@ -40,7 +40,7 @@ def estimate_start(server: ServerView, model: ModelView) -> StartEstimate:
     """
     if model.foreign:
         return StartEstimate(tier=FOREIGN_TIER, queue_s=0.0, transfer_s=0.0, fixed_s=model.load_s)
-    state: StartState = "parked" if model.name in server.parked else "cold"
+    state: StartState = "parked" if server.parked_stub(model) is not None else "cold"
     fixed_s = server.fixed_start_s[state]
     if model.checkpoint in server.in_dram:
         transfer_s = model.checkpoint_bytes / server.dram_bytes_per_second

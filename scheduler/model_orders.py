@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from serverless_triton.backend.messages import ModelSpec
 from serverless_triton.scheduler.catalogue import Catalogue, ModelEntry
@@ -17,7 +18,8 @@ def model_orders(catalogue: Catalogue, learned: LearnedModels) -> Callable[[str]
     def order_of(name: str) -> ModelOrder:
         entry = catalogue.entry(name)
         if entry.foreign is not None:
-            return ModelOrder(view=learned.view(name, entry.foreign), parameters={})
+            view = replace(learned.view(name, entry.foreign), definition=entry.definition)
+            return ModelOrder(view=view, parameters={})
         return _generating(entry, entry.served())
 
     return order_of
@@ -30,6 +32,7 @@ def _generating(entry: ModelEntry, spec: ModelSpec) -> ModelOrder:
         checkpoint_bytes=spec.checkpoint_bytes,
         device_bytes=spec.device_bytes,
         max_streams=spec.max_streams,
+        definition=entry.definition,
     )
     parameters = {key: value.string_value for key, value in entry.config.parameters.items()}
     return ModelOrder(view=view, parameters=parameters)

@@ -87,7 +87,7 @@ class Prospects:
         return 0.0 if replica.phase is Phase.READY else max(0.0, replica.ready_at_s - self.clock())
 
     def _free_in_s(self, model: str, before: int) -> float | None:
-        replicas = [r for r in self.cluster.replicas.values() if r.model.name == model and not r.suspect]
+        replicas = [r for r in self.cluster.replicas.values() if r.model.name == model and not r.is_leaving]
         places = sum(replica.model.max_streams for replica in replicas)
         hold_s = self.holds.mean_s(model)
         if not places or hold_s is None:

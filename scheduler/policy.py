@@ -5,6 +5,8 @@
 3. Otherwise it starts where the estimate is lowest, idle replicas making room there, the least recently used first. A
    parked stub of the model lowers it, because Triton has nothing to load then.
 4. Where nothing can be freed it waits; where nothing could ever be freed it is refused.
+5. Where the model's definition has changed, replicas of the newest take streams first, and those of an older one until
+   there are such. They make room for a start of the newest last, and where one failed nothing but they serve.
 
 Ties are broken by id. A replica that a stream holds is never evicted.
 """
@@ -98,7 +100,10 @@ def _best_replica(view: ClusterView, request: StartRequest) -> ReplicaView | Non
         and replica.id not in request.avoid
         and replica.streams < replica.max_streams
     ]
-    return min(usable, key=lambda r: (r.phase is not Phase.READY, r.streams, r.id), default=None)
+    newest = request.model.definition
+    return min(
+        usable, key=lambda r: (r.phase is not Phase.READY, r.definition != newest, r.streams, r.id), default=None
+    )
 
 
 def overdue(view: ClusterView, now_s: float, keep_alive_s: float) -> list[ReplicaId]:
@@ -109,14 +114,25 @@ def overdue(view: ClusterView, now_s: float, keep_alive_s: float) -> list[Replic
 def _candidates(view: ClusterView, request: StartRequest) -> tuple[list[Candidate], dict[str, int]]:
     candidates: list[Candidate] = []
     rejected: Counter[str] = Counter()
+    if _is_held_back(view, request):
+        return [], {"its newest definition does not start": len(view.servers)}
     for server in view.servers:
         outcome = _consider(server, view.by_server.get(server.name, ()), request)
         if isinstance(outcome, Candidate):
             candidates.append(outcome)
         else:
             rejected[outcome] += 1
-    candidates.sort(key=lambda c: (c.estimate.total_s, len(c.evict), c.server))
+    own = {replica.id for replica in view.replicas if replica.model == request.model.name}
+    candidates.sort(key=lambda c: (not own.isdisjoint(c.evict), c.estimate.total_s, len(c.evict), c.server))
     return candidates, dict(rejected)
+
+
+def _is_held_back(view: ClusterView, request: StartRequest) -> bool:
+    """Replicas of an older definition serve, and a start of the newest has failed beside them."""
+    return request.model.definition in view.failed and any(
+        replica.model == request.model.name and replica.id not in request.avoid and replica.max_streams > 0
+        for replica in view.replicas
+    )
 
 
 def _consider(server: ServerView, replicas: Iterable[ReplicaView], request: StartRequest) -> Candidate | str:
@@ -128,22 +144,24 @@ def _consider(server: ServerView, replicas: Iterable[ReplicaView], request: Star
     if server.device_bytes_of(model) > server.device_memory_bytes or dram_bytes > server.dram_bytes:
         return "too large"
     replicas = tuple(replicas)
-    if any(replica.model == model.name for replica in replicas):
+    if any(replica.model == model.name and replica.definition == model.definition for replica in replicas):
         return "has a replica"
-    evict = _make_room(server, replicas, model)
-    if evict is None:
+    older = tuple(r for r in replicas if model.foreign and r.model == model.name)  # Triton has one of that name
+    room = _make_room(server, tuple(r for r in replicas if r not in older), model)
+    if room is None or not all(one.is_idle for one in older):
         return "busy"
-    estimate, parked = estimate_start(server, model), server.parked.get(model.name)
+    evict = (*(one.id for one in older), *room)
+    estimate, parked = estimate_start(server, model), server.parked_stub(model)
     return Candidate(server=server.name, evict=evict, estimate=estimate, parked=parked)
 
 
 def _make_room(server: ServerView, replicas: tuple[ReplicaView, ...], model: ModelView) -> tuple[ReplicaId, ...] | None:
-    """The least recently used idle replicas whose going makes room in device memory and DRAM; None if that is not
-    enough.
+    """The least recently used idle replicas whose going makes room in device memory and DRAM, the model's own older
+    ones last; None if that is not enough.
     """
     staying = {replica.id: replica for replica in replicas}
     evict: list[ReplicaId] = []
-    idle = sorted((r for r in replicas if r.is_idle), key=lambda r: (r.idle_since_s, r.id))
+    idle = sorted((r for r in replicas if r.is_idle), key=lambda r: (r.model == model.name, r.idle_since_s, r.id))
     while not _fits(server, staying.values(), model):
         if len(evict) == len(idle):
             return None

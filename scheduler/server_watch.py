@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -18,6 +18,7 @@ from serverless_triton.backend import agent_pb2, agent_pb2_grpc
 from serverless_triton.scheduler.admission import Exactness, ReplicaId
 from serverless_triton.scheduler.cluster import ReplicaState, ServerState
 from serverless_triton.scheduler.control_loop import ControlLoop
+from serverless_triton.scheduler.definitions import definition_of
 from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.leftovers import unload_leftovers
 from serverless_triton.scheduler.node_links import NodeLinks
@@ -147,7 +148,7 @@ class ServerWatch:
             self.loop.adopt(
                 ReplicaState(
                     id=replica_id,
-                    model=order.view,
+                    model=replace(order.view, definition=definition_of(replica_id) or order.view.definition),
                     server=self.server.name,
                     phase=Phase.READY,
                     lost=asyncio.get_running_loop().create_future(),

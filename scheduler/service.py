@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from serverless_triton.scheduler.admission import ServerName
 from serverless_triton.scheduler.catalogue import Catalogue
 from serverless_triton.scheduler.cluster import Cluster, ServerState
 from serverless_triton.scheduler.config import SchedulerConfig, load_config
-from serverless_triton.scheduler.control_loop import ControlLimits, ControlLoop
+from serverless_triton.scheduler.control_limits import ControlLimits
+from serverless_triton.scheduler.control_loop import ControlLoop
 from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.gateway.gateway import Gateway
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
@@ -33,6 +34,8 @@ from serverless_triton.scheduler.log_lines import set_up_logging
 from serverless_triton.scheduler.metrics import ControlMetrics
 from serverless_triton.scheduler.model_orders import model_orders
 from serverless_triton.scheduler.node_links import NodeLinks
+from serverless_triton.scheduler.repository_watch import RepositoryWatch
+from serverless_triton.scheduler.rollouts import RolloutMetrics, Rollouts
 from serverless_triton.scheduler.server_watch import ServerWatch
 from serverless_triton.scheduler.status import cluster_status
 from serverless_triton.scheduler.triton_effects import ServerAddresses, TritonEffects
@@ -73,6 +76,13 @@ async def serve(config: SchedulerConfig) -> None:
             max_parked_bytes_per_server=config.control.max_parked_bytes_per_server,
         ),
     )
+    rollouts = Rollouts(
+        loop=loop,
+        metrics=RolloutMetrics(registry),
+        timeout_s=config.gateway.admin_timeout_s,
+        clock=time.monotonic,
+    )
+    catalogue.on_change = rollouts.on_change
     gateway = Gateway(
         catalogue=catalogue,
         admission=loop,
@@ -84,13 +94,22 @@ async def serve(config: SchedulerConfig) -> None:
         can_serve=lambda: any(server.takes_starts for server in cluster.servers.values()),
     )
     watches = [ServerWatch(loop, loop.cluster.servers[ServerName(s.name)], s.agent, links) for s in config.servers]
-    await _run(config, loop, gateway, effects, watches)
+    repository = RepositoryWatch(catalogue, after_each=rollouts.check)
+    works = [*(watch.run() for watch in watches), repository.run(), _park_overdue(loop)]
+    try:
+        await _run(config, loop, gateway, effects, works)
+    finally:
+        await rollouts.close()
 
 
 async def _run(
-    config: SchedulerConfig, loop: ControlLoop, gateway: Gateway, effects: TritonEffects, watches: list[ServerWatch]
+    config: SchedulerConfig,
+    loop: ControlLoop,
+    gateway: Gateway,
+    effects: TritonEffects,
+    works: list[Coroutine[Any, Any, None]],
 ) -> None:
-    tasks = [asyncio.ensure_future(work) for work in (*(watch.run() for watch in watches), _park_overdue(loop))]
+    tasks = [asyncio.ensure_future(work) for work in works]
     stopped = _stop_signal()
     await gateway.start()
     logger.info("scheduler_ready http=%d grpc=%d", config.gateway.http_port, config.gateway.grpc_port)

@@ -37,6 +37,8 @@ def _server(loop: ControlLoop, server: ServerState) -> dict[str, Any]:
                 "id": replica.id,
                 "model": replica.model.name,
                 "phase": replica.phase.value,
+                "definition": replica.model.definition,
+                "retiring": replica.retiring,
                 "streams": len(replica.streams),
                 "worker_pid": server.worker_pids.get(replica.id, 0),
                 "stub_pid": server.stub_pids.get(replica.id, 0),

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from serverless_triton.scheduler.admission import ReplicaId, ServerName, StartState
+from serverless_triton.scheduler.definitions import definition_of
 
 FixedStarts = Mapping[StartState, Mapping[str, float]]  # seconds by what was there before and by tier
 
@@ -27,7 +28,8 @@ class ModelView:
     """What a start of this model needs. `device_bytes` is a replica's share of device memory beside the weights.
 
     A `foreign` one is another backend's: it has no checkpoint, its processes take `host_bytes`, and all of its start is
-    Triton's load, which takes about `load_s`.
+    Triton's load, which takes about `load_s`. `definition` is of its configuration and files, "" where nobody knows;
+    replicas of two definitions are two models that share a name.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ModelView:
     foreign: bool = False
     measured: bool = False  # its host_bytes are what its loads took, not declared
     load_s: float = 0.0
+    definition: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,11 @@ class ServerView:
         """What it takes of DRAM beside any checkpoint."""
         return one.host_bytes if self.device_holds_weights else 0
 
+    def parked_stub(self, model: ModelView) -> ReplicaId | None:
+        """One that an engine of this definition can start on."""
+        stub = self.parked.get(model.name)
+        return stub if stub is not None and definition_of(stub) in ("", model.definition) else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaView:
@@ -84,6 +92,7 @@ class ReplicaView:
     max_streams: int
     idle_since_s: float
     host_bytes: int = 0
+    definition: str = ""
 
     @property
     def is_idle(self) -> bool:
@@ -98,3 +107,4 @@ class ClusterView:
     servers: tuple[ServerView, ...]  # by name
     replicas: tuple[ReplicaView, ...]  # by id
     by_server: Mapping[ServerName, tuple[ReplicaView, ...]] = field(default_factory=dict)
+    failed: frozenset[str] = frozenset()  # definitions whose start failed beside replicas of an older one

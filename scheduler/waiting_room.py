@@ -16,9 +16,9 @@ from dataclasses import InitVar, dataclass, field, replace
 from heapq import heapify, heappop, heappush
 from itertools import count
 
-from serverless_triton.scheduler.admission import ADMISSION_SPAN, Assignment, ReplicaId, Span, StreamId
+from serverless_triton.scheduler.admission import ADMISSION_SPAN, Assignment, ReplicaId, ServerName, Span, StreamId
 from serverless_triton.scheduler.cluster import ReplicaState
-from serverless_triton.scheduler.errors import NoCapacity, SchedulerError
+from serverless_triton.scheduler.errors import NoCapacity, SchedulerError, UnknownModel
 from serverless_triton.scheduler.fair_share import FairShare, standing_since_s
 from serverless_triton.scheduler.identity import ANONYMOUS, Caller
 from serverless_triton.scheduler.policy import StartRequest
@@ -77,6 +77,11 @@ class Waiting:
         """Within its tenant the least comes first."""
         return not self.resumes, standing_since_s(self.since_s, self.priority), self.number
 
+    def elsewhere(self, failed: ServerName, servers: int) -> StartRequest:
+        """What it asks after a start that failed there, of so many servers: where there is no other, there again."""
+        avoid = self.request.avoid_servers | {failed}
+        return replace(self.request, avoid_servers=avoid if len(avoid) < servers else frozenset())
+
     def place_on(self, replica: ReplicaState, grpc_address: str, epoch: int) -> Assignment:
         """A place there for this stream, with the start that it waited for, if it did."""
         start = replica.start if self.waited_for_start else None
@@ -92,6 +97,7 @@ class Waiting:
             epoch=epoch,
             start=start,
             exactness=replica.exactness,
+            definition=replica.model.definition,
             lost=replica.lost,
         )
 
@@ -235,6 +241,13 @@ class WaitingRoom:
     def give_error(self, waiting: Waiting, error: SchedulerError) -> None:
         self._remove(waiting)
         waiting.place.set_exception(error)
+
+    def turn_away(self, model: str, reason: str) -> list[Waiting]:
+        """Everyone who waits for a model that is gone."""
+        waited = [waiting for waiting in self._waiting if waiting.model == model]
+        for waiting in waited:
+            self.give_error(waiting, UnknownModel(reason))
+        return waited
 
     def _remove(self, waiting: Waiting) -> None:
         del self._waiting[waiting]

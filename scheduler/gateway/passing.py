@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from tritonclient.grpc import service_pb2 as pb
 
-from serverless_triton.scheduler.admission import ADMISSION_SPAN, Assignment, Span, StreamId
+from serverless_triton.scheduler.admission import ADMISSION_SPAN, Assignment, HeldPlace, Span, StreamId
 from serverless_triton.scheduler.catalogue import ModelEntry
 from serverless_triton.scheduler.errors import InvalidRequest, SchedulerError
 from serverless_triton.scheduler.gateway.notices import tell_receipts
@@ -139,8 +139,8 @@ class PassedStream:
     ) -> AsyncGenerator[pb.ModelInferResponse, None]:
         """The one attempt that there is."""
         broken = said_all = False
-        call = self._call(assignment)
-        watchdog = Watchdog(call, assignment, inactivity_s=None, deadline=deadline)
+        call, place = self._call(assignment), HeldPlace(self._relay.admission, assignment)
+        watchdog = Watchdog(call, assignment, inactivity_s=None, deadline=deadline, give_back=place.give_back)
         try:
             while (response := await call.read()) is not None:
                 yield response
@@ -151,7 +151,7 @@ class PassedStream:
         finally:
             watchdog.stop()
             self._leave(call, said_all)
-            self._relay.admission.finish(assignment, broken=broken)
+            place.give_back(broken=broken)
 
     def _call(self, assignment: Assignment) -> UpstreamCall:
         upstream = self._relay.upstream

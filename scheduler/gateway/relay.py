@@ -113,6 +113,7 @@ class RelayedStream:
         self._deaths: list[str] = []
         self._opened_s = self._waiting_since_s = relay.clock()
         self._queue_s: float | None = None
+        self._assigned: Assignment | None = None
         self._assigned_s, self._server = 0.0, ""
         self._receipt_due = True
         self._outcome = "cancelled"  # as long as nothing else has ended it
@@ -195,6 +196,10 @@ class RelayedStream:
             if deadline is not None and left_s <= patience_s and isinstance(error, AdmissionTimeout):
                 raise deadline.exceeded() from error
             raise self._lost(f", and there is no other place for it: {error}", error.retry_after_s) from error
+        before, self._assigned = self._assigned, assignment
+        if before is not None and self._journal.output_ids and not assignment.goes_on_from(before):
+            self._relay.admission.finish(assignment)
+            raise self._lost(", and the model was replaced by another since it began")
         self._assigned_s, self._server = self._relay.clock(), str(assignment.server)
         if self._queue_s is None:
             self._queue_s = self._assigned_s - self._opened_s

@@ -128,26 +128,34 @@ class InferenceService:
             raise InvalidRequest(f"requested model version is not available for model '{name}'") from error
 
     def repository_index(self, repository: str, *, ready_only: bool) -> pb.RepositoryIndexResponse:
-        """Every model and version; READY are those that run somewhere."""
+        """Every model and version; READY are those that run somewhere. Of one whose newest state is not served, why."""
         _refuse_repository(repository)
         response, running = pb.RepositoryIndexResponse(), self.admission.ready_models()
+        failed = self.admission.failed_definitions()
         for entry in self.catalogue.entries():
+            trouble = entry.trouble or failed.get(entry.name, "")
             for version in entry.versions:
                 if entry.name in running:
-                    response.models.add(name=entry.name, version=version, state="READY")
+                    response.models.add(name=entry.name, version=version, state="READY", reason=trouble)
                 elif not ready_only:
-                    response.models.add(name=entry.name, version=version, state="UNAVAILABLE", reason="unloaded")
+                    response.models.add(
+                        name=entry.name, version=version, state="UNAVAILABLE", reason=trouble or "unloaded"
+                    )
         for broken in () if ready_only else self.catalogue.broken():
             response.models.add(name=broken.name, state="UNAVAILABLE", reason=broken.reason)
         response.models.sort(key=lambda model: (model.name, model.version))
         return response
 
     async def load(self, name: str, repository: str, parameters: Mapping[str, object]) -> None:
-        """Warms the model. Raises as Admission.warm does, and LoadFailed for a model that is not there."""
+        """Warms the model as it stands in the repository now, where it runs too: what has changed replaces what ran.
+
+        Raises as Admission.warm does, and LoadFailed for a model that is not there.
+        """
         _refuse_repository(repository)
         for parameter in parameters:  # "config" and "file:..." too: no client changes what runs
             raise InvalidRequest(f"unrecognized load parameter '{parameter[:128]}'.")
         try:
+            self.catalogue.refresh(name)
             self.catalogue.entry(name)
         except (InvalidModelName, UnknownModel) as error:
             message = f"failed to load '{name[:128]}', failed to poll from model repository"

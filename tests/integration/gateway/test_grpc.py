@@ -288,6 +288,21 @@ async def test_load_and_unload_warm_and_release(client):
     assert index["sleeper"].state == "UNAVAILABLE"
 
 
+async def test_the_index_says_why_a_running_models_newest_definition_is_not_served(client, admission):
+    await client.load_model("m")
+    admission.failed["m"] = "model.safetensors: is truncated"
+    index = {model.name: model for model in (await client.get_model_repository_index()).models}
+    assert (index["m"].state, index["m"].reason) == ("READY", "model.safetensors: is truncated")
+
+
+async def test_the_index_says_why_a_model_is_served_as_it_was_before(client, repository):
+    await client.load_model("m")
+    (repository / "m" / "config.pbtxt").write_text("name: {")
+    index = {model.name: model for model in (await client.get_model_repository_index()).models}
+    assert index["m"].state == "READY"
+    assert "config.pbtxt: 1:" in index["m"].reason
+
+
 async def test_load_refuses_what_triton_refuses(client, stub):
     with pytest.raises(InferenceServerException, match="failed to load 'nope', failed to poll from model repository"):
         await client.load_model("nope")

@@ -123,6 +123,52 @@ async def test_stream_is_lost_after_three_deaths(relay, upstream, admission, str
     assert len(relay.journal) == 0
 
 
+@pytest.mark.parametrize(
+    ("told", "resumes"),
+    [
+        ({"definition": "other", "exactness": None}, False),
+        ({"definition": "other", "exactness": Exactness(kind="exact", reason="", contract="0")}, True),
+        ({"definition": "other", "exactness": Exactness(kind="exact", reason="", contract="1")}, False),
+        ({"exactness": Exactness(kind="best_effort", reason="", contract="1")}, True),
+    ],
+)
+async def test_an_answer_goes_on_by_the_same_model_or_the_same_contract_only(relay, upstream, streamed, told, resumes):
+    admission = Replaced(exactness=Exactness(kind="exact", reason="", contract="0"), told=told)
+    task = asyncio.ensure_future(collect(replace(relay, admission=admission).open(streamed)))
+    call = await upstream.call(0)
+    call.tokens(0, 1)
+    call.fail("UNAVAILABLE", "worker died")
+    if resumes:
+        (await upstream.call(1)).tokens(1, 2, finish_reason="stop")
+        assert ids_of(await task) == [1, 2]
+    else:
+        with pytest.raises(StreamLost, match=r"worker died\), and the model was replaced by another"):
+            await task
+    assert balanced(admission)
+
+
+async def test_a_request_without_an_answer_yet_starts_on_the_model_that_replaced_the_other(relay, upstream, streamed):
+    admission = Replaced(told={"definition": "other"})
+    task = asyncio.ensure_future(collect(replace(relay, admission=admission).open(streamed)))
+    (await upstream.call(0)).fail("UNAVAILABLE", "worker died")
+    (await upstream.call(1)).tokens(0, 2, finish_reason="stop")
+    assert ids_of(await task) == [2]
+
+
+class Replaced(FakeAdmission):
+    """Every place after the first is on replicas of which something else is `told`."""
+
+    def __init__(self, *, told, exactness=None):
+        super().__init__(exactness=exactness)
+        self._told = told
+
+    async def admit(self, *args, **kwargs):
+        place = await super().admit(*args, **kwargs)
+        if len(self.admitted) > 1:
+            place = self.admitted[-1] = replace(place, **self._told)
+        return place
+
+
 async def test_stream_without_another_place_says_what_broke_it(relay, upstream, admission, streamed):
     task = asyncio.ensure_future(collect(relay.open(streamed)))
     call = await upstream.call(0)

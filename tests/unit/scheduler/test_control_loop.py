@@ -11,7 +11,7 @@ import pytest
 from serverless_triton.scheduler import control_loop
 from serverless_triton.scheduler.admission import Assignment, Exactness, ReplicaId, ServerName, StreamId
 from serverless_triton.scheduler.cluster import ReplicaState
-from serverless_triton.scheduler.control_loop import ControlLimits
+from serverless_triton.scheduler.control_limits import ControlLimits
 from serverless_triton.scheduler.effects import EffectFailed
 from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge, NoCapacity, UnknownModel
 from serverless_triton.scheduler.identity import ALL, Caller

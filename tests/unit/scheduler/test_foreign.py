@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from serverless_triton.scheduler.admission import ServerName
+from serverless_triton.scheduler.admission import ReplicaId, ServerName
 from serverless_triton.scheduler.effects import EffectFailed
 from serverless_triton.scheduler.errors import LoadFailed
 from serverless_triton.scheduler.estimator import estimate_start
@@ -207,3 +207,20 @@ async def test_idle_replicas_go_where_a_load_took_more_than_was_known_of() -> No
     w.effects.measurements = [0, GB]
     await asked(w, "r1", "f")
     assert sorted(running.model for running in w.loop.cluster.view().replicas) == ["b", "f"]
+
+
+# When its configuration changes: Triton has one model of a name, so the older one cannot stay beside the newer
+
+
+def test_an_older_replica_that_nobody_uses_goes_before_the_newer_is_loaded_on_its_server() -> None:
+    older, newer = replace(foreign(), definition="1"), replace(foreign(), definition="2")
+    there = view([server("a")], [replica("f-1", of=older, on="a")])
+    action = choose(there, StartRequest(model=newer, avoid=frozenset({ReplicaId("f-1")}))).action
+    assert isinstance(action, Start)
+    assert action.candidate.evict == ("f-1",)
+
+
+def test_an_older_replica_in_use_is_waited_for() -> None:
+    older, newer = replace(foreign(), definition="1"), replace(foreign(), definition="2")
+    there = view([server("a")], [replica("f-1", of=older, on="a", streams=1)])
+    assert isinstance(choose(there, StartRequest(model=newer, avoid=frozenset({ReplicaId("f-1")}))).action, Wait)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from serverless_triton.scheduler.admission import Outlook, ServerName, StreamId
-from serverless_triton.scheduler.control_loop import ControlLimits
+from serverless_triton.scheduler.control_limits import ControlLimits
 from serverless_triton.scheduler.effects import EffectFailed
 from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge, NoCapacity, UnknownModel
 from serverless_triton.scheduler.identity import ALL, Caller

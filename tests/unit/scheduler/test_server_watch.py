@@ -9,7 +9,7 @@ import pytest
 
 from serverless_triton.backend import agent_pb2
 from serverless_triton.scheduler.admission import Exactness, ReplicaId, ServerName, StreamId
-from serverless_triton.scheduler.control_loop import ControlLimits
+from serverless_triton.scheduler.control_limits import ControlLimits
 from serverless_triton.scheduler.server_watch import ServerWatch
 from tests.unit.scheduler.worlds import GB, World, model, world
 

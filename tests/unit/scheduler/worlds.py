@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 
 from serverless_triton.scheduler.admission import Assignment, ReplicaId, ServerName, StreamId
 from serverless_triton.scheduler.cluster import Cluster, ServerState
-from serverless_triton.scheduler.control_loop import ControlLimits, ControlLoop
+from serverless_triton.scheduler.control_limits import ControlLimits
+from serverless_triton.scheduler.control_loop import ControlLoop
 from serverless_triton.scheduler.effects import FakeEffects
 from serverless_triton.scheduler.errors import UnknownModel
 from serverless_triton.scheduler.metrics import ControlMetrics
@@ -20,13 +21,16 @@ from serverless_triton.scheduler.waiting_room import ModelOrder
 GB = 1_000_000_000
 
 
-def model(name: str = "m", *, size: int = GB, device_bytes: int = GB, max_streams: int = 2) -> ModelView:
+def model(
+    name: str = "m", *, size: int = GB, device_bytes: int = GB, max_streams: int = 2, definition: str = ""
+) -> ModelView:
     return ModelView(
         name=name,
         checkpoint=f"/models/{name}",
         checkpoint_bytes=size,
         device_bytes=device_bytes,
         max_streams=max_streams,
+        definition=definition,
     )
 
 
@@ -58,14 +62,17 @@ def replica(
         max_streams=of.max_streams,
         idle_since_s=idle_since_s,
         host_bytes=of.host_bytes,
+        definition=of.definition,
     )
 
 
-def view(servers: list[ServerView], replicas: list[ReplicaView] | None = None) -> ClusterView:
+def view(
+    servers: list[ServerView], replicas: list[ReplicaView] | None = None, failed: frozenset[str] = frozenset()
+) -> ClusterView:
     replicas = sorted(replicas or [], key=lambda r: r.id)
     by_server = {s.name: tuple(r for r in replicas if r.server == s.name) for s in servers}
     ordered = tuple(sorted(servers, key=lambda s: s.name))
-    return ClusterView(version=7, servers=ordered, replicas=tuple(replicas), by_server=by_server)
+    return ClusterView(version=7, servers=ordered, replicas=tuple(replicas), by_server=by_server, failed=failed)
 
 
 @dataclass
@@ -85,6 +92,10 @@ class World:
     loop: ControlLoop
     effects: FakeEffects
     clock: ManualClock
+    orders: dict[str, ModelOrder]  # the repository, to be changed
+
+    def define(self, changed: ModelView) -> None:
+        self.orders[changed.name] = ModelOrder(view=changed, parameters={})
 
 
 def world(
@@ -118,7 +129,7 @@ def world(
         metrics=ControlMetrics(CollectorRegistry()),
         limits=limits or ControlLimits(),
     )
-    return World(loop, effects, clock)
+    return World(loop, effects, clock, orders)
 
 
 async def settle() -> None:
