@@ -57,11 +57,14 @@ def render_config(name: str, spec: ModelSpec) -> str:
         config.input.add(name=tensor, data_type=_value(data_type), dims=[size], optional=True)
     for tensor, (data_type, size) in _OUTPUTS.items():
         config.output.add(name=tensor, data_type=_value(data_type), dims=[size])
-    for field in fields(spec):
-        if not getattr(spec, field.name):  # nothing to say: the default
-            continue
-        config.parameters[field.name].string_value = str(getattr(spec, field.name))
+    for parameter, value in spec_parameters(spec).items():
+        config.parameters[parameter].string_value = value
     return str(text_format.MessageToString(config))
+
+
+def spec_parameters(spec: ModelSpec) -> dict[str, str]:
+    """As `ModelSpec.parse` takes them; what is not said has its default."""
+    return {field.name: str(getattr(spec, field.name)) for field in fields(spec) if getattr(spec, field.name)}
 
 
 def _value(data_type: str) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 from serverless_triton.backend.client_json import parse_json_object
 from serverless_triton.backend.errors import InvalidModelConfig, InvalidModelName, ModelExists, UnsupportedSource
 from serverless_triton.backend.messages import MODES, ModelSpec
-from serverless_triton.backend.model_config import parse_parameters, render_config
+from serverless_triton.backend.model_config import parse_parameters, render_config, spec_parameters
 from serverless_triton.backend.model_parts import converted_bytes
 from serverless_triton.loader import Checkpoint, fetch_model_files
 from serverless_triton.loader.checkpoint import is_url
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 CONFIG_NAME = "config.pbtxt"
 VERSION = "1"  # Triton wants a version, even an empty one; here configuration and tokenizer of a remote model lie in it
+VERSION_FILE = "model.json"  # what a later version has for `parameters`, instead of those in config.pbtxt
 LOCAL_SCHEME = "file://"
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ENGINES = ("torch", "fake")
@@ -194,6 +195,31 @@ def add_model(
         (scratch / "model" / CONFIG_NAME).write_text(render_config(name, spec))
         repository.mkdir(exist_ok=True)
         _update(folder, scratch / "model") if is_there else _create(folder, scratch / "model")
+    return folder
+
+
+def add_version(
+    repository: Path, name: str, version: int, source: str | Path, *, limits: EngineLimits | None = None
+) -> Path:
+    """Puts another version of a model that is there into the repository, and returns its folder.
+
+    Which versions are served is for the version policy in config.pbtxt to say, by default the latest. Raises
+    InvalidModelName, InvalidModelConfig, ModelExists, and what `describe_checkpoint` raises.
+    """
+    model = repository / check_name(name)
+    folder = model / str(version)
+    if not (model / CONFIG_NAME).is_file():
+        raise InvalidModelConfig(f"model {name!r} is not in {repository}; add it without --version first")
+    if folder.exists():
+        raise ModelExists(f"version {version} of model {name!r} is already in {repository}; add another one")
+    with _scratch(repository) as scratch:
+        made = scratch / folder.name
+        made.mkdir()
+        spec = describe_checkpoint(source, limits or EngineLimits(), made)
+        if any(made.iterdir()):
+            spec = dataclasses.replace(spec, files=str(folder.absolute()))
+        (made / VERSION_FILE).write_text(json.dumps(spec_parameters(spec), indent=2) + "\n")
+        _create(folder, made)
     return folder
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import click
 
 from serverless_triton.backend.messages import MODES
-from serverless_triton.backend.model_repository import ENGINES, EngineLimits, add_model
+from serverless_triton.backend.model_repository import ENGINES, EngineLimits, add_model, add_version
 
 
 @click.command("add", short_help="Put a model into a Triton model repository.")
 @click.argument("source")
 @click.option("--name", "names", multiple=True, required=True, help="The model's name; repeat it for more of them.")
 @click.option("--repository", type=click.Path(path_type=Path), default="model_repository", show_default=True)
+@click.option("--version", type=click.IntRange(min=1), help="Add this version to a model that is there already.")
 @click.option("--engine", type=click.Choice(ENGINES), default="torch", show_default=True)
 @click.option("--dtype", default="auto", show_default=True, help="auto (the checkpoint's), float32, bfloat16, float16.")
 @click.option("--max-sequence-tokens", type=click.IntRange(min=1), default=2048, show_default=True)
@@ -29,6 +30,7 @@ def command(
     source: str,
     names: tuple[str, ...],
     repository: Path,
+    version: int | None,
     engine: str,
     dtype: str,
     max_sequence_tokens: int,
@@ -44,6 +46,7 @@ def command(
 
     SOURCE is a Hugging Face directory or the URL of one: hf://organisation/model, s3://bucket/prefix, https://host/path.
     The weights of a URL stay there until a node loads them; configuration and tokenizer come into the repository.
+    Of several versions the latest is served, unless version_policy in config.pbtxt says otherwise.
     """
     limits = EngineLimits(
         engine=engine,
@@ -56,5 +59,8 @@ def command(
         engine_options=engine_options,
     )
     for name in names:
-        folder = add_model(repository, name, source, limits=limits, replace=replace)
+        if version is None:
+            folder = add_model(repository, name, source, limits=limits, replace=replace)
+        else:
+            folder = add_version(repository, name, version, source, limits=limits)
         click.echo(json.dumps({"name": name, "path": str(folder.absolute())}) if as_json else f"added {name}: {folder}")

@@ -66,6 +66,7 @@ class Assignment:
     start: StartRecord | None  # None: the replica was ready when the stream came
     exactness: Exactness | None = None
     definition: str = ""  # of the model, as the replica was started with it
+    version: str = ""  # which the replica runs; "" where nobody knows
     lost: asyncio.Future[str] = field(
         repr=False, compare=False
     )  # resolves to the reason once the replica is known dead
@@ -100,8 +101,10 @@ class Admission(Protocol):
         avoid: frozenset[ReplicaId] = frozenset(),
         caller: Caller = ANONYMOUS,
         priority: int = 0,
+        version: str = "",
     ) -> Assignment:
-        """A place for the stream, the model started first if need be. `avoid` names replicas it broke on before.
+        """A place for the stream, the model started first if need be. `avoid` names replicas it broke on before;
+        without a `version` it is the latest that is served.
 
         Where places are scarce they go between tenants by weight, and within one by Triton's `priority` and age.
         Raises UnknownModel, LoadFailed, NoCapacity, AdmissionTimeout. Cancelling the call gives the place up.
@@ -124,6 +127,9 @@ class Admission(Protocol):
 
     def ready_models(self) -> frozenset[str]:
         """Models with a ready replica."""
+
+    def runs(self, model: str, version: str) -> bool:
+        """Whether a replica of that version is ready."""
 
     def failed_definitions(self) -> Mapping[str, str]:
         """By model: why what the repository holds of it now does not start, while replicas of an older state serve."""
@@ -199,6 +205,7 @@ class FakeAdmission:
         avoid: frozenset[ReplicaId] = frozenset(),
         caller: Caller = ANONYMOUS,
         priority: int = 0,
+        version: str = "",
     ) -> Assignment:
         self.claims.append((caller.tenant, priority))
         await self._pass(timeout_s)
@@ -228,6 +235,9 @@ class FakeAdmission:
 
     def ready_models(self) -> frozenset[str]:
         return frozenset(self._ready)
+
+    def runs(self, model: str, version: str) -> bool:
+        return model in self._ready
 
     def failed_definitions(self) -> Mapping[str, str]:
         return self.failed

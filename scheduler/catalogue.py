@@ -21,6 +21,7 @@ from serverless_triton.scheduler.definitions import CONFIG_NAME, Stamp, definiti
 from serverless_triton.scheduler.errors import InvalidModelName, InvalidRequest, UnknownModel
 from serverless_triton.scheduler.foreign import ForeignModel, parse_foreign
 from serverless_triton.scheduler.identity import ModelRule
+from serverless_triton.scheduler.versions import VersionEntry, config_of, read_versions
 
 SERVED_BACKEND = "serverless"
 # What only the gateway may say to a backend, and hear from it: no client sees these tensors.
@@ -42,6 +43,7 @@ class ModelEntry:
     name: str
     versions: tuple[str, ...]
     definition: str  # digest of the configuration and of the versions' files
+    by_version: Mapping[str, VersionEntry] = field(default_factory=dict, compare=False)  # of those that are ours
     trouble: str = field(default="", compare=False)
     config: model_config_pb2.ModelConfig = field(repr=False, compare=False)  # what clients see
     repository_config: model_config_pb2.ModelConfig = field(repr=False, compare=False)  # what servers load
@@ -74,6 +76,12 @@ class ModelEntry:
         if str(int(asked)) not in self.versions:
             raise UnknownModel(f"Request for unknown model: '{self.name}' version {int(asked)} is not found")
         return str(int(asked))
+
+    def config_for(self, definition: str) -> model_config_pb2.ModelConfig:
+        """What a server loads for the version of this definition; where there is none any more, for the latest."""
+        found = [entry for entry in self.by_version.values() if entry.definition == definition]
+        wanted = found[0] if found else self.by_version.get(self.versions[-1])
+        return self.repository_config if wanted is None else config_of(self.repository_config, wanted)
 
     def served(self) -> ModelSpec:
         """What its engine needs. Raises InvalidRequest for other backends' models, which generate no text."""
@@ -271,6 +279,10 @@ def _parse(directory: Path, stamp: Stamp) -> ModelEntry:
     config.name = directory.name
     ours = config.backend == SERVED_BACKEND
     versions = _served_versions(config, _versions(directory))
+    by_version: dict[str, VersionEntry] = {}
+    if ours:
+        _check_generation(config)
+        by_version = read_versions(config, directory, stamp, versions)
     public = _as_triton_completes(config)
     return ModelEntry(
         name=directory.name,
@@ -278,17 +290,16 @@ def _parse(directory: Path, stamp: Stamp) -> ModelEntry:
         definition=definition(config.SerializeToString(deterministic=True), stamp, versions),
         config=public,
         repository_config=config,
-        spec=_spec(config) if ours else None,
+        spec=by_version[versions[-1]].spec if by_version else None,
+        by_version=by_version,
         foreign=None if ours else parse_foreign(config),
         changed_unix_s=stamp.config.mtime_ns // 10**9,
     )
 
 
-def _spec(config: model_config_pb2.ModelConfig) -> ModelSpec:
+def _check_generation(config: model_config_pb2.ModelConfig) -> None:
     if config.max_batch_size != 0 or not config.model_transaction_policy.decoupled:
         raise ValueError("'serverless' models need max_batch_size: 0 and model_transaction_policy { decoupled: true }")
-    parameters: Mapping[str, str] = {key: value.string_value for key, value in config.parameters.items()}
-    return ModelSpec.parse(parameters)
 
 
 def _versions(directory: Path) -> list[int]:

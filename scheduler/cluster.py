@@ -103,14 +103,15 @@ class ReplicaState:
             idle_since_s=self.idle_since_s,
             host_bytes=self.model.host_bytes,
             definition=self.model.definition,
+            version=self.model.version,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedDefinition:
-    """The newest definition of a model, which does not start, while replicas of an older one serve."""
+    """The newest definition of a model's version, which does not start, while replicas of an older one serve."""
 
-    definition: str
+    model: str
     reason: str
 
 
@@ -120,7 +121,7 @@ class Cluster:
 
     servers: dict[ServerName, ServerState]
     replicas: dict[ReplicaId, ReplicaState] = field(default_factory=dict)
-    failed: dict[str, FailedDefinition] = field(default_factory=dict)  # by model; `rollouts.py`'s
+    failed: dict[str, FailedDefinition] = field(default_factory=dict)  # by definition; `rollouts.py`'s
     version: int = 0
     _view: ClusterView | None = None
 
@@ -146,7 +147,7 @@ class Cluster:
             servers=tuple(_server_view(s, queued.get(s.name, 0)) for s in servers if s.takes_starts),
             replicas=replicas,
             by_server={name: tuple(members) for name, members in by_server.items()},
-            failed=frozenset(failed.definition for failed in self.failed.values()),
+            failed=frozenset(self.failed),
         )
 
     def _queued_bytes(self) -> Mapping[ServerName, int]:
@@ -160,8 +161,9 @@ class Cluster:
         return [replica for replica in self.replicas.values() if replica.model.name == model]
 
     def outdated(self, model: ModelView) -> list[ReplicaState]:
-        """Replicas of the model by any other definition, from the least used one on."""
-        older = [replica for replica in self.of_model(model.name) if replica.model.definition != model.definition]
+        """Replicas that this definition replaces, from the least used one on."""
+        others = [replica for replica in self.of_model(model.name) if replica.model.definition != model.definition]
+        older = [replica for replica in others if model.takes(replica.model.version)]
         return sorted(older, key=lambda replica: (len(replica.streams), replica.id))
 
     def on_server(self, server: ServerName) -> list[ReplicaState]:

@@ -36,7 +36,7 @@ from serverless_triton.scheduler.outlook import RETRY_AFTER_S, Prospects
 from serverless_triton.scheduler.policy import Candidate, Decision, Refuse, Start, Use, choose, overdue, surplus
 from serverless_triton.scheduler.start_sequence import StartSequence, permit, start_record
 from serverless_triton.scheduler.view import Phase
-from serverless_triton.scheduler.waiting_room import ModelOrder, Waiting, WaitingRoom
+from serverless_triton.scheduler.waiting_room import ModelOrder, OrderOf, Waiting, WaitingRoom
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class ControlLoop:
 
     cluster: Cluster
     effects: Effects
-    order_of: Callable[[str], ModelOrder]  # raises UnknownModel and its kin
+    order_of: OrderOf
     clock: Callable[[], float]
     metrics: ControlMetrics
     limits: ControlLimits = field(default_factory=ControlLimits)
@@ -76,8 +76,9 @@ class ControlLoop:
         avoid: frozenset[ReplicaId] = frozenset(),
         caller: Caller = ANONYMOUS,
         priority: int = 0,
+        version: str = "",
     ) -> Assignment:
-        order = self.order_of(model)
+        order = self.order_of(model, version)
         waiting = Waiting(
             stream=stream, order=order, since_s=self.clock(), avoid=avoid, caller=caller, priority=priority
         )
@@ -138,9 +139,9 @@ class ControlLoop:
             self._evict_leaving(replica)
             self.dispatch()
 
-    async def warm(self, model: str, *, timeout_s: float) -> None:
+    async def warm(self, model: str, *, timeout_s: float, version: str = "") -> None:
         """A replica of the newest definition; those of older ones do not count, and are not stopped by it."""
-        order, stream = self.order_of(model), StreamId(f"warm-{secrets.token_hex(8)}")
+        order, stream = self.order_of(model, version), StreamId(f"warm-{secrets.token_hex(8)}")
         older = frozenset(replica.id for replica in self.cluster.outdated(order.view))
         waiting = Waiting(stream=stream, order=order, since_s=self.clock(), avoid=older)
         self._give_back(await self._wait(waiting, timeout_s))
@@ -162,8 +163,8 @@ class ControlLoop:
                 self._drop_reference(waiting.joined, waiting.stream)
         self.unload_parked(model)
 
-    def unload_parked(self, model: str, but: str | None = None) -> None:
-        """The stubs that wait for an engine of the model; not those that could serve the definition `but`."""
+    def unload_parked(self, model: str, but: frozenset[str] = frozenset()) -> None:
+        """The stubs that wait for an engine of the model; not those that could serve one of these definitions."""
         self._departures.unload_all_parked(model, but)
 
     async def release(self, model: str, *, timeout_s: float) -> None:
@@ -191,8 +192,11 @@ class ControlLoop:
     def ready_models(self) -> frozenset[str]:
         return frozenset(r.model.name for r in self.cluster.replicas.values() if r.phase is Phase.READY)
 
+    def runs(self, model: str, version: str) -> bool:
+        return any(r.phase is Phase.READY and r.model.version in ("", version) for r in self.cluster.of_model(model))
+
     def failed_definitions(self) -> Mapping[str, str]:
-        return {model: failed.reason for model, failed in self.cluster.failed.items()}
+        return {failed.model: failed.reason for failed in self.cluster.failed.values()}
 
     def waiting_by_model(self) -> dict[str, int]:
         """How many streams wait for a place, by model."""

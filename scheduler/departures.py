@@ -78,11 +78,11 @@ class Departures:
         self.cluster.changed()
         self._begin(server.name, stub, self._unload(server.name, model))
 
-    def unload_all_parked(self, model: str, but: str | None) -> None:
-        """The model's on every server; not those that an engine of the definition `but` could start on."""
+    def unload_all_parked(self, model: str, but: frozenset[str]) -> None:
+        """The model's on every server; not those that an engine of one of these definitions could start on."""
         for server in self.cluster.servers.values():
             for stub in server.parked.of_model(model):
-                if but is None or definition_of(stub) not in ("", but):
+                if not but or definition_of(stub) not in ("", *but):
                     self.unload_parked(server, stub, model)
 
     async def _release_and_unload(self, server: ServerName, replica: ReplicaId, model: str) -> None:

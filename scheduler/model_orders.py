@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
-from serverless_triton.backend.messages import ModelSpec
 from serverless_triton.scheduler.catalogue import Catalogue, ModelEntry
 from serverless_triton.scheduler.learned import LearnedModels
 from serverless_triton.scheduler.view import ModelView
-from serverless_triton.scheduler.waiting_room import ModelOrder
+from serverless_triton.scheduler.waiting_room import ModelOrder, OrderOf
 
 
-def model_orders(catalogue: Catalogue, learned: LearnedModels) -> Callable[[str], ModelOrder]:
-    """It raises InvalidModelName, UnknownModel."""
+def model_orders(catalogue: Catalogue, learned: LearnedModels) -> OrderOf:
+    """It raises InvalidModelName, UnknownModel, InvalidRequest."""
 
-    def order_of(name: str) -> ModelOrder:
+    def order_of(name: str, version: str = "") -> ModelOrder:
         entry = catalogue.entry(name)
-        if entry.foreign is not None:
+        if entry.foreign is not None:  # a replica has all versions that are served
+            entry.version(version)
             view = replace(learned.view(name, entry.foreign), definition=entry.definition)
             return ModelOrder(view=view, parameters={})
-        return _generating(entry, entry.served())
+        entry.served()
+        return _generating(entry, version)
 
     return order_of
 
 
-def _generating(entry: ModelEntry, spec: ModelSpec) -> ModelOrder:
+def _generating(entry: ModelEntry, version: str) -> ModelOrder:
+    chosen = entry.by_version[entry.version(version)]
     view = ModelView(
         name=entry.name,
-        checkpoint=spec.checkpoint,
-        checkpoint_bytes=spec.checkpoint_bytes,
-        device_bytes=spec.device_bytes,
-        max_streams=spec.max_streams,
-        definition=entry.definition,
+        checkpoint=chosen.spec.checkpoint,
+        checkpoint_bytes=chosen.spec.checkpoint_bytes,
+        device_bytes=chosen.spec.device_bytes,
+        max_streams=chosen.spec.max_streams,
+        definition=chosen.definition,
+        version=chosen.version,
+        others=frozenset(entry.versions) - {chosen.version},
+        by_name=bool(version),
     )
-    parameters = {key: value.string_value for key, value in entry.config.parameters.items()}
-    return ModelOrder(view=view, parameters=parameters)
+    return ModelOrder(view=view, parameters=chosen.parameters)

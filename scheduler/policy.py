@@ -7,6 +7,7 @@
 4. Where nothing can be freed it waits; where nothing could ever be freed it is refused.
 5. Where the model's definition has changed, replicas of the newest take streams first, and those of an older one until
    there are such. They make room for a start of the newest last, and where one failed nothing but they serve.
+6. A server runs one version of a model at a time: an idle replica of another goes, for a busy one it waits.
 
 Ties are broken by id. A replica that a stream holds is never evicted.
 """
@@ -97,6 +98,7 @@ def _best_replica(view: ClusterView, request: StartRequest) -> ReplicaView | Non
         replica
         for replica in view.replicas
         if replica.model == request.model.name
+        and request.model.takes(replica.version)
         and replica.id not in request.avoid
         and replica.streams < replica.max_streams
     ]
@@ -130,7 +132,10 @@ def _candidates(view: ClusterView, request: StartRequest) -> tuple[list[Candidat
 def _is_held_back(view: ClusterView, request: StartRequest) -> bool:
     """Replicas of an older definition serve, and a start of the newest has failed beside them."""
     return request.model.definition in view.failed and any(
-        replica.model == request.model.name and replica.id not in request.avoid and replica.max_streams > 0
+        replica.model == request.model.name
+        and request.model.takes(replica.version)
+        and replica.id not in request.avoid
+        and replica.max_streams > 0
         for replica in view.replicas
     )
 
@@ -146,13 +151,15 @@ def _consider(server: ServerView, replicas: Iterable[ReplicaView], request: Star
     replicas = tuple(replicas)
     if any(replica.model == model.name and replica.definition == model.definition for replica in replicas):
         return "has a replica"
-    older = tuple(r for r in replicas if model.foreign and r.model == model.name)  # Triton has one of that name
-    room = _make_room(server, tuple(r for r in replicas if r not in older), model)
-    if room is None or not all(one.is_idle for one in older):
+    # Servers tell models apart by name: one version runs at a time, of another backend's model one definition.
+    rivals = tuple(r for r in replicas if r.model == model.name and (model.foreign or r.version in model.others))
+    if not all(one.is_idle for one in rivals):
+        return "runs another version"
+    evict = _make_room(server, tuple(replica for replica in replicas if replica not in rivals), model)
+    if evict is None:
         return "busy"
-    evict = (*(one.id for one in older), *room)
     estimate, parked = estimate_start(server, model), server.parked_stub(model)
-    return Candidate(server=server.name, evict=evict, estimate=estimate, parked=parked)
+    return Candidate(server=server.name, evict=(*(one.id for one in rivals), *evict), estimate=estimate, parked=parked)
 
 
 def _make_room(server: ServerView, replicas: tuple[ReplicaView, ...], model: ModelView) -> tuple[ReplicaId, ...] | None:

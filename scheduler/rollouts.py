@@ -31,6 +31,7 @@ from serverless_triton.scheduler.view import ClusterView, ModelView, Phase
 
 logger = logging.getLogger(__name__)
 
+Version = tuple[str, str]  # of a model
 RETRY_S = 10.0  # after a start that failed for a reason that passes
 
 
@@ -60,15 +61,14 @@ class Rollouts:
     metrics: RolloutMetrics
     timeout_s: float
     clock: Callable[[], float]
-    _under_way: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    _not_before_s: dict[str, float] = field(default_factory=dict)
+    _under_way: dict[Version, asyncio.Task[None]] = field(default_factory=dict)
+    _not_before_s: dict[str, float] = field(default_factory=dict)  # by definition
 
     def on_change(self, change: Change) -> None:
         """The repository's news."""
         words = (change.model, change.kind, change.definition, change.reason)
         logger.info("repository_change model=%s kind=%s definition=%s reason=%r", *words)
         self.metrics.changes.labels(change.model, change.kind).inc()
-        self._not_before_s.pop(change.model, None)
         self._look_at(change.model)
 
     def check(self) -> None:
@@ -88,32 +88,35 @@ class Rollouts:
     def _look_at(self, model: str) -> None:
         try:
             newest = self.loop.order_of(model).view
+            versions = [newest, *(self.loop.order_of(model, version).view for version in sorted(newest.others))]
         except UnknownModel as error:
             self.loop.abandon(model, str(error))
-            self._forget(model)
+            self._forget_all_but(model, frozenset())
             return
         except SchedulerError:  # its backend is not served any more: what runs of it runs on
             return
-        self.loop.unload_parked(model, but=newest.definition)
-        self._follow(newest)
+        definitions = frozenset(view.definition for view in versions)
+        self.loop.unload_parked(model, but=definitions)
+        self._forget_all_but(model, definitions)
+        for view in versions:
+            self._follow(view)
 
     def _follow(self, newest: ModelView) -> None:
-        cluster, model = self.loop.cluster, newest.name
-        if model in cluster.failed and cluster.failed[model].definition != newest.definition:
-            self._forget(model)
-        outdated = cluster.outdated(newest)
-        if any(r.model.definition == newest.definition and r.phase is Phase.READY for r in cluster.of_model(model)):
-            self._replaced(newest, outdated)
-        elif model in self._under_way:
+        """One version, by its newest definition."""
+        outdated = self.loop.cluster.outdated(newest)
+        if self._is_ready(newest):
+            for replica in [one for one in outdated if not one.retiring]:
+                self.loop.retire(replica)
+            self._forget(newest.definition)
+        elif (newest.name, newest.version) in self._under_way:
             self._make_room(newest, outdated)
-        elif any(not replica.retiring for replica in outdated) and self._is_due(model):
-            self._under_way[model] = asyncio.get_running_loop().create_task(self._start(newest))
+        elif any(not replica.retiring for replica in outdated) and self._is_due(newest.definition):
+            task = asyncio.get_running_loop().create_task(self._start(newest))
+            self._under_way[newest.name, newest.version] = task
 
-    def _replaced(self, newest: ModelView, outdated: list[ReplicaState]) -> None:
-        for replica in [one for one in outdated if not one.retiring]:
-            self.loop.retire(replica)
-        if self.loop.cluster.failed.get(newest.name) is not None:
-            self._forget(newest.name)
+    def _is_ready(self, newest: ModelView) -> bool:
+        replicas = self.loop.cluster.of_model(newest.name)
+        return any(r.model.definition == newest.definition and r.phase is Phase.READY for r in replicas)
 
     def _make_room(self, newest: ModelView, outdated: list[ReplicaState]) -> None:
         request = StartRequest(model=newest, avoid=frozenset(replica.id for replica in outdated))
@@ -121,37 +124,42 @@ class Rollouts:
         if name is not None and not self.loop.cluster.replicas[name].retiring:
             self.loop.retire(self.loop.cluster.replicas[name])
 
-    def _is_due(self, model: str) -> bool:
-        return model not in self.loop.cluster.failed and self.clock() >= self._not_before_s.get(model, 0.0)
+    def _is_due(self, definition: str) -> bool:
+        is_late_enough = self.clock() >= self._not_before_s.get(definition, 0.0)
+        return is_late_enough and definition not in self.loop.cluster.failed
 
     async def _start(self, newest: ModelView) -> None:
-        model = newest.name
-        logger.info("rollout_begins model=%s definition=%s", model, newest.definition)
+        words, version = (newest.name, newest.version, newest.definition), newest.version if newest.by_name else ""
+        logger.info("rollout_begins model=%s version=%s definition=%s", *words)
         try:
-            await self.loop.warm(model, timeout_s=self.timeout_s)
+            await self.loop.warm(newest.name, timeout_s=self.timeout_s, version=version)
         except SchedulerError as error:
             self._failed(newest, error)
         else:
-            logger.info("rollout_ready model=%s definition=%s", model, newest.definition)
-            self.metrics.rollouts.labels(model, "replaced").inc()
+            logger.info("rollout_ready model=%s version=%s definition=%s", *words)
+            self.metrics.rollouts.labels(newest.name, "replaced").inc()
         finally:
-            self._under_way.pop(model, None)
-        self._look_at(model)
+            self._under_way.pop((newest.name, newest.version), None)
+        self._look_at(newest.name)
 
     def _failed(self, newest: ModelView, error: SchedulerError) -> None:
-        model, reason = newest.name, str(error)
-        logger.warning(
-            "rollout_failed model=%s definition=%s code=%s error=%s", model, newest.definition, error.code, reason
-        )
-        self.metrics.rollouts.labels(model, "failed").inc()
-        self._not_before_s[model] = self.clock() + RETRY_S
+        words = (newest.name, newest.version, newest.definition, error.code, str(error))
+        logger.warning("rollout_failed model=%s version=%s definition=%s code=%s error=%s", *words)
+        self.metrics.rollouts.labels(newest.name, "failed").inc()
+        self._not_before_s[newest.definition] = self.clock() + RETRY_S
         if error.code not in TRANSIENT:
-            self.loop.cluster.failed[model] = FailedDefinition(definition=newest.definition, reason=reason)
+            self.loop.cluster.failed[newest.definition] = FailedDefinition(model=newest.name, reason=str(error))
             self.loop.cluster.changed()
 
-    def _forget(self, model: str) -> None:
-        self._not_before_s.pop(model, None)
-        if self.loop.cluster.failed.pop(model, None) is not None:
+    def _forget_all_but(self, model: str, definitions: frozenset[str]) -> None:
+        """What failed of a model and is not to be found in the repository any more."""
+        for definition, failed in list(self.loop.cluster.failed.items()):
+            if failed.model == model and definition not in definitions:
+                self._forget(definition)
+
+    def _forget(self, definition: str) -> None:
+        self._not_before_s.pop(definition, None)
+        if self.loop.cluster.failed.pop(definition, None) is not None:
             self.loop.cluster.changed()
 
 

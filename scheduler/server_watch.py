@@ -22,7 +22,7 @@ from serverless_triton.scheduler.definitions import definition_of
 from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.leftovers import unload_leftovers
 from serverless_triton.scheduler.node_links import NodeLinks
-from serverless_triton.scheduler.view import Phase
+from serverless_triton.scheduler.view import ModelView, Phase
 
 logger = logging.getLogger(__name__)
 
@@ -141,14 +141,14 @@ class ServerWatch:
             if shown.phase != agent_pb2.READY or self.loop.knows(replica_id):
                 continue
             try:
-                order = self.loop.order_of(shown.model)
+                model = self._model_of(replica_id, shown.model)
             except SchedulerError as error:
                 logger.warning("replica_unknown server=%s replica=%s error=%s", self.server.name, shown.id, error)
                 continue
             self.loop.adopt(
                 ReplicaState(
                     id=replica_id,
-                    model=replace(order.view, definition=definition_of(replica_id) or order.view.definition),
+                    model=model,
                     server=self.server.name,
                     phase=Phase.READY,
                     lost=asyncio.get_running_loop().create_future(),
@@ -156,6 +156,13 @@ class ServerWatch:
                     exactness=exactness_of(shown),
                 )
             )
+
+    def _model_of(self, replica: ReplicaId, name: str) -> ModelView:
+        """By the definition that the replica carries; of a version that nobody knows where that is gone."""
+        newest, carried = self.loop.order_of(name).view, definition_of(replica)
+        versions = [newest, *(self.loop.order_of(name, version).view for version in sorted(newest.others))]
+        known = [view for view in versions if carried in ("", view.definition)]
+        return known[0] if known else replace(newest, definition=carried, version="")
 
     def _bury(self, state: agent_pb2.NodeState) -> None:
         shown = {replica.id for replica in state.replicas if not _is_parked(replica)}

@@ -54,7 +54,7 @@ async def serve(config: SchedulerConfig) -> None:
     )
     effects = TritonEffects(
         {ServerName(s.name): ServerAddresses(triton=s.triton, agent=s.agent) for s in config.servers},
-        lambda model: catalogue.entry(model).repository_config,
+        lambda model, definition: catalogue.entry(model).config_for(definition),
         time.monotonic,
         links=links,
         load_timeout_s=config.control.load_timeout_s,

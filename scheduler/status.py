@@ -37,6 +37,7 @@ def _server(loop: ControlLoop, server: ServerState) -> dict[str, Any]:
                 "id": replica.id,
                 "model": replica.model.name,
                 "phase": replica.phase.value,
+                "version": replica.model.version,
                 "definition": replica.model.definition,
                 "retiring": replica.retiring,
                 "streams": len(replica.streams),

@@ -16,6 +16,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from serverless_triton.backend import agent_pb2, agent_pb2_grpc
 from serverless_triton.backend.messages import REPLICA_PARAMETER
 from serverless_triton.scheduler.admission import ADMISSION_SPAN, ReplicaId, ServerName, Span
+from serverless_triton.scheduler.definitions import definition_of
 from serverless_triton.scheduler.effects import EffectFailed, EngineOrder, EngineStarted
 from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.node_links import NodeLinks
@@ -39,7 +40,7 @@ class TritonEffects:
     def __init__(
         self,
         servers: Mapping[ServerName, ServerAddresses],
-        config_of: Callable[[str], model_config_pb2.ModelConfig],
+        config_of: Callable[[str, str], model_config_pb2.ModelConfig],
         clock: Callable[[], float],
         *,
         links: NodeLinks,
@@ -88,9 +89,10 @@ class TritonEffects:
 
     async def load_model(self, server: ServerName, model: str, replica: ReplicaId) -> None:
         try:
-            config = json_format.MessageToDict(self._config_of(model), preserving_proto_field_name=True)
+            wanted = self._config_of(model, definition_of(replica))
         except SchedulerError as error:  # it went from the repository while it was being started
             raise EffectFailed(error.code, str(error)) from error
+        config = json_format.MessageToDict(wanted, preserving_proto_field_name=True)
         config.setdefault("parameters", {})[REPLICA_PARAMETER] = {"string_value": replica}
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
         request.parameters["config"].string_param = json.dumps(config)

@@ -29,7 +29,8 @@ class ModelView:
 
     A `foreign` one is another backend's: it has no checkpoint, its processes take `host_bytes`, and all of its start is
     Triton's load, which takes about `load_s`. `definition` is of its configuration and files, "" where nobody knows;
-    replicas of two definitions are two models that share a name.
+    replicas of two definitions are two models that share a name. `others` are the versions that are served beside this
+    one; a `foreign` one has none, since its servers have them all.
     """
 
     name: str
@@ -42,6 +43,15 @@ class ModelView:
     measured: bool = False  # its host_bytes are what its loads took, not declared
     load_s: float = 0.0
     definition: str = ""
+    version: str = ""
+    others: frozenset[str] = frozenset()
+    by_name: bool = False  # the version was asked for; else it is the latest that is served
+
+    def takes(self, version: str) -> bool:
+        """Whether a replica of that version may answer. Whoever names none is content with one that was served before
+        the latest, until that runs.
+        """
+        return version == self.version or (not self.by_name and version not in self.others)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +103,7 @@ class ReplicaView:
     idle_since_s: float
     host_bytes: int = 0
     definition: str = ""
+    version: str = ""
 
     @property
     def is_idle(self) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import InitVar, dataclass, field, replace
 from heapq import heapify, heappop, heappush
 from itertools import count
+from typing import Protocol
 
 from serverless_triton.scheduler.admission import ADMISSION_SPAN, Assignment, ReplicaId, ServerName, Span, StreamId
 from serverless_triton.scheduler.cluster import ReplicaState
@@ -31,6 +32,13 @@ class ModelOrder:
 
     view: ModelView
     parameters: Mapping[str, str]
+
+
+class OrderOf(Protocol):
+    """Orders by name and version, "" for the latest that is served."""
+
+    def __call__(self, name: str, version: str = "") -> ModelOrder:
+        """Raises UnknownModel and its kin."""
 
 
 Turn = tuple[bool, float, int]
@@ -98,6 +106,7 @@ class Waiting:
             start=start,
             exactness=replica.exactness,
             definition=replica.model.definition,
+            version=replica.model.version,
             lost=replica.lost,
         )
 

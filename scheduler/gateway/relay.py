@@ -189,6 +189,7 @@ class RelayedStream:
                 avoid=frozenset(self._avoid),
                 caller=self._caller,
                 priority=self._request.priority,
+                version=self._request.asked_version,
             )
         except SchedulerError as error:
             if not self._deaths:
@@ -212,6 +213,7 @@ class RelayedStream:
         place = HeldPlace(self._relay.admission, assignment)
         try:
             request = self._request.upstream(self.id, self._journal.resume_point(), self._by_wall_clock(deadline))
+            request.model_version = assignment.version
             if self._trace.traceparent:
                 request.parameters[TRACEPARENT].string_param = self._trace.traceparent
             call = self._relay.upstream.infer(assignment.grpc_address, request)

@@ -73,6 +73,7 @@ class GenerationRequest:
 
     model: str
     version: str  # the version that answers
+    asked_version: str = ""  # where the client named one
     client_id: str  # echoed, never a key
     inputs: Mapping[str, Tensor] = field(repr=False)
     sampling_parameters: Mapping[str, Any] = field(repr=False)
@@ -125,6 +126,7 @@ def parse_request(request: pb.ModelInferRequest, entry: ModelEntry, *, unary: bo
     return GenerationRequest(
         model=entry.name,
         version=version,
+        asked_version=version if request.model_version else "",
         client_id=request.id,
         inputs=inputs,
         sampling_parameters=_sampling(inputs, parameters),

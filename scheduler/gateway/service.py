@@ -130,12 +130,11 @@ class InferenceService:
     def repository_index(self, repository: str, *, ready_only: bool) -> pb.RepositoryIndexResponse:
         """Every model and version; READY are those that run somewhere. Of one whose newest state is not served, why."""
         _refuse_repository(repository)
-        response, running = pb.RepositoryIndexResponse(), self.admission.ready_models()
-        failed = self.admission.failed_definitions()
+        response, failed = pb.RepositoryIndexResponse(), self.admission.failed_definitions()
         for entry in self.catalogue.entries():
             trouble = entry.trouble or failed.get(entry.name, "")
             for version in entry.versions:
-                if entry.name in running:
+                if self.admission.runs(entry.name, version):
                     response.models.add(name=entry.name, version=version, state="READY", reason=trouble)
                 elif not ready_only:
                     response.models.add(

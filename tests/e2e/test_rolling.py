@@ -12,9 +12,9 @@ import pytest
 import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
-from serverless_triton.backend.model_repository import EngineLimits, add_model
+from serverless_triton.backend.model_repository import EngineLimits, add_model, add_version
 from serverless_triton.cli.local_cluster import LocalCluster
-from serverless_triton.cli.stream_client import GrpcStream, Heard
+from serverless_triton.cli.stream_client import GrpcStream, Heard, generation_inputs
 from tests.e2e.conftest import DRAM_BYTES
 
 PROMPT = "The capital of France is"
@@ -51,7 +51,7 @@ def cluster(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     root = tmp_path_factory.mktemp("models")
     rolling = Rolling(tmp_path_factory.mktemp("rolling"), root, servers=1, dram_bytes=DRAM_BYTES)
     rolling.checkpoint = demo_model
-    for name in ("changed", "loaded", "broken", "gone"):
+    for name in ("changed", "loaded", "broken", "gone", "versions"):
         rolling.define(name)
     with rolling:
         yield rolling
@@ -95,6 +95,25 @@ def test_a_definition_that_does_not_start_leaves_the_old_one_serving(cluster: Ro
     assert ended(cluster.generate("broken", PROMPT, max_tokens=3, ignore_eos=True), 3)
     assert ended(stream.rest(), 60)
     assert set(cluster.running("broken")) == {old}
+
+
+def test_versions_are_served_as_the_policy_and_the_request_say(cluster: Rolling) -> None:
+    def answering(version: str) -> set[tuple[str, str]]:
+        """What the response says, and the versions that run afterwards."""
+        given = generation_inputs(PROMPT, stream=False, max_tokens=1)
+        said = client.infer("versions", given, model_version=version).get_response().model_version
+        return {(said, replica["version"]) for replica in cluster.replicas("versions")}
+
+    with triton_grpc.InferenceServerClient(cluster.grpc) as client:
+        assert answering("") == {("1", "1")}
+        add_version(cluster.repository, "versions", 2, cluster.checkpoint, limits=EngineLimits(**LIMITS))  # type: ignore[arg-type]
+        cluster.until(lambda: answering("") == {("2", "2")}, "the latest version takes over")
+        with pytest.raises(InferenceServerException, match="unknown model: 'versions' version 1 is not found"):
+            answering("1")
+        with (cluster.repository / "versions" / "config.pbtxt").open("a") as config:
+            config.write("version_policy { all {} }\n")
+        cluster.until(lambda: client.is_model_ready("versions", "1"), "both are served")
+        assert [answering(version) for version in ("1", "2", "")] == [{("1", "1")}, {("2", "2")}, {("2", "2")}]
 
 
 def test_a_model_that_goes_is_refused_and_its_streams_end(cluster: Rolling) -> None:

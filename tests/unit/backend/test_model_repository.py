@@ -18,7 +18,13 @@ from serverless_triton.backend.errors import (
     UnsupportedSource,
 )
 from serverless_triton.backend.messages import ModelSpec
-from serverless_triton.backend.model_repository import EngineLimits, add_model, kv_bytes_per_token, read_parameters
+from serverless_triton.backend.model_repository import (
+    EngineLimits,
+    add_model,
+    add_version,
+    kv_bytes_per_token,
+    read_parameters,
+)
 from serverless_triton.loader import CheckpointNotFound, RemoteUrlRefused
 
 LLAMA = {
@@ -243,3 +249,25 @@ def test_the_example_in_the_repository_is_what_add_writes(checkpoint: Path, repo
     for parameter in ("checkpoint", "checkpoint_bytes", "kv_cache_bytes"):  # those of the model it shows
         written.parameters[parameter].string_value = shown.parameters[parameter].string_value
     assert shown == written
+
+
+def test_another_version_has_parameters_of_its_own(checkpoint: Path, repository: Path):
+    folder = add_model(repository, "small", checkpoint)
+    before = (folder / "config.pbtxt").read_bytes()
+
+    version = add_version(repository, "small", 2, checkpoint, limits=EngineLimits(max_streams=3))
+
+    assert version == folder / "2"
+    assert ModelSpec.parse(json.loads((version / "model.json").read_text())).max_streams == 3
+    assert (folder / "config.pbtxt").read_bytes() == before
+
+
+def test_a_version_of_a_model_that_is_not_there_is_refused(checkpoint: Path, repository: Path):
+    with pytest.raises(InvalidModelConfig, match="add it without --version first"):
+        add_version(repository, "small", 2, checkpoint)
+
+
+def test_a_version_that_is_there_is_left_as_it_is(checkpoint: Path, repository: Path):
+    add_model(repository, "small", checkpoint)
+    with pytest.raises(ModelExists, match="version 1 of model 'small'"):
+        add_version(repository, "small", 1, checkpoint)

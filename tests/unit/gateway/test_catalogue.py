@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -119,6 +120,61 @@ def test_all_versions_by_policy(repository):
     entry = Catalogue(repository).entry("all")
     assert entry.versions == ("1", "2")
     assert [entry.version(asked) for asked in ("", "1", "2")] == ["2", "1", "2"]
+
+
+VERSION_2 = {"checkpoint": "/checkpoints/two", "checkpoint_bytes": "7", "kv_cache_bytes": "8", "max_streams": "3"}
+
+
+@pytest.fixture
+def both(repository):
+    """A model whose version 2 has parameters of its own; both are served."""
+    directory = add_model(repository, "both", CONFIG + "version_policy { all {} }")
+    (directory / "2").mkdir()
+    (directory / "2" / "model.json").write_text(json.dumps(VERSION_2))
+    return directory
+
+
+def test_a_versions_own_parameters_stand_in_place_of_the_models(catalogue, both):
+    versions = catalogue.entry("both").by_version
+    assert versions["1"].spec.checkpoint == "/checkpoints/m"
+    assert versions["2"].parameters == VERSION_2
+    assert catalogue.entry("both").spec == versions["2"].spec
+
+
+def test_a_server_loads_one_version_with_its_own_parameters(catalogue, both):
+    entry = catalogue.entry("both")
+    for version, checkpoint in (("1", "/checkpoints/m"), ("2", "/checkpoints/two")):
+        config = entry.config_for(entry.by_version[version].definition)
+        assert list(config.version_policy.specific.versions) == [int(version)]
+        assert config.parameters["checkpoint"].string_value == checkpoint
+
+
+def test_a_version_is_no_other_one_because_of_its_siblings(catalogue, both):
+    before = catalogue.entry("both").by_version
+    (both / "config.pbtxt").write_text(CONFIG)
+    (both / "2" / "model.json").write_text(json.dumps({**VERSION_2, "max_streams": "4"}))
+    after = catalogue.entry("both").by_version
+    assert list(after) == ["2"]
+    assert after["2"].definition != before["2"].definition
+    (both / "config.pbtxt").write_text(CONFIG + "version_policy { all {} }\n")
+    assert catalogue.entry("both").by_version["1"].definition == before["1"].definition
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "2/model.json"),
+        ('{"max_streams": 3}', "2/model.json: max_streams must be a string"),
+        ('{"max_streems": "3"}', "max_streems"),
+        ("{}", "parameters.checkpoint is missing"),
+        (" " * 2_000_000, "2/model.json is longer than"),
+    ],
+)
+def test_wrong_parameters_of_a_version_break_the_model_and_say_where(catalogue, both, text, reason):
+    (both / "2" / "model.json").write_text(text)
+    with pytest.raises(UnknownModel) as caught:
+        catalogue.entry("both")
+    assert reason in str(caught.value)
 
 
 def test_an_empty_name_is_nobodys(catalogue):

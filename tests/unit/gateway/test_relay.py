@@ -155,6 +155,36 @@ async def test_a_request_without_an_answer_yet_starts_on_the_model_that_replaced
     assert ids_of(await task) == [2]
 
 
+@pytest.mark.parametrize(("asked", "admitted"), [("", ""), ("01", "1")])
+async def test_a_version_is_named_to_the_control_loop_where_the_client_named_it(
+    relay, upstream, catalogue, asked, admitted
+):
+    request = infer_request(flag("stream"))
+    request.model_version = asked
+    admission = Versioned()
+    stream = replace(relay, admission=admission).open(parse_request(request, catalogue.entry("m")))
+    task = asyncio.ensure_future(collect(stream))
+    call = await upstream.call(0)
+    call.tokens(0, 1, finish_reason="stop")
+    await task
+    assert admission.asked == [admitted]
+    assert call.request.model_version == "7"
+
+
+class Versioned(FakeAdmission):
+    """Every replica runs version 7; hears which versions were `asked` for."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    async def admit(self, *args, version="", **kwargs):
+        self.asked.append(version)
+        place = await super().admit(*args, version=version, **kwargs)
+        self.admitted[-1] = replace(place, version="7")
+        return self.admitted[-1]
+
+
 class Replaced(FakeAdmission):
     """Every place after the first is on replicas of which something else is `told`."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -319,3 +320,99 @@ def test_a_failed_definition_is_waited_for_while_an_old_one_serves() -> None:
     full = [replica("old", "s0", A, streams=2)]
     decision = choose(view([server("s0"), server("s1")], full, frozenset({NEW})), StartRequest(model=CHANGED))
     assert isinstance(decision.action, Wait)
+
+
+# Versions of one model: "a" alone is the latest
+
+
+ONE = replace(A, version="1", others=frozenset({"2"}), by_name=True)
+TWO = replace(CHANGED, version="2", others=frozenset({"1"}))
+
+
+def two_versions(*servers: str) -> World:
+    w = world(*servers, models=(TWO,))
+    w.define(ONE)
+    w.define(replace(TWO, by_name=True))
+    return w
+
+
+async def test_two_versions_are_served_at_once_by_two_servers() -> None:
+    w = two_versions("s0", "s1")
+    places = [await w.loop.admit(StreamId(f"x{version}"), "a", timeout_s=1.0, version=version) for version in "12"]
+    assert [place.version for place in places] == ["1", "2"]
+    assert places[0].server != places[1].server
+
+
+async def test_a_request_without_a_version_gets_the_latest() -> None:
+    w = two_versions("s0", "s1")
+    await w.loop.warm("a", timeout_s=1.0, version="1")
+    assert (await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)).version == "2"
+
+
+async def test_on_one_server_an_idle_version_makes_room_for_the_other_and_is_not_parked() -> None:
+    w = two_versions("s0")
+    await w.loop.warm("a", timeout_s=1.0, version="1")
+    assert (await w.loop.admit(StreamId("x"), "a", timeout_s=1.0, version="2")).version == "2"
+    assert set(running(w)) == {NEW}
+    assert calls(w, "park_engine") == []
+
+
+async def test_on_one_server_a_version_waits_for_the_streams_of_the_other() -> None:
+    w = two_versions("s0")
+    stream = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0, version="1")
+    waiting = asked(w, "y", "a", version="2")
+    await settle()
+    assert not waiting.done()
+    w.loop.finish(stream)
+    assert (await waiting).version == "2"
+
+
+async def test_a_version_that_comes_beside_another_replaces_nothing() -> None:
+    w = two_versions("s0", "s1")
+    await w.loop.warm("a", timeout_s=1.0, version="1")
+    rollouts_of(w).check()
+    await settle()
+    assert set(running(w)) == {OLD}
+
+
+async def test_a_version_that_is_no_longer_served_is_replaced_by_the_latest() -> None:
+    w = world("s0", models=(replace(A, version="1"),))
+    stream = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    w.effects.automatic = False
+    w.define(replace(CHANGED, version="2"))
+    rollouts_of(w).check()
+    await settle()
+    meanwhile = await w.loop.admit(StreamId("y"), "a", timeout_s=1.0)
+    let_it_start(w, S0)
+    await settle()
+    after = await w.loop.admit(StreamId("z"), "a", timeout_s=1.0)
+    assert [place.version for place in (stream, meanwhile, after)] == ["1", "1", "2"]
+
+
+async def test_a_request_that_names_the_latest_version_is_not_answered_by_the_one_before() -> None:
+    w = world("s0", models=(replace(A, version="1"),))
+    await w.loop.warm("a", timeout_s=1.0)
+    w.define(replace(CHANGED, version="2"))
+    w.define(replace(CHANGED, version="2", by_name=True))
+    assert (await w.loop.admit(StreamId("x"), "a", timeout_s=1.0, version="2")).version == "2"
+
+
+async def test_a_changed_version_is_replaced_by_itself() -> None:
+    w = two_versions("s0", "s1")
+    for version in "12":
+        await w.loop.warm("a", timeout_s=1.0, version=version)
+    newer = "2" * 12
+    w.define(replace(ONE, definition=newer))
+    rollouts_of(w).check()
+    await settle()
+    assert {one.model.version: name for name, one in running(w).items()} == {"1": newer, "2": NEW}
+
+
+async def test_parked_stubs_of_every_served_version_stay() -> None:
+    w = two_versions("s0", "s1")
+    stubs = {S0: new_replica_id("a", OLD), S1: new_replica_id("a", NEW)}
+    for server_name, stub in stubs.items():
+        w.loop.parked(w.loop.cluster.servers[server_name], {stub: "a"})
+    rollouts_of(w).check()
+    await settle()
+    assert calls(w, "unload_model") == []

@@ -92,10 +92,12 @@ class World:
     loop: ControlLoop
     effects: FakeEffects
     clock: ManualClock
-    orders: dict[str, ModelOrder]  # the repository, to be changed
+    orders: dict[str, ModelOrder]  # the repository, to be changed; a version under its model's name and its own
 
     def define(self, changed: ModelView) -> None:
-        self.orders[changed.name] = ModelOrder(view=changed, parameters={})
+        """What a request that names no version gets, or with `by_name` one that names this version."""
+        key = f"{changed.name}/{changed.version}" if changed.by_name else changed.name
+        self.orders[key] = ModelOrder(view=changed, parameters={})
 
 
 def world(
@@ -103,10 +105,11 @@ def world(
 ) -> World:
     orders = {m.name: ModelOrder(view=m, parameters={}) for m in models}
 
-    def order_of(name: str) -> ModelOrder:
-        if name not in orders:
+    def order_of(name: str, version: str = "") -> ModelOrder:
+        key = f"{name}/{version}" if version else name
+        if key not in orders:
             raise UnknownModel(f"Request for unknown model: '{name}' is not found")
-        return orders[name]
+        return orders[key]
 
     states = {
         ServerName(name): ServerState(
