@@ -386,6 +386,11 @@ class ControlLoop:
             for stub, model in [*died, *beyond]:
                 self._departures.unload_parked(server, stub, model)
 
+    def disown(self, server: ServerName, replica: ReplicaId, model: str) -> None:
+        """An agent shows a replica that nobody can serve."""
+        self._departures.note(replica, parks=False)
+        self._departures.release(server, replica, model)
+
     def adopt(self, replica: ReplicaState) -> None:
         """A replica that an earlier scheduler started goes on serving."""
         logger.info("replica_adopted model=%s server=%s replica=%s", *_names(replica))

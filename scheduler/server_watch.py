@@ -32,6 +32,7 @@ ASK_AGAIN_S = 5.0
 LIVE_TIMEOUT_S = 15.0
 # A new agent hears from workers and stubs within this time; what it does not show before is not dead.
 SETTLE_S = 2.0
+UNKNOWN_PATIENCE_S = 60.0  # a replica of a model that the repository does not have is ended after that
 CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -50,6 +51,7 @@ class ServerWatch:
     _seen_agent: bool = False
     _settled: bool = True
     _refused: bool = False
+    _unknown_since_s: dict[ReplicaId, float] = field(default_factory=dict)
     _state: agent_pb2.NodeState | None = None
     _timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
@@ -136,6 +138,8 @@ class ServerWatch:
         self.loop.dispatch()
 
     def _adopt(self, state: agent_pb2.NodeState) -> None:
+        there = {replica.id for replica in state.replicas}
+        self._unknown_since_s = {name: since_s for name, since_s in self._unknown_since_s.items() if name in there}
         for shown in state.replicas:
             replica_id = ReplicaId(shown.id)
             if shown.phase != agent_pb2.READY or self.loop.knows(replica_id):
@@ -144,6 +148,7 @@ class ServerWatch:
                 model = self._model_of(replica_id, shown.model)
             except SchedulerError as error:
                 logger.warning("replica_unknown server=%s replica=%s error=%s", self.server.name, shown.id, error)
+                self._end_unknown(replica_id, shown.model)
                 continue
             self.loop.adopt(
                 ReplicaState(
@@ -156,6 +161,13 @@ class ServerWatch:
                     exactness=exactness_of(shown),
                 )
             )
+
+    def _end_unknown(self, replica: ReplicaId, model: str) -> None:
+        """Its model went while no scheduler was there to see it. Not at once: the repository may come late."""
+        now_s = self.loop.clock()
+        if now_s - self._unknown_since_s.setdefault(replica, now_s) >= UNKNOWN_PATIENCE_S:
+            del self._unknown_since_s[replica]
+            self.loop.disown(self.server.name, replica, model)
 
     def _model_of(self, replica: ReplicaId, name: str) -> ModelView:
         """By the definition that the replica carries; of a version that nobody knows where that is gone."""

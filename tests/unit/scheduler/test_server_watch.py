@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from serverless_triton.backend import agent_pb2
 from serverless_triton.scheduler.admission import Exactness, ReplicaId, ServerName, StreamId
 from serverless_triton.scheduler.control_limits import ControlLimits
+from serverless_triton.scheduler.definitions import new_replica_id
 from serverless_triton.scheduler.server_watch import ServerWatch
-from tests.unit.scheduler.worlds import GB, World, model, world
+from tests.unit.scheduler.worlds import GB, World, model, settle, world
 
 A = model("a")
 S0 = ServerName("s0")
@@ -74,6 +76,40 @@ async def test_replicas_of_an_earlier_scheduler_are_adopted_only_when_ready_and_
     hear(news, state(1, "a-1", phase=agent_pb2.LOADED))
     assert w.loop.cluster.replicas == {}
     hear(news, state(2, "a-1", "unheard-1"))
+    assert set(w.loop.cluster.replicas) == {"a-1"}
+
+
+async def test_an_adopted_replica_is_known_by_the_definition_that_it_carries() -> None:
+    old, new = "0" * 12, "1" * 12
+    w = world("s0", models=(replace(A, definition=new, version="2", others=frozenset({"1"})),))
+    w.define(replace(A, definition=old, version="1", others=frozenset({"2"}), by_name=True))
+    ids = [new_replica_id("a", definition) for definition in (old, new, "2" * 12, "")]
+    hear(watch(w), state(1, *ids))
+    models = [w.loop.cluster.replicas[replica].model for replica in ids]
+    assert [(one.version, one.definition) for one in models] == [("1", old), ("2", new), ("", "2" * 12), ("2", new)]
+
+
+async def test_a_replica_of_a_model_that_nobody_has_is_ended_but_not_at_once() -> None:
+    w = world("s0", models=())
+    news = watch(w)
+    hear(news, state(1, "a-1"))
+    w.clock.now_s = 59.0
+    hear(news, state(2, "a-1"))
+    await settle()
+    assert w.effects.calls == []
+    w.clock.now_s = 61.0
+    hear(news, state(3, "a-1"))
+    await settle()
+    assert w.effects.calls == [("release_engine", "s0", "a-1"), ("unload_model", "s0", "a")]
+
+
+async def test_a_repository_that_comes_late_keeps_its_replicas() -> None:
+    w = world("s0", models=())
+    news = watch(w)
+    hear(news, state(1, "a-1"))
+    w.define(A)
+    w.clock.now_s = 61.0
+    hear(news, state(2, "a-1"))
     assert set(w.loop.cluster.replicas) == {"a-1"}
 
 
