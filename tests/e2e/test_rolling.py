@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def cluster(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     root = tmp_path_factory.mktemp("models")
     rolling = Rolling(tmp_path_factory.mktemp("rolling"), root, servers=1, dram_bytes=DRAM_BYTES)
     rolling.checkpoint = demo_model
-    for name in ("changed", "loaded", "broken", "gone", "versions"):
+    for name in ("changed", "asked", "loaded", "broken", "gone", "versions"):
         rolling.define(name)
     with rolling:
         yield rolling
@@ -74,6 +76,30 @@ def test_a_changed_model_is_replaced_under_its_streams(cluster: Rolling) -> None
     assert ended(stream.rest(), 80)
     cluster.until(lambda: set(cluster.running("changed")) == {new}, "the old one goes with its last stream")
     assert ended(cluster.generate("changed", PROMPT, max_tokens=3, ignore_eos=True), 3)
+
+
+def test_clients_that_ask_all_the_time_hear_nothing_of_a_replacement(cluster: Rolling) -> None:
+    cluster.generate("asked", PROMPT, max_tokens=1)
+    (old,) = cluster.running("asked")
+    over = threading.Event()
+
+    def ask() -> list[Heard]:
+        heard = []
+        while not over.is_set():
+            heard.append(cluster.generate("asked", PROMPT, max_tokens=3, ignore_eos=True))
+        return heard
+
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        asking = [pool.submit(ask) for _ in range(3)]
+        try:
+            cluster.define("asked", load_s=0.2)
+            cluster.until(lambda: old not in cluster.running("asked"), "the old one has gone")
+            (new,) = cluster.running("asked")
+            cluster.until(lambda: cluster.running("asked")[new]["streams"] > 0, "the new one is asked")
+        finally:
+            over.set()
+        heard = [one for answers in asking for one in answers.result()]
+    assert [one for one in heard if not ended(one, 3)] == []
 
 
 def test_a_load_of_a_running_model_takes_its_changed_configuration(cluster: Rolling) -> None:
