@@ -21,12 +21,12 @@ from serverless_triton.backend.node_secret import NodeSecret
 from serverless_triton.backend.node_tls import NodeTLS
 from serverless_triton.backend.supervisor import ProcessSpec, Run, Supervisor
 from serverless_triton.backend.triton_install import assemble_backend_directory, find_triton
-from serverless_triton.cli.readiness import announce_readiness
+from serverless_triton.cli.readiness import announce_listening, announce_readiness
 from serverless_triton.loader.memory_limits import dram_budget, read_memory_limits
 from serverless_triton.loader.store_config import Pages
 from serverless_triton.scheduler.config import ConfigError, ControlConfig, check_exposure, parse_dataclass
 from serverless_triton.scheduler.gateway.keys import KeyRing
-from serverless_triton.scheduler.gateway.settings import GatewaySettings
+from serverless_triton.scheduler.gateway.settings import GatewaySettings, host_and_port
 from serverless_triton.scheduler.log_lines import LogSettings
 
 logger = logging.getLogger(__name__)
@@ -118,20 +118,24 @@ def run_cluster(config: ClusterConfig, logs: Path, report: Callable[[str], None]
         specs = [spec for node in nodes for spec in node_processes(node, run, installation, backends)]
         specs.append(_scheduler(config, nodes, run))
         scheme = "http" if config.gateway.tls is None else "https"
-        address = f"{scheme}://{config.gateway.host}:{config.gateway.http_port}"
-        supervise(run, specs, logs, announce_readiness(address, config.servers, config.model_repository, report))
+        address = f"{scheme}://{host_and_port(config.gateway.host, config.gateway.http_port)}"
+        asks_clients = config.gateway.tls is not None and config.gateway.tls.client_ca_file is not None
+        telling = announce_listening if asks_clients else announce_readiness
+        supervise(run, specs, logs, telling(address, config.servers, config.model_repository, report))
 
 
 def _require_free(gateway: GatewaySettings) -> None:
     for name in ("http_port", "grpc_port", "metrics_port"):
         port = getattr(gateway, name)
         host = gateway.metrics_address if name == "metrics_port" else gateway.host
-        with socket.socket() as probe:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
             except OSError as error:
-                raise ConfigError(f"gateway.{name}: {host}:{port}: {error.strerror}; choose another") from error
+                raise ConfigError(
+                    f"gateway.{name}: {host_and_port(host, port)}: {error.strerror}; choose another"
+                ) from error
 
 
 def _nodes(config: ClusterConfig) -> list[NodeConfig]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -21,8 +22,29 @@ async def announce_readiness(address: str, servers: int, repository: Path, repor
     async with aiohttp.ClientSession(timeout=timeout, connector=own) as session:
         while await _servers_ready(session, address, servers) < servers:  # noqa: ASYNC110 - of another process
             await asyncio.sleep(POLL_S)
-    models = ", ".join(sorted(file.parent.name for file in repository.glob("*/config.pbtxt"))) or "none yet"
-    report(f"ready: {servers} servers; models: {models}; Ctrl-C ends it")
+    report(f"ready: {servers} servers; models: {_models(repository)}; Ctrl-C ends it")
+
+
+async def announce_listening(address: str, servers: int, repository: Path, report: Callable[[str], None]) -> None:
+    """As above, of a gateway that answers only clients with a certificate, which `up` has not: that it listens."""
+    url = urlsplit(address)
+    while not await _listens(url.hostname, url.port):  # noqa: ASYNC110 - of another process
+        await asyncio.sleep(POLL_S)
+    wants = "it wants a client's certificate to say when its servers are ready (/v2/health/ready)"
+    report(f"listening: {address}; {wants}; {servers} servers; models: {_models(repository)}; Ctrl-C ends it")
+
+
+async def _listens(host: str | None, port: int | None) -> bool:
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), REQUEST_TIMEOUT_S)
+    except (OSError, asyncio.TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
+def _models(repository: Path) -> str:
+    return ", ".join(sorted(file.parent.name for file in repository.glob("*/config.pbtxt"))) or "none yet"
 
 
 async def _servers_ready(session: aiohttp.ClientSession, address: str, servers: int) -> int:

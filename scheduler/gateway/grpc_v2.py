@@ -28,7 +28,7 @@ from serverless_triton.scheduler.gateway.health import HealthService
 from serverless_triton.scheduler.gateway.message_budget import MessageBudget
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics
 from serverless_triton.scheduler.gateway.service import InferenceService
-from serverless_triton.scheduler.gateway.settings import GatewaySettings
+from serverless_triton.scheduler.gateway.settings import GatewaySettings, host_and_port
 from serverless_triton.scheduler.gateway.stall_timer import StallTimer
 from serverless_triton.scheduler.gateway.statuses import trailing_metadata
 from serverless_triton.scheduler.gateway.terms import Terms, grpc_terms
@@ -311,7 +311,7 @@ class GrpcServer:
         )
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(frontend, self._server)
         health.add_to(self._server)
-        self._address = f"{settings.host}:{settings.grpc_port}"
+        self._address = host_and_port(settings.host, settings.grpc_port)
         self._credentials = None if settings.tls is None else grpc_credentials(settings.tls)
         self._drain_s = settings.drain_timeout_s
         self.port = 0

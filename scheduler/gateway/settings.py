@@ -74,6 +74,11 @@ class GatewaySettings:
         return self.keys_file is None and not self.allow_anonymous and not is_loopback(self.host)
 
 
+def host_and_port(host: str, port: int) -> str:
+    """As URLs and gRPC have it: an IPv6 address stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches what listens there."""
     try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import queue
+from dataclasses import replace
 
+import aiohttp
 import grpc
 import numpy as np
 import pytest
@@ -14,11 +16,14 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from serverless_triton.scheduler.catalogue import Catalogue
 from serverless_triton.scheduler.errors import LoadFailed, NoCapacity
 from serverless_triton.scheduler.gateway.fake_upstream import FakeEngine, token_response
+from serverless_triton.scheduler.gateway.gateway import Gateway
+from serverless_triton.scheduler.gateway.settings import host_and_port
 from serverless_triton.scheduler.gateway.tensors import read_request_tensors, string_tensor
 from serverless_triton.scheduler.gateway.upstream import UpstreamError
-from tests.integration.gateway.conftest import make_gateway
+from tests.integration.gateway.conftest import SETTINGS, make_gateway
 from tests.unit.gateway.samples import flag, infer_request
 
 
@@ -399,6 +404,24 @@ async def _until(condition):
             return
         await asyncio.sleep(0.01)
     raise AssertionError("did not happen within 5 s")
+
+
+async def test_a_gateway_on_ipv6_serves_grpc_and_http(repository, admission, upstream):
+    gateway = Gateway(
+        catalogue=Catalogue(repository),
+        admission=admission,
+        upstream=upstream,
+        settings=replace(SETTINGS, host="::1"),
+    )
+    await gateway.start()
+    try:
+        async with tritonclient.grpc.aio.InferenceServerClient(f"[::1]:{gateway.grpc_port}") as client:
+            assert await client.is_server_ready()
+        url = f"http://{host_and_port('::1', gateway.http_port)}/v2"
+        async with aiohttp.ClientSession() as session, session.get(url) as answer:
+            assert answer.status == 200
+    finally:
+        await gateway.stop()
 
 
 async def test_a_burst_of_calls_waits_its_turn(gateway):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from serverless_triton.cli import readiness
-from serverless_triton.cli.readiness import announce_readiness
+from serverless_triton.cli.readiness import announce_listening, announce_readiness
+from serverless_triton.scheduler.gateway.settings import host_and_port
 
 
 class Gateway:
@@ -71,4 +73,31 @@ async def test_a_gateway_that_wants_a_key_is_ready_when_it_says_so(gateway: Any,
     assert said == []
     gateway.is_ready = True
     await asyncio.wait_for(telling, 5)
+    assert len(said) == 1
+
+
+async def test_a_gateway_that_wants_certificates_is_said_to_listen_once_it_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(readiness, "POLL_S", 0.01)
+    said: list[str] = []
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        telling = asyncio.ensure_future(announce_listening(address, 2, tmp_path, said.append))
+        await asyncio.sleep(0.1)
+        assert said == []
+        listener.listen()
+        await asyncio.wait_for(telling, 5)
+    assert said[0].startswith(f"listening: {address}; it wants a client's certificate")
+
+
+async def test_a_gateway_on_ipv6_is_asked(gateway: Any, tmp_path: Path):
+    said: list[str] = []
+    gateway.takes_starts = [True, True]
+    app = web.Application()
+    app.router.add_get("/v2/cluster/status", gateway.status)
+    async with TestServer(app, host="::1") as server:
+        address = f"http://{host_and_port('::1', server.port or 0)}"
+        await asyncio.wait_for(announce_readiness(address, 2, tmp_path, said.append), 5)
     assert len(said) == 1
