@@ -28,12 +28,13 @@ from serverless_triton.backend.engines.protocol import InvalidRequest
 MOST_SECONDS = 2.0  # of a processor: a busy machine refuses nobody
 MOST_ITEMS = 32 << 20  # or characters, of one value
 MOST_BITS = 4096  # of a number that is calculated
+_STEPS_A_LOOK = 32  # at the clock, which takes as long as many a step
 _SIZED_FILTERS = frozenset({"batch", "center", "indent", "slice"})
 _MANY = (str, bytes, list, tuple, dict, set)
 
 
 class _WatchedLoops(CodeGenerator):
-    """Begins each turn of a loop with a look at the clock."""
+    """Begins each turn of a loop with `check_time`."""
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:  # noqa: N802 - Jinja names it
         look = nodes.Call(nodes.EnvironmentAttribute("check_time"), [], [], None, None, lineno=node.lineno)
@@ -49,7 +50,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
-        self._ends_s = 0.0
+        self._ends_s, self._steps = 0.0, 0
         self.filters["tojson"] = _to_json
         self.filters = {name: self._watched(name, function) for name, function in self.filters.items()}
         self.tests = {name: self._watched(name, function) for name, function in self.tests.items()}
@@ -63,11 +64,12 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
     def start_clock(self) -> None:
         """The time counts from here, in this thread."""
-        self._ends_s = time.thread_time() + MOST_SECONDS
+        self._ends_s, self._steps = time.thread_time() + MOST_SECONDS, 0
 
     def check_time(self) -> None:
-        """Raises InvalidRequest."""
-        if time.thread_time() > self._ends_s:
+        """To be called at each step. Raises InvalidRequest."""
+        self._steps += 1
+        if self._steps % _STEPS_A_LOOK == 0 and time.thread_time() > self._ends_s:
             raise InvalidRequest(
                 f"this model's chat template computes for more than {MOST_SECONDS:g} s over the messages; send fewer, "
                 "or correct the template"
@@ -109,8 +111,9 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
 
 def _check_sizes(*values: Any) -> None:
-    if any(isinstance(value, _MANY) and len(value) > MOST_ITEMS for value in values):
-        raise _too_large()
+    for value in values:
+        if isinstance(value, _MANY) and len(value) > MOST_ITEMS:
+            raise _too_large()
 
 
 def _check_numbers(*values: Any) -> None:
