@@ -380,6 +380,17 @@ def test_a_prefetched_model_is_a_dram_start(store: Store, make_checkpoint: MakeC
     assert store.prefetch(directory).state == "ready"
 
 
+@pytest.mark.parametrize(("wrong", "error"), [(-1, ValueError), ("5", TypeError)])
+def test_a_time_to_wait_that_is_none_is_refused_and_the_store_goes_on(
+    store: Store, make_checkpoint: MakeCheckpoint, wrong: Any, error: type[Exception]
+) -> None:
+    directory = make_checkpoint()
+    for ask in (store.attach, store.load, store.prefetch, store.evict):
+        with pytest.raises(error, match=r"^timeout_s is .*; give a number of seconds"):
+            ask(directory, wrong)
+    assert "weight" in store.attach(directory).tensors
+
+
 def test_errors_of_the_checkpoint_arrive_typed(store: Store, tmp_path: Path) -> None:
     (tmp_path / "pickle").mkdir()
     (tmp_path / "pickle" / "pytorch_model.bin").write_bytes(b"")
