@@ -146,7 +146,7 @@ class HeldPlace:
         """Once; nothing after that."""
         assignment, self._assignment = self._assignment, None
         if assignment is not None:
-            self._admission.finish(assignment)
+            self._admission.finish(assignment, broken=broken)
 
 
 class FakeAdmission:

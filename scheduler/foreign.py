@@ -16,6 +16,7 @@ HOST_MEMORY = "host_memory_bytes"
 MAX_STREAMS = "max_streams"
 # Triton queues and batches for itself, so this only says when a second replica is worth starting.
 DEFAULT_MAX_STREAMS = 64
+TRITONS_IDLE_MICROSECONDS = 1_000_000  # where a model's sequence batching does not say
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
@@ -26,6 +27,7 @@ class ForeignModel:
     device_bytes: int | None
     host_bytes: int | None
     max_streams: int = DEFAULT_MAX_STREAMS
+    sequence_idle_s: float | None = None  # how long a sequence may wait for its next request; None: it knows none
 
 
 def parse_foreign(config: model_config_pb2.ModelConfig) -> ForeignModel:
@@ -37,7 +39,14 @@ def parse_foreign(config: model_config_pb2.ModelConfig) -> ForeignModel:
         device_bytes=_whole_number(config, DEVICE_MEMORY),
         host_bytes=_whole_number(config, HOST_MEMORY),
         max_streams=DEFAULT_MAX_STREAMS if max_streams is None else max_streams,
+        sequence_idle_s=_sequence_idle_s(config),
     )
+
+
+def _sequence_idle_s(config: model_config_pb2.ModelConfig) -> float | None:
+    if not config.HasField("sequence_batching"):
+        return None
+    return float(config.sequence_batching.max_sequence_idle_microseconds or TRITONS_IDLE_MICROSECONDS) / 1e6
 
 
 def _whole_number(config: model_config_pb2.ModelConfig, name: str) -> int | None:

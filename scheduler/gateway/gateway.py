@@ -20,6 +20,7 @@ from serverless_triton.scheduler.gateway.message_budget import MessageBudget
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics, metrics_app
 from serverless_triton.scheduler.gateway.openai.frontend import OpenAIFrontend
 from serverless_triton.scheduler.gateway.relay import Relay
+from serverless_triton.scheduler.gateway.sequences import Sequences
 from serverless_triton.scheduler.gateway.service import InferenceService
 from serverless_triton.scheduler.gateway.settings import GatewaySettings, is_loopback
 from serverless_triton.scheduler.gateway.statistics import Statistics
@@ -62,6 +63,7 @@ class Gateway:
         self._upstream = upstream or GrpcUpstream(max_message_bytes=settings.max_message_bytes)
         self._open = False
         self._can_serve = can_serve
+        self._sequences = Sequences(admission)
         self._relay = self._make_relay(admission, settings, clock)
         service = self._make_service(catalogue, admission, settings)
         self._make_servers(service, settings, cluster_status)
@@ -85,6 +87,7 @@ class Gateway:
             catalogue=catalogue,
             admission=admission,
             relay=self._relay,
+            sequences=self._sequences,
             statistics=self._statistics,
             limiter=self._limiter,
             admin_timeout_s=settings.admin_timeout_s,
@@ -132,6 +135,7 @@ class Gateway:
         """Not ready at once; running streams may end within the drain timeout, then everything is closed."""
         self._open = False
         await asyncio.gather(self._grpc.stop(), self._http_site.stop())
+        self._sequences.close()
         await self._relay.close()
         await self._upstream.close()
         await self._metrics_site.stop()

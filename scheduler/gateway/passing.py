@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 from tritonclient.grpc import service_pb2 as pb
@@ -20,6 +20,7 @@ from serverless_triton.scheduler.errors import InvalidRequest, SchedulerError
 from serverless_triton.scheduler.gateway.notices import tell_receipts
 from serverless_triton.scheduler.gateway.relay import Relay
 from serverless_triton.scheduler.gateway.request import RETURN_RECEIPT
+from serverless_triton.scheduler.gateway.sequences import Sequences, SequenceStep, Turn, read_step
 from serverless_triton.scheduler.gateway.shared_memory import no_region
 from serverless_triton.scheduler.gateway.terms import Terms
 from serverless_triton.scheduler.gateway.upstream import RequestRefused, UpstreamCall, UpstreamError
@@ -45,6 +46,7 @@ class PassedRequest:
     timeout_s: float | None
     priority: int = 0
     returns_receipt: bool = False
+    sequence: SequenceStep | None = None
 
 
 def read_passed(request: pb.ModelInferRequest, entry: ModelEntry, terms: Terms, *, unary: bool) -> PassedRequest:
@@ -63,6 +65,7 @@ def read_passed(request: pb.ModelInferRequest, entry: ModelEntry, terms: Terms, 
         timeout_s=min(bounds, default=None),
         priority=_number(request, "priority"),
         returns_receipt=terms.returns_receipt or (wants_receipt is not None and wants_receipt.bool_param),
+        sequence=read_step(request, entry),
     )
 
 
@@ -91,9 +94,10 @@ def _number(request: pb.ModelInferRequest, name: str) -> int:
 class PassedStream:
     """One request of one client, and its responses."""
 
-    def __init__(self, relay: Relay, request: PassedRequest, caller: Caller) -> None:
+    def __init__(self, relay: Relay, sequences: Sequences, request: PassedRequest, caller: Caller) -> None:
         self.id = StreamId(secrets.token_hex(16))
         self._relay = relay
+        self._sequences = sequences
         self._request = request
         self._caller = caller
         self._opened_s = self._placed_s = relay.clock()
@@ -108,10 +112,9 @@ class PassedStream:
         relay.metrics.open_streams.inc()
         try:
             deadline = first_deadline(request.timeout_s, relay.limits.overall_timeout_s)
-            assignment = await self._admit(deadline)
-            async with aclosing(self._ask(assignment, deadline)) as responses:
+            async with self._turn(deadline) as turn, aclosing(self._ask(turn, deadline)) as responses:
                 async for response in responses:
-                    yield self._heard(assignment, response)
+                    yield self._heard(turn.assignment, response)
             self._end("success")
         except SchedulerError as error:
             self._end(error.code)
@@ -120,38 +123,58 @@ class PassedStream:
             relay.metrics.open_streams.dec()
             self._log_end()
 
+    @asynccontextmanager
+    async def _turn(self, deadline: Deadline | None) -> AsyncIterator[Turn]:
+        """A place of its own, or its sequence's."""
+        step, tenant = self._request.sequence, self._caller.tenant
+        places: AbstractAsyncContextManager[Turn]
+        if step is None:
+            places = self._own_turn(deadline)
+        else:
+            places = self._sequences.turn(step, tenant, self._patience_s(deadline), lambda: self._admit(deadline))
+        async with places as turn:
+            self._placed_s, self._server = self._relay.clock(), str(turn.assignment.server)
+            self._relay.metrics.stream(self._request.model).placed(self._placed_s - self._opened_s)
+            yield turn
+
+    @asynccontextmanager
+    async def _own_turn(self, deadline: Deadline | None) -> AsyncIterator[Turn]:
+        assignment = await self._admit(deadline)
+        place = HeldPlace(self._relay.admission, assignment)
+        turn = Turn(assignment, give_up=place.give_back)
+        try:
+            yield turn
+        finally:
+            place.give_back(broken=turn.broken)
+
     async def _admit(self, deadline: Deadline | None) -> Assignment:
-        patience_s = self._relay.limits.admission_timeout_s
-        left_s = patience_s if deadline is None else deadline.left_s
-        assignment = await self._relay.admission.admit(
+        return await self._relay.admission.admit(
             self.id,
             self._request.model,
-            timeout_s=min(patience_s, left_s),
+            timeout_s=self._patience_s(deadline),
             caller=self._caller,
             priority=self._request.priority,
         )
-        self._placed_s, self._server = self._relay.clock(), str(assignment.server)
-        self._relay.metrics.stream(self._request.model).placed(self._placed_s - self._opened_s)
-        return assignment
 
-    async def _ask(
-        self, assignment: Assignment, deadline: Deadline | None
-    ) -> AsyncGenerator[pb.ModelInferResponse, None]:
+    def _patience_s(self, deadline: Deadline | None) -> float:
+        patience_s = self._relay.limits.admission_timeout_s
+        return patience_s if deadline is None else min(patience_s, deadline.left_s)
+
+    async def _ask(self, turn: Turn, deadline: Deadline | None) -> AsyncGenerator[pb.ModelInferResponse, None]:
         """The one attempt that there is."""
-        broken = said_all = False
-        call, place = self._call(assignment), HeldPlace(self._relay.admission, assignment)
-        watchdog = Watchdog(call, assignment, inactivity_s=None, deadline=deadline, give_back=place.give_back)
+        said_all = False
+        call = self._call(turn.assignment)
+        watchdog = Watchdog(call, turn.assignment, inactivity_s=None, deadline=deadline, give_back=turn.give_up)
         try:
             while (response := await call.read()) is not None:
                 yield response
             said_all = True
         except UpstreamError as error:
-            broken, said_all = _PROCESS_ENDED in str(error), isinstance(error, RequestRefused)
+            turn.broken, said_all = _PROCESS_ENDED in str(error), isinstance(error, RequestRefused)
             raise UpstreamError("INTERNAL", str(error)) if said_all else error from error
         finally:
             watchdog.stop()
             self._leave(call, said_all)
-            place.give_back(broken=broken)
 
     def _call(self, assignment: Assignment) -> UpstreamCall:
         upstream = self._relay.upstream

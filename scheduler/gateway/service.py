@@ -19,6 +19,7 @@ from serverless_triton.scheduler.gateway.limits import Limiter
 from serverless_triton.scheduler.gateway.passing import PassedStream, read_passed
 from serverless_triton.scheduler.gateway.relay import Relay, RelayedStream
 from serverless_triton.scheduler.gateway.request import GenerationRequest, parse_request
+from serverless_triton.scheduler.gateway.sequences import Sequences
 from serverless_triton.scheduler.gateway.statistics import Statistics
 from serverless_triton.scheduler.gateway.terms import Terms
 from serverless_triton.scheduler.identity import ANONYMOUS, Caller
@@ -46,6 +47,7 @@ class InferenceService:
     catalogue: Models
     admission: Admission
     relay: Relay
+    sequences: Sequences
     statistics: Statistics
     limiter: Limiter
     admin_timeout_s: float
@@ -70,7 +72,7 @@ class InferenceService:
         if entry.foreign is not None:
             passed = read_passed(request, entry, terms, unary=unary)
             self.count_request()
-            return PassedStream(self.relay, passed, self.caller)
+            return PassedStream(self.relay, self.sequences, passed, self.caller)
         wanted = terms.of(parse_request(request, entry, unary=unary))
         self.count_request()
         return self.relay.open(wanted, self.caller)

@@ -87,6 +87,38 @@ class TritonPythonModel:
         return answers
 """
 
+# The sum of a sequence's values so far.
+ACCUMULATE_CONFIG = """
+backend: "python"
+input [{ name: "value" data_type: TYPE_INT32 dims: [1] }]
+output [{ name: "sum" data_type: TYPE_INT32 dims: [1] }]
+instance_group [{ kind: KIND_CPU count: 1 }]
+sequence_batching {
+  oldest { max_candidate_sequences: 4 }
+  max_sequence_idle_microseconds: 2000000
+  control_input [
+    { name: "START" control [{ kind: CONTROL_SEQUENCE_START int32_false_true: [0, 1] }] },
+    { name: "CORRID" control [{ kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 }] }
+  ]
+}
+"""
+ACCUMULATE = """
+class TritonPythonModel:
+    def initialize(self, args):
+        self.sums = {}
+
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            value, start, number = (
+                int(pb_utils.get_input_tensor_by_name(request, name).as_numpy().flat[0])
+                for name in ("value", "START", "CORRID")
+            )
+            self.sums[number] = value + (0 if start else self.sums[number])
+            answers.append(tensors(sum=np.array([self.sums[number]], np.int32)))
+        return answers
+"""
+
 BROKEN = """
 class TritonPythonModel:
     def initialize(self, args):

@@ -6,6 +6,7 @@ import json
 import queue
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from serverless_triton.backend.model_repository import add_model
 from serverless_triton.cli.local_cluster import LocalCluster
 from tests.e2e.conftest import DRAM_BYTES, LIMITS, ROOM_FOR_ONE
 from tests.e2e.foreign_models import (
+    ACCUMULATE,
+    ACCUMULATE_CONFIG,
     ADD_SUB,
     ADD_SUB_CONFIG,
     BROKEN,
@@ -40,7 +43,9 @@ def cluster(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     add_model(models, "alpha", demo_model, limits=LIMITS)
     add_python_model(models, "add_sub", ADD_SUB_CONFIG, ADD_SUB, host_memory_bytes="1000000")
     add_python_model(models, "repeat", REPEAT_CONFIG, REPEAT, host_memory_bytes="1000000")
-    add_python_model(models, "large", UPPER_CONFIG, UPPER, host_memory_bytes=str(ROOM_FOR_ONE - 5_000_000))
+    full = str(ROOM_FOR_ONE - 5_000_000)
+    add_python_model(models, "large", UPPER_CONFIG, UPPER, host_memory_bytes=full)
+    add_python_model(models, "accumulate", ACCUMULATE_CONFIG, ACCUMULATE, host_memory_bytes=full)
     add_python_model(models, "undeclared", UPPER_CONFIG, UPPER, ballast_bytes=str(BALLAST))
     add_python_model(models, "huge", UPPER_CONFIG, UPPER, host_memory_bytes=str(2 * ROOM_FOR_ONE))
     add_python_model(models, "impossible", UPPER_CONFIG, BROKEN, host_memory_bytes="1000000")
@@ -73,8 +78,8 @@ def sides(module: Any, *, binary: bool | None = None) -> list[Any]:
     return inputs
 
 
-def number(value: int) -> Any:
-    tensor = triton_grpc.InferInput("times", [1], "INT32")
+def number(value: int, name: str = "times") -> Any:
+    tensor = triton_grpc.InferInput(name, [1], "INT32")
     tensor.set_data_from_numpy(np.array([value], np.int32))
     return tensor
 
@@ -247,6 +252,52 @@ def test_what_was_learned_makes_the_next_start_make_room(cluster: LocalCluster, 
     assert cluster.replicas("undeclared") == []
     grpc.infer("undeclared", [text("a")])
     assert cluster.replicas("large") == []
+
+
+def add(client: Any, sequence: int | str, value: int, **flags: bool) -> int:
+    said = {"sequence_start": False, "sequence_end": False} | {f"sequence_{flag}": on for flag, on in flags.items()}
+    result = client.infer("accumulate", [number(value, "value")], sequence_id=sequence, **said)
+    return int(result.as_numpy("sum")[0])
+
+
+def test_sequences_keep_their_sums_apart(cluster: LocalCluster, grpc: Any) -> None:
+    assert [add(grpc, 1, 10, start=True), add(grpc, 2, 100, start=True)] == [10, 100]
+    assert [add(grpc, 1, 1), add(grpc, 2, 1)] == [11, 101]
+    assert [add(grpc, 1, 1, end=True), add(grpc, 2, 1, end=True)] == [12, 102]
+    assert cluster.replicas("accumulate")[0]["streams"] == 0
+
+
+def test_a_sequence_on_a_stream_is_answered_in_order(grpc: Any) -> None:
+    heard: queue.Queue[Any] = queue.Queue()
+    grpc.start_stream(lambda result, error: heard.put(error or int(result.as_numpy("sum")[0])))
+    for value in range(1, 6):
+        flags = {"sequence_start": value == 1, "sequence_end": value == 5}
+        grpc.async_stream_infer("accumulate", [number(value, "value")], sequence_id=3, **flags)
+    grpc.stop_stream()
+    assert [heard.get_nowait() for _ in range(heard.qsize())] == [1, 3, 6, 10, 15]
+
+
+def test_a_sequence_that_was_not_begun_is_refused_in_tritons_words(cluster: LocalCluster, grpc: Any) -> None:
+    told = []
+    grpc.load_model("accumulate")
+    with triton_grpc.InferenceServerClient(cluster.triton_address()) as direct:
+        for client, headers in ((grpc, {}), (direct, cluster.triton_headers())):
+            with pytest.raises(InferenceServerException) as refused:
+                client.infer("accumulate", [number(1, "value")], sequence_id=4, headers=headers)
+            told.append((refused.value.status(), refused.value.message()))
+    assert told[0] == told[1]
+
+
+def test_an_open_sequence_keeps_its_model_until_it_is_idle_too_long(cluster: LocalCluster, grpc: Any) -> None:
+    assert add(grpc, 5, 1, start=True) == 1
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(cluster.generate, "alpha", "The three primary colours are", max_tokens=1)
+        cluster.until(lambda: cluster.status()["waiting"] == {"alpha": 1}, "the other model waits")
+        assert add(grpc, 5, 1) == 2
+        assert len(cluster.replicas("accumulate")) == 1
+        assert not waiting.done()
+        assert waiting.result(timeout=60).errors == []
+    assert cluster.replicas("accumulate") == []
 
 
 def test_a_model_too_large_for_every_server_is_refused(grpc: Any) -> None:
