@@ -10,7 +10,7 @@ every event (an admission, a finished stream, a start that ended, news of a serv
    engine alone for a stub that is parked there;
 4. when a start ends, everyone who joined it gets a place or its error.
 
-What becomes of replicas whose model has changed or gone is `rollouts.py`'s, through `warm`, `retire` and `abandon`.
+What becomes of replicas whose model has changed or gone is `rollouts.py`'s, by `warm`, `retire` and `abandon`.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class ControlLoop:
     _room: WaitingRoom = field(default_factory=WaitingRoom)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _departures: Departures = field(init=False)
+    departures: Departures = field(init=False)
     _prospects: Prospects = field(init=False)
 
     def __post_init__(self) -> None:
         self._prospects = Prospects(self.cluster, self.clock)
-        self._departures = Departures(
+        self.departures = Departures(
             cluster=self.cluster, effects=self.effects, epoch=lambda: self.epoch, spawn=self._spawn
         )
 
@@ -161,16 +161,12 @@ class ControlLoop:
         for waiting in waited:
             if waiting.joined is not None:
                 self._drop_reference(waiting.joined, waiting.stream)
-        self.unload_parked(model)
-
-    def unload_parked(self, model: str, but: frozenset[str] = frozenset()) -> None:
-        """The stubs that wait for an engine of the model; not those that could serve one of these definitions."""
-        self._departures.unload_all_parked(model, but)
+        self.departures.unload_all_parked(model)
 
     async def release(self, model: str, *, timeout_s: float) -> None:
         self.order_of(model)
         replicas = self.cluster.of_model(model)
-        self.unload_parked(model)
+        self.departures.unload_all_parked(model)
         try:
             await asyncio.wait_for(asyncio.gather(*(self._release_when_idle(r) for r in replicas)), timeout_s)
         except asyncio.TimeoutError as error:
@@ -261,7 +257,7 @@ class ControlLoop:
 
     async def _start(self, replica: ReplicaState, order: ModelOrder, candidate: Candidate) -> None:
         began_s = self.clock()
-        await self._departures.over(replica.server)
+        await self.departures.over(replica.server)
         room_s = self.clock()
         try:
             allowed = permit(self.epoch, replica.id, order, candidate)
@@ -327,7 +323,7 @@ class ControlLoop:
         if self.cluster.replicas.pop(replica.id, None) is None:
             return
         self.cluster.changed()
-        self._departures.note(replica.id, parks=parks)
+        self.departures.note(replica.id, parks=parks)
         if not replica.lost.done():
             replica.lost.set_result(reason)
         for waiting in self._room.joined(replica.id):
@@ -343,7 +339,7 @@ class ControlLoop:
         self._forget(replica, "evicted", parks=parks)
         self.metrics.evicted(replica.model.name)
         logger.info("evict model=%s server=%s replica=%s", *_names(replica))
-        return self._departures.park(replica.server, replica.id) if parks else self._clean_up(replica)
+        return self.departures.park(replica.server, replica.id) if parks else self._clean_up(replica)
 
     def park_overdue(self) -> None:
         """Park what nobody has used within `keep_alive_s`."""
@@ -352,18 +348,14 @@ class ControlLoop:
                 self._evict(self.cluster.replicas[replica])
 
     def _clean_up(self, replica: ReplicaState) -> asyncio.Task[None]:
-        end = self._departures.end_foreign if replica.model.foreign else self._departures.release
+        end = self.departures.end_foreign if replica.model.foreign else self.departures.release
         return end(replica.server, replica.id, replica.model.name)
 
     # News, from server_watch.py
 
     def knows(self, replica_id: ReplicaId) -> bool:
         """Whether the replica is one of ours, or was until it ended."""
-        return replica_id in self.cluster.replicas or self._departures.knows(replica_id)
-
-    def still_there(self, server: ServerName, replica: ReplicaId, model: str) -> None:
-        """An agent shows a replica that ended here: its release did not reach the agent, so it is asked for again."""
-        self._departures.again(server, replica, model)
+        return replica_id in self.cluster.replicas or self.departures.knows(replica_id)
 
     def parked(
         self,
@@ -384,12 +376,7 @@ class ControlLoop:
         if settled and server.takes_starts:
             beyond = server.parked.beyond(limits.max_parked_per_server, limits.max_parked_bytes_per_server)
             for stub, model in [*died, *beyond]:
-                self._departures.unload_parked(server, stub, model)
-
-    def disown(self, server: ServerName, replica: ReplicaId, model: str) -> None:
-        """An agent shows a replica that nobody can serve."""
-        self._departures.note(replica, parks=False)
-        self._departures.release(server, replica, model)
+                self.departures.unload_parked(server, stub, model)
 
     def adopt(self, replica: ReplicaState) -> None:
         """A replica that an earlier scheduler started goes on serving."""

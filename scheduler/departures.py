@@ -78,7 +78,12 @@ class Departures:
         self.cluster.changed()
         self._begin(server.name, stub, self._unload(server.name, model))
 
-    def unload_all_parked(self, model: str, but: frozenset[str]) -> None:
+    def disown(self, server: ServerName, replica: ReplicaId, model: str) -> None:
+        """An agent shows a replica that nobody can serve."""
+        self.note(replica, parks=False)
+        self.release(server, replica, model)
+
+    def unload_all_parked(self, model: str, but: frozenset[str] = frozenset()) -> None:
         """The model's on every server; not those that an engine of one of these definitions could start on."""
         for server in self.cluster.servers.values():
             for stub in server.parked.of_model(model):

@@ -96,7 +96,7 @@ class Rollouts:
         except SchedulerError:  # its backend is not served any more: what runs of it runs on
             return
         definitions = frozenset(view.definition for view in versions)
-        self.loop.unload_parked(model, but=definitions)
+        self.loop.departures.unload_all_parked(model, but=definitions)
         self._forget_all_but(model, definitions)
         for view in versions:
             self._follow(view)

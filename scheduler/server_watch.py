@@ -123,7 +123,7 @@ class ServerWatch:
         server.stub_pids = {ReplicaId(replica.id): replica.stub_pid for replica in state.replicas}
         for shown in state.replicas:
             if not _is_parked(shown):
-                self.loop.still_there(server.name, ReplicaId(shown.id), shown.model)
+                self.loop.departures.again(server.name, ReplicaId(shown.id), shown.model)
         self._adopt(state)
         parked = [one for one in state.replicas if _is_parked(one)]
         self.loop.parked(
@@ -167,7 +167,7 @@ class ServerWatch:
         now_s = self.loop.clock()
         if now_s - self._unknown_since_s.setdefault(replica, now_s) >= UNKNOWN_PATIENCE_S:
             del self._unknown_since_s[replica]
-            self.loop.disown(self.server.name, replica, model)
+            self.loop.departures.disown(self.server.name, replica, model)
 
     def _model_of(self, replica: ReplicaId, name: str) -> ModelView:
         """By the definition that the replica carries; of a version that nobody knows where that is gone."""

@@ -343,6 +343,12 @@ async def test_two_versions_are_served_at_once_by_two_servers() -> None:
     assert places[0].server != places[1].server
 
 
+async def test_only_the_version_that_runs_is_said_to_run() -> None:
+    w = two_versions("s0", "s1")
+    await w.loop.warm("a", timeout_s=1.0, version="1")
+    assert [w.loop.runs("a", version) for version in "12"] == [True, False]
+
+
 async def test_a_request_without_a_version_gets_the_latest() -> None:
     w = two_versions("s0", "s1")
     await w.loop.warm("a", timeout_s=1.0, version="1")
