@@ -78,7 +78,9 @@ async def a_good_request_is_served(gateway):
 async def test_an_http_connection_that_asks_nothing_is_closed(start):
     async with start(idle_timeout_s=0.2) as gateway:
         async with connected(gateway.http_port) as (reader, _):
-            assert await to_the_end(reader) == (b"", pytest.approx(0.2, abs=0.5))
+            said, took_s = await to_the_end(reader)
+            assert said == b""
+            assert 0.1 < took_s < 2
         await a_good_request_is_served(gateway)
 
 
