@@ -22,7 +22,8 @@ import hashlib
 import hmac
 import logging
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from serverless_triton.scheduler.identity import Caller, ModelRule, Quota
 log = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_GONE_S = 10.0  # a file that is replaced in two steps is not there for a moment
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -122,11 +124,16 @@ def _quota(entry: _Entry, path: str) -> Quota:
 
 
 class KeyRing:
-    """The keys of a file. Looks at the file's times with every question, and keeps what it had where it is broken."""
+    """The keys of a file. Looks at the file's times with every question, and keeps what it had where it is broken.
 
-    def __init__(self, file: Path) -> None:
-        """Raises ConfigError."""
+    A file that is gone for longer than it takes to put another in its place takes its keys with it.
+    """
+
+    def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` counts seconds. Raises ConfigError."""
         self._file = file
+        self._clock = clock
+        self._gone_since_s: float | None = None
         self._stamp = self._look()
         try:
             self._keys = self._read()
@@ -145,6 +152,10 @@ class KeyRing:
 
     def _follow(self) -> None:
         stamp = self._look()
+        if stamp is None:
+            self._miss()
+            return
+        self._gone_since_s = None
         if stamp == self._stamp:
             return
         self._stamp = stamp  # a file that is broken is not read again before it changes
@@ -154,6 +165,16 @@ class KeyRing:
             log.error("keys_not_read error=%s", _named(self._file, error))
         else:
             log.info("keys_read file=%s keys=%d", self._file, len(self._keys))
+
+    def _miss(self) -> None:
+        """The file cannot be found."""
+        self._stamp, now_s = None, self._clock()
+        if self._gone_since_s is None:
+            self._gone_since_s = now_s
+            log.error("keys_file_gone file=%s keys_end_in_s=%g", self._file, _GONE_S)
+        elif now_s - self._gone_since_s >= _GONE_S and len(self._keys):
+            self._keys = Keys(())
+            log.error("keys_revoked file=%s: it is gone, so every key is refused", self._file)
 
     def _look(self) -> tuple[int, int, int] | None:
         try:

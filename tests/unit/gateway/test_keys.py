@@ -127,6 +127,19 @@ def test_a_file_that_goes_leaves_the_keys_as_they_were(file: Path):
     assert ring.caller("newer").key == "batch"
 
 
+def test_a_file_that_stays_away_takes_its_keys_with_it_and_that_is_said(file: Path, caplog: pytest.LogCaptureFixture):
+    now_s = [0.0]
+    ring = KeyRing(file, lambda: now_s[0])
+    file.unlink()
+    assert ring.caller("secret").key == "batch"
+    now_s[0] = 11.0
+    with pytest.raises(Unauthenticated):
+        ring.caller("secret")
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["keys_file_gone", "keys_revoked"]
+    write(file, entry())
+    assert ring.caller("secret").key == "batch"
+
+
 def test_a_date_that_there_is_not_leaves_the_keys_as_they_were(file: Path, caplog: pytest.LogCaptureFixture):
     ring = KeyRing(file)
     file.write_text("keys: 2024-13-45")
