@@ -191,6 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     options = vars(parser.parse_args(arguments))
     files = {name: options.pop(f"tls_{name}") for name in TLS_FILES}
+    if any(files.values()) and not all(files.values()):
+        parser.error("give all of --tls-certificate-file, --tls-key-file and --tls-ca-file, or none of them")
     asyncio.run(serve(AgentConfig(tls=NodeTLS(**files) if all(files.values()) else None, **options)))
     return 0
 

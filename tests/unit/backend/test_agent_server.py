@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serverless_triton.backend.agent_server import AgentConfig, _grpc_server
+from serverless_triton.backend.agent_server import AgentConfig, _grpc_server, main
 from serverless_triton.backend.agent_service import AgentService
 
 
@@ -35,3 +35,19 @@ async def test_an_address_that_another_agent_listens_on_is_refused():
             await _grpc_server(config(address), service)
     finally:
         await first.stop(grace=None)
+
+
+def test_some_of_the_files_of_tls_are_refused_and_not_taken_for_none(capsys: pytest.CaptureFixture[str]):
+    files = [f"--{name}=nowhere" for name in ("socket", "zygote-socket", "store-socket", "model-repository")]
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "--node=n",
+                *files,
+                "--grpc-address=nowhere",
+                "--device-memory-bytes=1",
+                "--tls-key-file=k",
+                "--tls-ca-file=c",
+            ]
+        )
+    assert "give all of --tls-certificate-file" in capsys.readouterr().err
