@@ -18,6 +18,7 @@ SchedulerError
 ├── AdmissionTimeout   it did not start within the request's time
 ├── StreamLost         a stream broke and could not be continued anywhere
 ├── UpstreamError      how a call to a server ended; most are resumed, some reach the client (gateway/upstream.py)
+│   ├── LinkBroke      in gRPC's words, which no client hears (gateway/upstream.py)
 │   └── DeadlineExceeded   it was not over within the request's time, or the gateway's (gateway/watchdog.py)
 ├── CertificateUnusable a file that TLS needs cannot be read, or does not belong to the others
 └── ConfigError        the scheduler's configuration is wrong at a path (config.py)

@@ -40,7 +40,7 @@ from serverless_triton.scheduler.gateway.request import GenerationRequest
 from serverless_triton.scheduler.gateway.settings import RelayLimits
 from serverless_triton.scheduler.gateway.statistics import Statistics
 from serverless_triton.scheduler.gateway.tracing import Tracing
-from serverless_triton.scheduler.gateway.upstream import RequestFailed, Upstream, UpstreamCall, UpstreamError
+from serverless_triton.scheduler.gateway.upstream import LinkBroke, RequestFailed, Upstream, UpstreamCall, UpstreamError
 from serverless_triton.scheduler.gateway.watchdog import Deadline, DeadlineExceeded, Watchdog, first_deadline
 from serverless_triton.scheduler.identity import ANONYMOUS, Caller
 from serverless_triton.scheduler.journal import Journal, Verdict
@@ -275,7 +275,7 @@ class RelayedStream:
             raise error
         if not error.breaks_replica:
             raise UpstreamError(error.code, self._in_clients_words(str(error))) from error
-        self._deaths.append(str(error))
+        self._deaths.append("the connection to its server broke" if isinstance(error, LinkBroke) else str(error))
         self._avoid.add(assignment.replica)
         log.warning(
             "stream_lost_replica request_id=%s tenant=%s model=%s server=%s attempt=%d reason=%r",

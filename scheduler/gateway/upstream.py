@@ -35,6 +35,15 @@ class UpstreamError(SchedulerError):
         return self.code in ("UNAVAILABLE", "CANCELLED", "NOT_FOUND")
 
 
+class LinkBroke(UpstreamError):
+    """The connection to a server broke, or came to nothing. Its words are gRPC's own, with servers' addresses in them:
+    for the log, and for no client.
+    """
+
+    def __init__(self, words: str) -> None:
+        super().__init__("UNAVAILABLE", words)
+
+
 class RequestFailed(UpstreamError):
     """The replica itself says that the request failed. Its call ends without anybody cancelling it."""
 
@@ -148,8 +157,9 @@ class GrpcCall:
     def _cause(self, error: grpc.aio.AioRpcError) -> UpstreamError:
         # Replicas tell their own failures in a response: INTERNAL and UNKNOWN are what gRPC says of a connection that
         # went away in the middle of a call.
-        code = "UNAVAILABLE" if error.code().name in ("INTERNAL", "UNKNOWN") else error.code().name
-        return self._severed or UpstreamError(code, error.details() or "")
+        code, words = error.code().name, error.details() or ""
+        broke = code in ("UNAVAILABLE", "INTERNAL", "UNKNOWN")
+        return self._severed or (LinkBroke(words) if broke else UpstreamError(code, words))
 
 
 class GrpcUnaryCall:

@@ -18,7 +18,7 @@ from serverless_triton.scheduler.gateway.notices import notices, receipt_header
 from serverless_triton.scheduler.gateway.request import parse_request
 from serverless_triton.scheduler.gateway.settings import RelayLimits
 from serverless_triton.scheduler.gateway.tensors import read_outputs
-from serverless_triton.scheduler.gateway.upstream import UpstreamError
+from serverless_triton.scheduler.gateway.upstream import LinkBroke, UpstreamError
 from serverless_triton.scheduler.gateway.watchdog import DeadlineExceeded
 from serverless_triton.scheduler.identity import ALL, Caller
 from serverless_triton.scheduler.log_lines import fields_of
@@ -197,6 +197,16 @@ class Replaced(FakeAdmission):
         if len(self.admitted) > 1:
             place = self.admitted[-1] = replace(place, **self._told)
         return place
+
+
+async def test_a_client_does_not_hear_where_its_server_was(relay, upstream, streamed, caplog):
+    task = asyncio.ensure_future(collect(relay.open(streamed)))
+    for index in range(3):
+        (await upstream.call(index)).sever(LinkBroke("failed to connect to all addresses; ipv4:10.0.0.3:8001"))
+    with pytest.raises(StreamLost, match="the connection to its server broke") as caught:
+        await task
+    assert "10.0.0.3" not in str(caught.value)
+    assert "10.0.0.3" in caplog.text  # of those who run it
 
 
 async def test_stream_without_another_place_says_what_broke_it(relay, upstream, admission, streamed):
