@@ -13,7 +13,7 @@ from serverless_triton.backend.triton_install import BackendDirectory, TritonIns
 AGENT_SOCKET_VARIABLE = "SERVERLESS_TRITON_AGENT_SOCKET"
 EXIT_TIMEOUT_S = 3
 
-# All of Triton's. Over HTTP health stays open, for those who watch containers; nothing of ours speaks HTTP to it.
+# All of Triton's. Over HTTP health stays open; nothing of ours speaks HTTP to it.
 _GRPC_PROTOCOLS = (
     "health",
     "metadata",
@@ -32,7 +32,8 @@ _HTTP_APIS = tuple(name for name in _GRPC_PROTOCOLS if name != "health")
 class TritonServerConfig:
     """One server. Ports are its own; `shm_prefix` must be no prefix of another server's.
 
-    With a `secret` it serves only those who show it, but for health over HTTP and its metrics.
+    With a `secret` it serves only those who show it, but for health over HTTP and its metrics. With `tls`, which is of
+    its gRPC alone, it has no HTTP: whoever may read its command line would have what that wants to be shown.
     """
 
     name: str
@@ -61,15 +62,14 @@ def triton_process(
         "--model-control-mode=explicit",
         "--disable-auto-complete-config",
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
-        f"--http-address={config.host}",
-        f"--http-port={config.http_port}",
+        *_http(config),
         f"--grpc-address={config.host}",
         f"--grpc-port={config.grpc_port}",
         f"--metrics-address={config.host}",
         f"--metrics-port={config.metrics_port}",
         # A backend written in Python takes its shared-memory settings from the Python backend's.
         f"--backend-config=python,shm-region-prefix-name={config.shm_prefix}",
-        *_restrictions(config.secret),
+        *_restrictions(config.secret, http=config.tls is None),
         *_certificates(config.tls),
     ]
     environment = server_environment(installation)
@@ -77,15 +77,19 @@ def triton_process(
     return ProcessSpec(name=config.name, command=command, environment=environment, shm_prefix=config.shm_prefix)
 
 
-def _restrictions(secret: NodeSecret | None) -> tuple[str, ...]:
+def _http(config: TritonServerConfig) -> tuple[str, ...]:
+    if config.tls is not None:
+        return ("--allow-http=false",)
+    return f"--http-address={config.host}", f"--http-port={config.http_port}"
+
+
+def _restrictions(secret: NodeSecret | None, *, http: bool = True) -> tuple[str, ...]:
     """Triton reads no file for it and no environment, so what it wants to be shown stands on its command line."""
     if secret is None:
         return ()
     wanted = f"{TRITON_KEY}={secret.for_triton}"
-    return (
-        f"--grpc-restricted-protocol={','.join(_GRPC_PROTOCOLS)}:{wanted}",
-        f"--http-restricted-api={','.join(_HTTP_APIS)}:{wanted}",
-    )
+    restricted = (f"--grpc-restricted-protocol={','.join(_GRPC_PROTOCOLS)}:{wanted}",)
+    return (*restricted, f"--http-restricted-api={','.join(_HTTP_APIS)}:{wanted}") if http else restricted
 
 
 def _certificates(tls: NodeTLS | None) -> tuple[str, ...]:

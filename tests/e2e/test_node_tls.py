@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 from pathlib import Path
 
 import grpc
@@ -36,6 +37,14 @@ def test_models_start_and_answer_over_it_and_triton_serves_nobody_without_a_cert
         mutual = grpc.ssl_channel_credentials(ca, key.read_bytes(), certificate.read_bytes())
         with grpc.secure_channel(cluster.triton_address(), mutual) as channel:
             assert is_live(cluster, channel)
+        arguments = Path(f"/proc/{cluster.pid('server-0.triton')}/cmdline").read_bytes().decode().split("\0")
+        assert "--allow-http=false" in arguments  # which has no TLS and would take the secret that stands here
+        assert not any(argument.startswith("--http-") for argument in arguments)
+        port = next(int(said.split("=")[1]) for said in arguments if said.startswith("--metrics-port="))
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", "/metrics")
+        assert connection.getresponse().status == 200  # by which a container's health is watched
+        connection.close()
         for stranger in (
             grpc.insecure_channel(cluster.triton_address()),
             grpc.secure_channel(cluster.triton_address(), grpc.ssl_channel_credentials(ca)),

@@ -52,5 +52,10 @@ def test_triton_is_told_a_digest_and_restricts_all_but_its_health_over_http(tmp_
     assert http == grpc.replace("--grpc-restricted-protocol=health,", "--http-restricted-api=")
 
 
+def test_without_http_nothing_of_it_is_restricted(tmp_path: Path) -> None:
+    (grpc,) = _restrictions(NodeSecret.create(tmp_path / "secret"), http=False)
+    assert grpc.startswith("--grpc-restricted-protocol=")
+
+
 def test_without_a_secret_triton_is_as_it_comes() -> None:
     assert _restrictions(None) == ()
