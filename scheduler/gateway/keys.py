@@ -86,7 +86,15 @@ def parse_keys(value: object) -> Keys:
     for what, found in (("name", [caller.key for _, caller in parsed]), ("sha256", [digest for digest, _ in parsed])):
         if len(set(found)) != len(found):
             raise ConfigError(f"keys: every {what} must be another one")
+    _check_tenants([caller for _, caller in parsed])
     return Keys(parsed)
+
+
+def _check_tenants(callers: Sequence[Caller]) -> None:
+    weights = {caller.tenant: caller.weight for caller in callers}
+    for caller in callers:
+        if weights[caller.tenant] != caller.weight:
+            raise ConfigError(f"keys: tenant '{caller.tenant}' has keys of two weights; give all of them the same")
 
 
 def _parse_key(value: object, path: str) -> tuple[bytes, Caller]:

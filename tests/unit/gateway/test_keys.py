@@ -68,6 +68,10 @@ def test_a_key_that_is_no_unicode_is_only_unknown():
         ({"keys": [entry(tokens_per_day=0)]}, r"keys\[0\].tokens_per_day: is 0"),
         ({"keys": [entry(tokens=1)]}, r"keys\[0\].tokens: is unknown"),
         ({"keys": [entry(), entry("other")]}, "every name must be another"),
+        (
+            {"keys": [entry(tenant="t", weight=1), entry("other", name="web", tenant="t", weight=8)]},
+            "tenant 't' has keys of two weights",
+        ),
         ({"keys": [entry(), entry(name="web")]}, "every sha256 must be another"),
     ],
 )
