@@ -179,7 +179,7 @@ def _scheduler(config: ClusterConfig, nodes: list[NodeConfig], run: Run) -> Proc
             }
         )
     )
-    command = [sys.executable, "-m", "serverless_triton.scheduler.service", "--config", str(file)]
+    command = [sys.executable, "-m", "serverless_triton.scheduler", "--config", str(file)]
     return ProcessSpec(name="scheduler", command=command)
 
 

@@ -14,4 +14,4 @@ import click
 def command(config: Path) -> None:
     """Run the scheduler and its gateway until Ctrl-C."""
     # In the place of this process, so that signals and the exit status are its own.
-    os.execv(sys.executable, [sys.executable, "-m", "serverless_triton.scheduler.service", "--config", str(config)])
+    os.execv(sys.executable, [sys.executable, "-m", "serverless_triton.scheduler", "--config", str(config)])

@@ -36,6 +36,7 @@ from serverless_triton.scheduler.model_orders import model_orders
 from serverless_triton.scheduler.node_links import NodeLinks
 from serverless_triton.scheduler.repository_watch import RepositoryWatch
 from serverless_triton.scheduler.rollouts import RolloutMetrics, Rollouts
+from serverless_triton.scheduler.runtime import spare_lasting_objects
 from serverless_triton.scheduler.server_watch import ServerWatch
 from serverless_triton.scheduler.status import cluster_status
 from serverless_triton.scheduler.triton_effects import ServerAddresses, TritonEffects
@@ -112,6 +113,7 @@ async def _run(
     tasks = [asyncio.ensure_future(work) for work in works]
     stopped = _stop_signal()
     await gateway.start()
+    spare_lasting_objects()
     logger.info("scheduler_ready http=%d grpc=%d", config.gateway.http_port, config.gateway.grpc_port)
     await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
     await gateway.stop()  # streams that end within its patience may still be resumed

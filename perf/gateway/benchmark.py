@@ -25,11 +25,14 @@ from perf.results import Measurement, Run
 from serverless_triton.backend.model_repository import add_model, describe_checkpoint
 from serverless_triton.cli.demo_model import ensure_demo_model
 from serverless_triton.cli.local_cluster import LocalCluster
+from serverless_triton.scheduler.runtime import GRPC_EXPERIMENTS, WITHOUT_EVENT_ENGINE
 
 DRAM_BYTES = 1 << 30
 SCHEDULER = "scheduler"  # the process that the gateway is in
 # A client of its own has a connection of its own; thousands of idle ones share some.
 MOST_CONNECTIONS = 50
+# What a scheduler's process sets before it imports gRPC.
+AS_THE_SCHEDULER: Mapping[str, str] = MappingProxyType({GRPC_EXPERIMENTS: WITHOUT_EVENT_ENGINE})
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -119,7 +122,7 @@ def relayed(load: Load, repository: Path, each: int) -> Measurement:
     tokens = load.tokens * each
     with (
         child("perf.gateway.repeater", str(tokens), str(each)) as replica,
-        child("perf.gateway.lone_gateway", str(repository), replica.address) as gateway,
+        child("perf.gateway.lone_gateway", str(repository), replica.address, environment=AS_THE_SCHEDULER) as gateway,
     ):
         task = task_of(load, gateway.address, tells_time=False, tokens=tokens)
         return measured_gateway(task, gateway.pid)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from perf import machine
 from perf.gateway.listener import Task
@@ -50,12 +51,16 @@ class Child:
 
 
 @contextmanager
-def child(module: str, *arguments: str) -> Iterator[Child]:
-    """`python -m MODULE ARGUMENTS`, until the context ends. Raises BenchmarkFailed where it does not start."""
+def child(module: str, *arguments: str, environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[Child]:
+    """`python -m MODULE ARGUMENTS`, where our environment lacks it with this one, until the context ends.
+
+    Raises BenchmarkFailed where it does not start.
+    """
     parent = os.getpid()
     with subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=machine.ROOT,
+        env={**environment, **os.environ},
         stdout=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: die_with_parent(parent),

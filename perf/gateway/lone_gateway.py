@@ -14,6 +14,7 @@ from serverless_triton.scheduler.admission import FakeAdmission
 from serverless_triton.scheduler.catalogue import Catalogue
 from serverless_triton.scheduler.gateway.gateway import Gateway
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
+from serverless_triton.scheduler.runtime import spare_lasting_objects
 
 
 async def main(repository: Path, address: str) -> None:
@@ -23,6 +24,7 @@ async def main(repository: Path, address: str) -> None:
         settings=GatewaySettings(http_port=0, grpc_port=0, metrics_port=0, drain_timeout_s=0.0),
     )
     await gateway.start()
+    spare_lasting_objects()
     print(gateway.grpc_port, flush=True)
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
