@@ -166,10 +166,10 @@ class ParkReply(_message.Message):
     def __init__(self, version: _Optional[int] = ...) -> None: ...
 
 class MeasureRequest(_message.Message):
-    __slots__ = ("model",)
-    MODEL_FIELD_NUMBER: _ClassVar[int]
-    model: str
-    def __init__(self, model: _Optional[str] = ...) -> None: ...
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, models: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MeasureReply(_message.Message):
     __slots__ = ("bytes",)

@@ -93,7 +93,7 @@ class NodeAgentServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Measure(self, request, context):
-        """How much memory the node's Triton has of its own, with the processes that it runs for one model.
+        """How much memory the node's Triton has of its own, with the processes that it runs for some models.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -9,7 +9,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,11 @@ class AgentConfig:
     tls: NodeTLS | None = None
     triton_pid_file: Path | None = None  # of the node's Triton; None: what models take of it is not measured
 
-    def measure(self, model: str) -> int:
-        """Bytes of the node's Triton with this model's processes."""
+    def measure(self, models: Iterable[str]) -> int:
+        """Bytes of the node's Triton with these models' processes."""
         if self.triton_pid_file is None:
             return 0
-        return triton_bytes(self.triton_pid_file, self.model_repository / model)
+        return triton_bytes(self.triton_pid_file, [self.model_repository / model for model in models])
 
 
 async def serve(config: AgentConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -27,9 +27,13 @@ class AgentService(agent_pb2_grpc.NodeAgentServicer):
     """Turns calls into the agent's methods and its exceptions into status codes."""
 
     def __init__(
-        self, node: str, agent: NodeAgent, tiers: TierWatcher, measure: Callable[[str], int] = lambda model: 0
+        self,
+        node: str,
+        agent: NodeAgent,
+        tiers: TierWatcher,
+        measure: Callable[[Iterable[str]], int] = lambda models: 0,
     ) -> None:
-        """`measure`: bytes of the node's Triton with one model's processes."""
+        """`measure`: bytes of the node's Triton with some models' processes."""
         self._node = node
         self._measure = measure
         self._agent = agent
@@ -75,7 +79,7 @@ class AgentService(agent_pb2_grpc.NodeAgentServicer):
         return agent_pb2.ParkReply(version=self._agent.version)
 
     async def Measure(self, request: agent_pb2.MeasureRequest, context: Context) -> agent_pb2.MeasureReply:
-        return agent_pb2.MeasureReply(bytes=self._measure(request.model))
+        return agent_pb2.MeasureReply(bytes=self._measure(request.models))
 
     async def _check_permit(self, epoch: int, context: Context) -> None:
         try:

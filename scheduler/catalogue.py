@@ -330,8 +330,11 @@ def _as_triton_completes(repository_config: model_config_pb2.ModelConfig) -> mod
         config.default_model_filename = config.default_model_filename or "model.py"
     if config.backend == SERVED_BACKEND:
         config.runtime = config.runtime or "model.py"  # as of every backend that is written in Python
-    config.optimization.input_pinned_memory.enable = True
-    config.optimization.output_pinned_memory.enable = True
+    if config.platform == "ensemble":
+        config.model_transaction_policy.SetInParent()
+    else:
+        config.optimization.input_pinned_memory.enable = True
+        config.optimization.output_pinned_memory.enable = True
     if config.backend != SERVED_BACKEND:
         return config
     for tensors, private in ((config.input, PRIVATE_INPUTS), (config.output, PRIVATE_OUTPUTS)):

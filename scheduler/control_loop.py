@@ -348,8 +348,9 @@ class ControlLoop:
                 self._evict(self.cluster.replicas[replica])
 
     def _clean_up(self, replica: ReplicaState) -> asyncio.Task[None]:
-        end = self.departures.end_foreign if replica.model.foreign else self.departures.release
-        return end(replica.server, replica.id, replica.model.name)
+        if replica.model.foreign:
+            return self.departures.end_foreign(replica.server, replica.id, replica.model.models)
+        return self.departures.release(replica.server, replica.id, replica.model.name)
 
     # News, from server_watch.py
 

@@ -68,6 +68,11 @@ def definition(config: bytes, stamp: Stamp, versions: Iterable[str]) -> str:
     return digest.hexdigest()[:_DIGITS]
 
 
+def combined(*definitions: str) -> str:
+    """One over several: of an ensemble and its members, any of which changes it."""
+    return hashlib.sha256(" ".join(definitions).encode()).hexdigest()[:_DIGITS]
+
+
 def new_replica_id(model: str, of: str) -> ReplicaId:
     """Of a replica that is started with this definition, or with one that nobody knows ("")."""
     return ReplicaId("-".join(part for part in (model, of, secrets.token_hex(6)) if part))

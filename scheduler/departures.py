@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,9 +58,16 @@ class Departures:
         """End the engine, then begin Triton's unload, which takes a second more and holds no engine memory."""
         return self._begin(server, replica, self._release_and_unload(server, replica, model))
 
-    def end_foreign(self, server: ServerName, replica: ReplicaId, model: str) -> asyncio.Task[None]:
-        """The model's memory is free when the task ends."""
-        return self._begin(server, replica, self.effects.end_foreign(server, model))
+    def end_foreign(self, server: ServerName, replica: ReplicaId, models: Iterable[str]) -> asyncio.Task[None]:
+        """One after the other, but for those that another replica there has too. Their memory is free when the task
+        ends.
+        """
+        needed = {model for other in self.cluster.on_server(server) for model in other.model.models}
+        return self._begin(server, replica, self._end_all(server, [model for model in models if model not in needed]))
+
+    async def _end_all(self, server: ServerName, models: Iterable[str]) -> None:
+        for model in models:
+            await self.effects.end_foreign(server, model)
 
     def again(self, server: ServerName, replica: ReplicaId, model: str) -> None:
         """Its agent shows a replica that has ended here: what should have ended it did not reach the agent."""

@@ -32,7 +32,7 @@ class EngineOrder:
     parameters: Mapping[str, str]
     parked: ReplicaId | None = None
     foreign: bool = False
-    measured: bool = False  # what a foreign one takes of the host's memory is to be found out
+    measured: tuple[str, ...] = ()  # models of which is to be found out what they take of the host's memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +74,8 @@ class Effects(Protocol):
     async def end_foreign(self, server: ServerName, model: str) -> None:
         """Have Triton unload another backend's model; returns when it is gone and its memory free."""
 
-    async def measure(self, server: ServerName, model: str) -> int:
-        """Bytes that the server's Triton has of its own, with the processes that it runs for the model."""
+    async def measure(self, server: ServerName, models: tuple[str, ...]) -> int:
+        """Bytes that the server's Triton has of its own, with the processes that it runs for these models."""
 
     async def loaded_models(self, server: ServerName) -> frozenset[str]:
         """What Triton has in memory, models on their way in or out included."""
@@ -116,8 +116,8 @@ class FakeEffects:
     async def end_foreign(self, server: ServerName, model: str) -> None:
         await self._happen("end_foreign", server, model)
 
-    async def measure(self, server: ServerName, model: str) -> int:
-        await self._happen("measure", server, model)
+    async def measure(self, server: ServerName, models: tuple[str, ...]) -> int:
+        await self._happen("measure", server, " ".join(models))
         return self.measurements.pop(0)
 
     async def loaded_models(self, server: ServerName) -> frozenset[str]:

@@ -27,6 +27,7 @@ class ForeignModel:
     device_bytes: int | None
     host_bytes: int | None
     max_streams: int = DEFAULT_MAX_STREAMS
+    members: tuple[str, ...] = ()  # of an ensemble, each once
     sequence_idle_s: float | None = None  # how long a sequence may wait for its next request; None: it knows none
 
 
@@ -39,6 +40,7 @@ def parse_foreign(config: model_config_pb2.ModelConfig) -> ForeignModel:
         device_bytes=_whole_number(config, DEVICE_MEMORY),
         host_bytes=_whole_number(config, HOST_MEMORY),
         max_streams=DEFAULT_MAX_STREAMS if max_streams is None else max_streams,
+        members=tuple(dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step)),
         sequence_idle_s=_sequence_idle_s(config),
     )
 

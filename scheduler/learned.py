@@ -4,6 +4,7 @@ is declared. Of this scheduler's lifetime.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from serverless_triton.scheduler.estimator import LEARNING_RATE
@@ -20,25 +21,34 @@ class LearnedModels:
     _load_s: dict[str, float] = field(default_factory=dict)
     _host_bytes: dict[str, int] = field(default_factory=dict)
 
-    def view(self, name: str, declared: ForeignModel) -> ModelView:
-        """What a start of the model needs, as far as is known. Device memory that nobody declares is none."""
+    def view(self, name: str, declared: ForeignModel, members: Sequence[ModelView] = ()) -> ModelView:
+        """What a start of the model needs, as far as is known; an ensemble that declares nothing needs what its members
+        do. Device memory that nobody declares is none.
+        """
+        device_bytes, host_bytes = declared.device_bytes, declared.host_bytes
+        members_device_bytes = sum(member.device_bytes for member in members)
+        learned_bytes = max(self._host_bytes.get(name, 0), sum(member.host_bytes for member in members))
         return ModelView(
             name=name,
             checkpoint="",
             checkpoint_bytes=0,
-            device_bytes=declared.device_bytes or 0,
+            device_bytes=members_device_bytes if device_bytes is None else device_bytes,
             max_streams=declared.max_streams,
-            host_bytes=self._host_bytes.get(name, 0) if declared.host_bytes is None else declared.host_bytes,
+            host_bytes=learned_bytes if host_bytes is None else host_bytes,
             foreign=True,
-            measured=declared.host_bytes is None,
+            measured=host_bytes is None and (not members or any(member.measured for member in members)),
             load_s=self._load_s.get(name, ASSUMED_LOAD_S),
+            members=tuple(dict.fromkeys(model for member in members for model in member.models)),
         )
 
     def loaded(self, view: ModelView, load_s: float, host_bytes: int | None) -> ModelView:
-        """After one more load, which grew Triton by so many bytes (None: nobody knows): the view as it is now."""
+        """After one more load, which grew Triton by so many bytes (None: nobody knows): the view as it is now.
+
+        The most counts: a load grows nothing where an ensemble has the model in memory already.
+        """
         known_s = self._load_s.setdefault(view.name, load_s)
         self._load_s[view.name] = known_s + LEARNING_RATE * (load_s - known_s)
         if host_bytes is not None and view.measured:
-            self._host_bytes[view.name] = host_bytes
-            view = replace(view, host_bytes=host_bytes)
+            self._host_bytes[view.name] = most_bytes = max(host_bytes, view.host_bytes)
+            view = replace(view, host_bytes=most_bytes)
         return replace(view, load_s=self._load_s[view.name])

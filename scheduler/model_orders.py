@@ -5,24 +5,49 @@ from __future__ import annotations
 from dataclasses import replace
 
 from serverless_triton.scheduler.catalogue import Catalogue, ModelEntry
+from serverless_triton.scheduler.definitions import combined
+from serverless_triton.scheduler.errors import InvalidModelName, InvalidRequest, UnknownModel
 from serverless_triton.scheduler.learned import LearnedModels
 from serverless_triton.scheduler.view import ModelView
 from serverless_triton.scheduler.waiting_room import ModelOrder, OrderOf
 
+MOST_NESTED = 8  # ensembles in ensembles
+
 
 def model_orders(catalogue: Catalogue, learned: LearnedModels) -> OrderOf:
-    """It raises InvalidModelName, UnknownModel, InvalidRequest."""
+    """It raises InvalidModelName, UnknownModel, and InvalidRequest for an ensemble that cannot be."""
 
     def order_of(name: str, version: str = "") -> ModelOrder:
         entry = catalogue.entry(name)
         if entry.foreign is not None:  # a replica has all versions that are served
             entry.version(version)
-            view = replace(learned.view(name, entry.foreign), definition=entry.definition)
-            return ModelOrder(view=view, parameters={})
+            return ModelOrder(view=_foreign(catalogue, learned, entry, ()), parameters={})
         entry.served()
         return _generating(entry, version)
 
     return order_of
+
+
+def _foreign(catalogue: Catalogue, learned: LearnedModels, entry: ModelEntry, within: tuple[str, ...]) -> ModelView:
+    """`within` are the ensembles that it is looked at for."""
+    assert entry.foreign is not None
+    path = (*within, entry.name)
+    members = [_member(catalogue, name, path) for name in entry.foreign.members]
+    views = [_foreign(catalogue, learned, member, path) for member in members]
+    of = combined(entry.definition, *(view.definition for view in views)) if views else entry.definition
+    return replace(learned.view(entry.name, entry.foreign, views), definition=of)
+
+
+def _member(catalogue: Catalogue, name: str, within: tuple[str, ...]) -> ModelEntry:
+    if name in within or len(within) > MOST_NESTED:
+        raise InvalidRequest(f"ensemble '{within[0]}' is nested in itself, or too deeply, at model '{name}'")
+    try:
+        entry = catalogue.entry(name)
+    except (InvalidModelName, UnknownModel) as error:
+        raise InvalidRequest(f"ensemble '{within[-1]}' has a member that is not there: {error}") from error
+    if entry.foreign is None:
+        raise InvalidRequest(f"ensemble '{within[-1]}': '{name}' generates text, and cannot be a member of an ensemble")
+    return entry
 
 
 def _generating(entry: ModelEntry, version: str) -> ModelOrder:

@@ -25,7 +25,7 @@ def permit(epoch: int, replica: ReplicaId, order: ModelOrder, candidate: Candida
         parameters=order.parameters,
         parked=candidate.parked,
         foreign=order.view.foreign,
-        measured=order.view.measured,
+        measured=order.view.models if order.view.measured else (),
     )
 
 
@@ -59,11 +59,11 @@ class StartSequence:
         return replace(engine, spans=(*engine.spans, *_without_waiting(stub, engine)))
 
     async def _load_foreign(self, server: ServerName, order: EngineOrder) -> EngineStarted:
-        before = await self.effects.measure(server, order.model) if order.measured else 0
+        before = await self.effects.measure(server, order.measured) if order.measured else 0
         start_s = self.clock()
         await self.effects.load_foreign(server, order.model)
         load = Span(name="triton.load", start_s=start_s, end_s=self.clock(), parent=ADMISSION_SPAN)
-        after = await self.effects.measure(server, order.model) if order.measured else 0
+        after = await self.effects.measure(server, order.measured) if order.measured else 0
         grown = max(0, after - before) if order.measured else None
         return EngineStarted(version=0, tier=FOREIGN_TIER, bytes=0, spans=(load,), host_bytes=grown)
 

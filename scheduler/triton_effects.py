@@ -126,8 +126,8 @@ class TritonEffects:
         while model in await self.loaded_models(server):  # noqa: ASYNC110 - Triton has no event for it
             await asyncio.sleep(_ASK_AGAIN_S)
 
-    async def measure(self, server: ServerName, model: str) -> int:
-        request = agent_pb2.MeasureRequest(model=model)
+    async def measure(self, server: ServerName, models: tuple[str, ...]) -> int:
+        request = agent_pb2.MeasureRequest(models=models)
         reply = await self._ask_agent(self._agents[server].Measure, request, self._release_timeout_s)
         return int(reply.bytes)
 

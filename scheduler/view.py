@@ -28,9 +28,10 @@ class ModelView:
     """What a start of this model needs. `device_bytes` is a replica's share of device memory beside the weights.
 
     A `foreign` one is another backend's: it has no checkpoint, its processes take `host_bytes`, and all of its start is
-    Triton's load, which takes about `load_s`. `definition` is of its configuration and files, "" where nobody knows;
-    replicas of two definitions are two models that share a name. `others` are the versions that are served beside this
-    one; a `foreign` one has none, since its servers have them all.
+    Triton's load, which takes about `load_s`. An ensemble loads with its `members`, whose memory is its own.
+    `definition` is of its configuration and files, "" where nobody knows; replicas of two definitions are two models
+    that share a name. `others` are the versions that are served beside this one; a `foreign` one has none, since its
+    servers have them all.
     """
 
     name: str
@@ -46,12 +47,18 @@ class ModelView:
     version: str = ""
     others: frozenset[str] = frozenset()
     by_name: bool = False  # the version was asked for; else it is the latest that is served
+    members: tuple[str, ...] = ()
 
     def takes(self, version: str) -> bool:
         """Whether a replica of that version may answer. Whoever names none is content with one that was served before
         the latest, until that runs.
         """
         return version == self.version or (not self.by_name and version not in self.others)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What Triton has in memory for it, an ensemble before its members."""
+        return self.name, *self.members
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

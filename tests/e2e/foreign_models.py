@@ -35,6 +35,30 @@ class TritonPythonModel:
         return answers
 """
 
+# Twice what came in: the difference and the sum of the sum and the difference.
+TWICE_CONFIG = """
+platform: "ensemble"
+max_batch_size: 8
+input [{ name: "INPUT0" data_type: TYPE_FP32 dims: [4] }, { name: "INPUT1" data_type: TYPE_FP32 dims: [4] }]
+output [{ name: "OUTPUT0" data_type: TYPE_FP32 dims: [4] }, { name: "OUTPUT1" data_type: TYPE_FP32 dims: [4] }]
+ensemble_scheduling {
+  step [
+    {
+      model_name: "add_sub"
+      model_version: -1
+      input_map [{ key: "INPUT0" value: "INPUT0" }, { key: "INPUT1" value: "INPUT1" }]
+      output_map [{ key: "OUTPUT0" value: "sum" }, { key: "OUTPUT1" value: "difference" }]
+    },
+    {
+      model_name: "add_sub_again"
+      model_version: -1
+      input_map [{ key: "INPUT0" value: "sum" }, { key: "INPUT1" value: "difference" }]
+      output_map [{ key: "OUTPUT0" value: "OUTPUT0" }, { key: "OUTPUT1" value: "OUTPUT1" }]
+    }
+  ]
+}
+"""
+
 # `times` responses, a tenth of a second apart; 13 is refused and 99 ends the process.
 REPEAT_CONFIG = """
 backend: "python"
@@ -126,10 +150,17 @@ class TritonPythonModel:
 """
 
 
-def add_python_model(repository: Path, name: str, config: str, source: str, **parameters: str) -> Path:
-    """Writes the model's folder; `parameters` go into its configuration."""
+def add_ensemble(repository: Path, name: str, config: str) -> Path:
+    """Nothing but a configuration."""
     folder = repository / name
     (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(config)
+    return folder
+
+
+def add_python_model(repository: Path, name: str, config: str, source: str, **parameters: str) -> Path:
+    """Writes the model's folder; `parameters` go into its configuration."""
+    folder = add_ensemble(repository, name, config)
     (folder / "1" / "model.py").write_text(_PREAMBLE + source)
     said = [f'parameters {{ key: "{key}" value {{ string_value: "{text}" }} }}' for key, text in parameters.items()]
     (folder / "config.pbtxt").write_text("\n".join([config, *said]))

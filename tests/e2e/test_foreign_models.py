@@ -27,8 +27,10 @@ from tests.e2e.foreign_models import (
     BROKEN,
     REPEAT,
     REPEAT_CONFIG,
+    TWICE_CONFIG,
     UPPER,
     UPPER_CONFIG,
+    add_ensemble,
     add_python_model,
 )
 
@@ -42,6 +44,8 @@ def cluster(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     models = tmp_path_factory.mktemp("foreign")
     add_model(models, "alpha", demo_model, limits=LIMITS)
     add_python_model(models, "add_sub", ADD_SUB_CONFIG, ADD_SUB, host_memory_bytes="1000000")
+    add_python_model(models, "add_sub_again", ADD_SUB_CONFIG, ADD_SUB, host_memory_bytes="2000000")
+    add_ensemble(models, "twice", TWICE_CONFIG)
     add_python_model(models, "repeat", REPEAT_CONFIG, REPEAT, host_memory_bytes="1000000")
     full = str(ROOM_FOR_ONE - 5_000_000)
     add_python_model(models, "large", UPPER_CONFIG, UPPER, host_memory_bytes=full)
@@ -180,7 +184,7 @@ def test_metadata_and_configuration_of_a_sleeping_model_are_what_triton_says_of_
         metadata = client.get_model_metadata(model, as_json=True, **headers)
         return metadata, client.get_model_config(model, as_json=True, **headers)
 
-    for model in ("add_sub", "repeat"):
+    for model in ("add_sub", "repeat", "twice"):
         grpc.unload_model(model)
         asleep = said(grpc)
         assert grpc.is_model_ready(model)
@@ -298,6 +302,27 @@ def test_an_open_sequence_keeps_its_model_until_it_is_idle_too_long(cluster: Loc
         assert not waiting.done()
         assert waiting.result(timeout=60).errors == []
     assert cluster.replicas("accumulate") == []
+
+
+def test_an_ensemble_wakes_with_its_members_and_goes_with_them(cluster: LocalCluster, grpc: Any) -> None:
+    for name in ("twice", "add_sub"):
+        grpc.unload_model(name)
+    result = grpc.infer("twice", sides(triton_grpc))
+    np.testing.assert_array_equal(result.as_numpy("OUTPUT0"), 2 * LEFT)
+    assert cluster.replicas("twice")[0]["host_bytes"] == 3_000_000
+    assert loaded(cluster) >= {"twice", "add_sub", "add_sub_again"}
+    grpc.unload_model("twice")
+    assert loaded(cluster) & {"twice", "add_sub", "add_sub_again"} == set()
+
+
+def test_a_member_stays_as_long_as_somebody_needs_it(cluster: LocalCluster, grpc: Any) -> None:
+    for name in ("twice", "add_sub"):
+        grpc.load_model(name)
+    grpc.unload_model("add_sub")
+    np.testing.assert_array_equal(grpc.infer("twice", sides(triton_grpc)).as_numpy("OUTPUT1"), 2 * RIGHT)
+    grpc.load_model("add_sub")
+    grpc.unload_model("twice")
+    assert loaded(cluster) & {"twice", "add_sub", "add_sub_again"} == {"add_sub"}
 
 
 def test_a_model_too_large_for_every_server_is_refused(grpc: Any) -> None:

@@ -43,15 +43,19 @@ def pid_file(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_the_server_and_the_models_own_processes_count(pid_file: Path, tmp_path: Path) -> None:
-    alone = triton_bytes(pid_file, tmp_path / "asleep")
+    alone = triton_bytes(pid_file, [tmp_path / "asleep"])
     assert 0 < alone < BALLAST
     for name in ("one", "other"):
-        assert BALLAST < triton_bytes(pid_file, tmp_path / name) - alone < 2 * BALLAST
+        assert BALLAST < triton_bytes(pid_file, [tmp_path / name]) - alone < 2 * BALLAST
+
+
+def test_an_ensembles_members_count_together(pid_file: Path, tmp_path: Path) -> None:
+    assert triton_bytes(pid_file, [tmp_path / "one", tmp_path / "other"]) > 2 * BALLAST
 
 
 def test_a_model_whose_name_begins_another_is_not_it(pid_file: Path, tmp_path: Path) -> None:
-    assert triton_bytes(pid_file, tmp_path / "on") < BALLAST
+    assert triton_bytes(pid_file, [tmp_path / "on"]) < BALLAST
 
 
 def test_a_server_that_does_not_run_has_none(tmp_path: Path) -> None:
-    assert triton_bytes(tmp_path / "pid", tmp_path / "one") == 0
+    assert triton_bytes(tmp_path / "pid", [tmp_path / "one"]) == 0

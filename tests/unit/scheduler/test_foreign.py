@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from serverless_triton.scheduler.admission import ReplicaId, ServerName
+from serverless_triton.scheduler.catalogue import Catalogue
 from serverless_triton.scheduler.effects import EffectFailed
-from serverless_triton.scheduler.errors import LoadFailed
+from serverless_triton.scheduler.errors import InvalidRequest, LoadFailed
 from serverless_triton.scheduler.estimator import estimate_start
 from serverless_triton.scheduler.foreign import DEFAULT_MAX_STREAMS, ForeignModel, parse_foreign
 from serverless_triton.scheduler.learned import ASSUMED_LOAD_S, LearnedModels
 from serverless_triton.scheduler.leftovers import unload_leftovers
+from serverless_triton.scheduler.model_orders import model_orders
 from serverless_triton.scheduler.policy import Refuse, Start, StartRequest, Wait, choose
 from serverless_triton.scheduler.view import ModelView
+from serverless_triton.scheduler.waiting_room import ModelOrder
+from tests.unit.gateway.samples import CONFIG, add_model
 from tests.unit.scheduler.worlds import GB, asked, model, replica, server, settle, view, world
 
 
@@ -125,6 +131,12 @@ def test_what_is_not_declared_is_learned_from_the_load() -> None:
     assert learned.view("f", declared).host_bytes == 700
 
 
+def test_a_load_that_grew_nothing_teaches_nothing() -> None:
+    learned, declared = LearnedModels(), ForeignModel(device_bytes=None, host_bytes=None)
+    learned.loaded(learned.view("f", declared), 1.0, 700)
+    assert learned.loaded(learned.view("f", declared), 1.0, 0).host_bytes == 700
+
+
 # Its life
 
 
@@ -194,6 +206,7 @@ async def test_what_a_load_took_of_memory_is_measured_and_counted() -> None:
     w.effects.measurements = [500, 500 + GB]
     await asked(w, "r1", "f")
     assert [effect for effect, _, _ in w.effects.calls] == ["measure", "load_foreign", "measure"]
+    assert {subject for effect, _, subject in w.effects.calls if effect == "measure"} == {"f"}
     (running,) = w.loop.cluster.view().replicas
     assert running.host_bytes == GB
 
@@ -224,3 +237,86 @@ def test_an_older_replica_in_use_is_waited_for() -> None:
     older, newer = replace(foreign(), definition="1"), replace(foreign(), definition="2")
     there = view([server("a")], [replica("f-1", of=older, on="a", streams=1)])
     assert isinstance(choose(there, StartRequest(model=newer, avoid=frozenset({ReplicaId("f-1")}))).action, Wait)
+
+
+# Ensembles
+
+
+def repository(root: Path, **configs: str) -> Callable[[str], ModelOrder]:
+    for name, text in configs.items():
+        add_model(root, name, text)
+    return model_orders(Catalogue(root), LearnedModels())
+
+
+def steps(*members: str) -> str:
+    return (
+        'platform: "ensemble" ensemble_scheduling {' + "".join(f'step {{ model_name: "{m}" }}' for m in members) + "}"
+    )
+
+
+def takes(host_bytes: int) -> str:
+    return f'backend: "python" parameters {{ key: "host_memory_bytes" value {{ string_value: "{host_bytes}" }} }}'
+
+
+def test_an_ensemble_takes_what_its_members_take_each_once(tmp_path: Path) -> None:
+    order_of = repository(tmp_path, a=takes(1), b=takes(20), e=steps("a", "b", "a"))
+    view = order_of("e").view
+    assert (view.host_bytes, view.measured, view.models) == (21, False, ("e", "a", "b"))
+
+
+def test_an_ensemble_may_declare_what_all_of_it_takes(tmp_path: Path) -> None:
+    said = steps("a") + takes(500).removeprefix('backend: "python"')
+    assert repository(tmp_path, a=takes(1), e=said)("e").view.host_bytes == 500
+
+
+def test_an_ensemble_with_a_member_that_says_nothing_is_measured_as_a_whole(tmp_path: Path) -> None:
+    assert repository(tmp_path, a='backend: "python"', b=takes(20), e=steps("a", "b"))("e").view.measured
+
+
+def test_an_ensemble_in_an_ensemble_loads_all_of_them(tmp_path: Path) -> None:
+    order_of = repository(tmp_path, a=takes(1), inner=steps("a"), outer=steps("inner"))
+    assert order_of("outer").view.models == ("outer", "inner", "a")
+
+
+@pytest.mark.parametrize(
+    ("member", "words"),
+    [("nowhere", "'nowhere' is not found"), ("text", "'text' generates text"), ("e", "nested in itself")],
+)
+def test_an_ensemble_that_cannot_be_is_refused_with_the_reason(tmp_path: Path, member: str, words: str) -> None:
+    order_of = repository(tmp_path, e=steps(member), text=CONFIG)
+    with pytest.raises(InvalidRequest, match=words):
+        order_of("e")
+
+
+async def test_an_ensemble_goes_with_its_members_but_not_with_those_that_others_need() -> None:
+    ensemble = replace(foreign("e", host_bytes=0), members=("a", "b"))
+    w = world("s0", models=(ensemble, foreign("a", host_bytes=0)))
+    for name in ("e", "a"):
+        w.loop.finish(await asked(w, f"of-{name}", name))
+    await w.loop.release("e", timeout_s=1.0)
+    assert w.effects.calls[2:] == [("end_foreign", "s0", "e"), ("end_foreign", "s0", "b")]
+
+
+async def test_a_member_that_ends_stays_loaded_for_its_ensemble() -> None:
+    ensemble = replace(foreign("e", host_bytes=0), members=("a", "b"))
+    w = world("s0", models=(ensemble, foreign("a", host_bytes=0)))
+    for name in ("e", "a"):
+        w.loop.finish(await asked(w, f"of-{name}", name))
+    await w.loop.release("a", timeout_s=1.0)
+    assert w.effects.calls[2:] == []
+    await w.loop.release("e", timeout_s=1.0)
+    assert [subject for _, _, subject in w.effects.calls[2:]] == ["e", "a", "b"]
+
+
+async def test_of_what_is_left_over_ensembles_end_before_their_members() -> None:
+    w = world("s0", models=(replace(foreign("e"), members=("a",)), foreign("a")))
+    w.effects.loaded = frozenset({"a", "e"})
+    await unload_leftovers(w.effects, ServerName("s0"), w.loop.order_of)
+    assert [subject for effect, _, subject in w.effects.calls if effect == "end_foreign"] == ["e", "a"]
+
+
+def test_an_ensemble_whose_member_changes_is_another(tmp_path: Path) -> None:
+    order_of = repository(tmp_path, a=takes(1), e=steps("a"))
+    before = order_of("e").view.definition
+    (tmp_path / "a" / "config.pbtxt").write_text(takes(22))
+    assert order_of("e").view.definition != before
