@@ -85,6 +85,11 @@ class ReplicaState:
     exactness: Exactness | None = None  # of its engine, once that is there
 
     @property
+    def names(self) -> tuple[str, str, str]:
+        """Its model's, its server's and its own, for log lines."""
+        return self.model.name, self.server, self.id
+
+    @property
     def is_leaving(self) -> bool:
         """It takes no more streams, goes when the last one has left, and its stub with it."""
         return self.suspect or self.retiring

@@ -106,7 +106,7 @@ class Rollouts:
         outdated = self.loop.cluster.outdated(newest)
         if self._is_ready(newest):
             for replica in [one for one in outdated if not one.retiring]:
-                self.loop.retire(replica)
+                self.loop.ends.retire(replica)
             self._forget(newest.definition)
         elif (newest.name, newest.version) in self._under_way:
             self._make_room(newest, outdated)
@@ -122,7 +122,7 @@ class Rollouts:
         request = StartRequest(model=newest, avoid=frozenset(replica.id for replica in outdated))
         name = in_the_way(self.loop.cluster.view(), request)
         if name is not None and not self.loop.cluster.replicas[name].retiring:
-            self.loop.retire(self.loop.cluster.replicas[name])
+            self.loop.ends.retire(self.loop.cluster.replicas[name])
 
     def _is_due(self, definition: str) -> bool:
         is_late_enough = self.clock() >= self._not_before_s.get(definition, 0.0)

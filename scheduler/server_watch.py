@@ -126,7 +126,7 @@ class ServerWatch:
                 self.loop.departures.again(server.name, ReplicaId(shown.id), shown.model)
         self._adopt(state)
         parked = [one for one in state.replicas if _is_parked(one)]
-        self.loop.parked(
+        self.loop.news.parked(
             server,
             {ReplicaId(one.id): one.model for one in parked},
             {ReplicaId(one.id): one.stub_private_bytes for one in parked},
@@ -142,7 +142,7 @@ class ServerWatch:
         self._unknown_since_s = {name: since_s for name, since_s in self._unknown_since_s.items() if name in there}
         for shown in state.replicas:
             replica_id = ReplicaId(shown.id)
-            if shown.phase != agent_pb2.READY or self.loop.knows(replica_id):
+            if shown.phase != agent_pb2.READY or self.loop.news.knows(replica_id):
                 continue
             try:
                 model = self._model_of(replica_id, shown.model)
@@ -150,7 +150,7 @@ class ServerWatch:
                 logger.warning("replica_unknown server=%s replica=%s error=%s", self.server.name, shown.id, error)
                 self._end_unknown(replica_id, shown.model)
                 continue
-            self.loop.adopt(
+            self.loop.news.adopt(
                 ReplicaState(
                     id=replica_id,
                     model=model,
@@ -183,7 +183,7 @@ class ServerWatch:
                 continue  # an agent knows nothing of it
             due = replica.phase is Phase.READY and state.version >= replica.shown_from_version
             if due and replica.id not in shown:
-                self.loop.lose(replica, "its worker or stub died")
+                self.loop.news.lose(replica, "its worker or stub died")
 
     # Triton
 
@@ -227,7 +227,7 @@ class ServerWatch:
         self.loop.cluster.changed()
         if not up:
             for replica in self.loop.cluster.on_server(self.server.name):
-                self.loop.lose(replica, f"server {self.server.name} went down")
+                self.loop.news.lose(replica, f"server {self.server.name} went down")
         self.loop.dispatch()
 
 

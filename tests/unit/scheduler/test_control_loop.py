@@ -168,7 +168,7 @@ async def test_failing_starts_are_bounded() -> None:
 async def test_a_lost_replica_tells_its_streams_and_is_not_used_again() -> None:
     w = world("s0", "s1", models=(A,))
     place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
-    w.loop.lose(w.loop.cluster.replicas[place.replica], "its worker died")
+    w.loop.news.lose(w.loop.cluster.replicas[place.replica], "its worker died")
     assert place.lost.result() == "its worker died"
     again = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0, avoid=frozenset({place.replica}))
     assert again.replica != place.replica
@@ -194,7 +194,7 @@ async def test_streams_that_waited_for_a_lost_start_are_sent_elsewhere() -> None
     await settle()
     (replica,) = w.loop.cluster.replicas.values()
     w.loop.cluster.servers[S0].triton_up = False
-    w.loop.lose(replica, "server s0 went down")
+    w.loop.news.lose(replica, "server s0 went down")
     w.loop.dispatch()
     await settle()
     w.effects.resolve("start_engine", S1, "a")
@@ -210,7 +210,7 @@ async def test_an_engine_that_comes_up_after_its_replica_was_lost_is_released() 
     waiting.cancel()
     await settle()
     w.loop.cluster.servers[S0].triton_up = False
-    w.loop.lose(replica, "server s0 went down")
+    w.loop.news.lose(replica, "server s0 went down")
     w.effects.resolve("start_engine", S0, "a")
     w.effects.resolve("load_model", S0, "a")
     await settle()
@@ -389,7 +389,7 @@ async def test_warm_starts_and_release_stops_once_streams_have_ended() -> None:
 async def test_a_replica_that_somebody_else_started_is_adopted_and_used() -> None:
     w = world("s0", models=(A,))
     lost = asyncio.get_running_loop().create_future()
-    w.loop.adopt(ReplicaState(id=ReplicaId("a-old"), model=A, server=S0, phase=Phase.READY, lost=lost))
+    w.loop.news.adopt(ReplicaState(id=ReplicaId("a-old"), model=A, server=S0, phase=Phase.READY, lost=lost))
     place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
     assert place.replica == "a-old"
     assert calls(w, "start_engine") == []
@@ -404,7 +404,7 @@ async def parked_on_s0(*servers: str) -> tuple[World, ReplicaId]:
     w.loop.park_overdue()
     await settle()
     assert calls(w, "park_engine") == [("s0", place.replica)]
-    w.loop.parked(w.loop.cluster.servers[S0], {place.replica: "a"})
+    w.loop.news.parked(w.loop.cluster.servers[S0], {place.replica: "a"})
     return w, place.replica
 
 
@@ -439,7 +439,7 @@ async def test_a_parked_model_starts_without_triton_and_its_receipt_says_so() ->
 async def test_a_parked_stub_serves_one_start_whatever_older_news_say() -> None:
     w, stub = await parked_on_s0("s0")
     place = await w.loop.admit(StreamId("y"), "a", timeout_s=1.0)
-    w.loop.parked(w.loop.cluster.servers[S0], {stub: "a"})
+    w.loop.news.parked(w.loop.cluster.servers[S0], {stub: "a"})
     assert w.loop.cluster.view().servers[0].parked == {}
     assert place.replica in w.loop.cluster.replicas
 
@@ -480,8 +480,8 @@ async def test_an_unload_takes_parked_stubs_too() -> None:
 async def test_of_too_many_parked_stubs_the_oldest_is_unloaded() -> None:
     w = world("s0", models=(A, B, C), limits=ControlLimits(max_parked_per_server=2))
     server = w.loop.cluster.servers[S0]
-    w.loop.parked(server, {ReplicaId("a-1"): "a", ReplicaId("b-1"): "b"})
-    w.loop.parked(server, {ReplicaId("c-1"): "c", ReplicaId("b-1"): "b", ReplicaId("a-1"): "a"})
+    w.loop.news.parked(server, {ReplicaId("a-1"): "a", ReplicaId("b-1"): "b"})
+    w.loop.news.parked(server, {ReplicaId("c-1"): "c", ReplicaId("b-1"): "b", ReplicaId("a-1"): "a"})
     await settle()
     assert calls(w, "unload_model") == [("s0", "a")]
     assert set(server.parked.by_model()) == {"b", "c"}
@@ -491,10 +491,10 @@ async def test_of_parked_stubs_that_hold_too_much_memory_the_oldest_are_unloaded
     w = world("s0", models=(A, B, C), limits=ControlLimits(max_parked_bytes_per_server=100))
     server = w.loop.cluster.servers[S0]
     sizes = {ReplicaId("a-1"): 30, ReplicaId("b-1"): 40, ReplicaId("c-1"): 61}
-    w.loop.parked(server, {ReplicaId("a-1"): "a", ReplicaId("b-1"): "b"}, sizes)
+    w.loop.news.parked(server, {ReplicaId("a-1"): "a", ReplicaId("b-1"): "b"}, sizes)
     await settle()
     assert calls(w, "unload_model") == []
-    w.loop.parked(server, {ReplicaId("a-1"): "a", ReplicaId("b-1"): "b", ReplicaId("c-1"): "c"}, sizes)
+    w.loop.news.parked(server, {ReplicaId("a-1"): "a", ReplicaId("b-1"): "b", ReplicaId("c-1"): "c"}, sizes)
     await settle()
     assert calls(w, "unload_model") == [("s0", "a"), ("s0", "b")]
     assert set(server.parked.by_model()) == {"c"}
@@ -504,21 +504,21 @@ async def test_a_parked_stub_that_grows_beyond_the_memory_for_all_of_them_is_unl
     w = world("s0", models=(A,), limits=ControlLimits(max_parked_bytes_per_server=100))
     server = w.loop.cluster.servers[S0]
     for size in (100, 101):
-        w.loop.parked(server, {ReplicaId("a-1"): "a"}, {ReplicaId("a-1"): size})
+        w.loop.news.parked(server, {ReplicaId("a-1"): "a"}, {ReplicaId("a-1"): size})
     await settle()
     assert calls(w, "unload_model") == [("s0", "a")]
 
 
 async def test_a_parked_stub_that_died_because_triton_does_not_notice() -> None:
     w, _ = await parked_on_s0("s0")
-    w.loop.parked(w.loop.cluster.servers[S0], {})
+    w.loop.news.parked(w.loop.cluster.servers[S0], {})
     await settle()
     assert calls(w, "unload_model") == [("s0", "a")]
 
 
 async def test_a_stub_that_a_new_agent_has_not_heard_of_yet_is_not_unloaded() -> None:
     w, _ = await parked_on_s0("s0")
-    w.loop.parked(w.loop.cluster.servers[S0], {}, settled=False)
+    w.loop.news.parked(w.loop.cluster.servers[S0], {}, settled=False)
     await settle()
     assert calls(w, "unload_model") == []
 
@@ -526,8 +526,8 @@ async def test_a_stub_that_a_new_agent_has_not_heard_of_yet_is_not_unloaded() ->
 async def test_a_replica_whose_worker_died_leaves_its_parked_stub_in_triton() -> None:
     w = world("s0", models=(A,))
     place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
-    w.loop.parked(w.loop.cluster.servers[S0], {place.replica: "a"})
-    w.loop.lose(w.loop.cluster.replicas[place.replica], "its worker died")
+    w.loop.news.parked(w.loop.cluster.servers[S0], {place.replica: "a"})
+    w.loop.news.lose(w.loop.cluster.replicas[place.replica], "its worker died")
     w.loop.finish(place)
     again = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0, avoid=frozenset({place.replica}))
     assert calls(w, "unload_model") == calls(w, "release_engine") == []

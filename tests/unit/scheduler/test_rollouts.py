@@ -261,7 +261,7 @@ async def test_parked_stubs_of_a_model_that_changed_or_went_are_unloaded(is_gone
     w = world("s0", models=(A,))
     stub = new_replica_id("a", OLD)
     state = w.loop.cluster.servers[S0]
-    w.loop.parked(state, {stub: "a"})
+    w.loop.news.parked(state, {stub: "a"})
     if is_gone:
         del w.orders["a"]
     else:
@@ -275,7 +275,7 @@ async def test_parked_stubs_of_a_model_that_changed_or_went_are_unloaded(is_gone
 async def test_a_parked_stub_of_the_same_definition_stays() -> None:
     w = world("s0", models=(A,))
     stub = new_replica_id("a", OLD)
-    w.loop.parked(w.loop.cluster.servers[S0], {stub: "a"})
+    w.loop.news.parked(w.loop.cluster.servers[S0], {stub: "a"})
     rollouts_of(w).check()
     assert stub in w.loop.cluster.servers[S0].parked
     place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
@@ -285,7 +285,7 @@ async def test_a_parked_stub_of_the_same_definition_stays() -> None:
 
 async def test_a_stub_that_was_parked_with_another_configuration_gets_no_engine() -> None:
     w = world("s0", models=(CHANGED,))
-    w.loop.parked(w.loop.cluster.servers[S0], {new_replica_id("a", OLD): "a"})
+    w.loop.news.parked(w.loop.cluster.servers[S0], {new_replica_id("a", OLD): "a"})
     await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
     assert w.effects.orders[0].parked is None
 
@@ -418,7 +418,7 @@ async def test_parked_stubs_of_every_served_version_stay() -> None:
     w = two_versions("s0", "s1")
     stubs = {S0: new_replica_id("a", OLD), S1: new_replica_id("a", NEW)}
     for server_name, stub in stubs.items():
-        w.loop.parked(w.loop.cluster.servers[server_name], {stub: "a"})
+        w.loop.news.parked(w.loop.cluster.servers[server_name], {stub: "a"})
     rollouts_of(w).check()
     await settle()
     assert calls(w, "unload_model") == []
