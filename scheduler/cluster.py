@@ -17,11 +17,19 @@ from serverless_triton.scheduler.admission import (
 )
 from serverless_triton.scheduler.estimator import StartEstimate, learn_fixed_cost
 from serverless_triton.scheduler.parked import ParkedStubs
-from serverless_triton.scheduler.view import ClusterView, FixedStarts, ModelView, Phase, ReplicaView, ServerView
+from serverless_triton.scheduler.view import (
+    Bandwidth,
+    ClusterView,
+    DeviceView,
+    FixedStarts,
+    ModelView,
+    Phase,
+    ReplicaView,
+    ServerView,
+)
 
-# Before a store has measured its own: a slow SSD, DRAM as copied by one core.
-ASSUMED_SSD_BYTES_PER_SECOND = 1e9
-ASSUMED_DRAM_BYTES_PER_SECOND = 20e9
+# Before a store has measured its own: a gigabit's link, a slow SSD, DRAM as copied by one core.
+ASSUMED_BANDWIDTH: Bandwidth = {"remote": 1e8, "ssd": 1e9, "dram": 20e9}
 ASSUMED_FIXED_START_S: FixedStarts = {
     "cold": {"dram": 0.25, "ssd": 0.1},
     "parked": {"dram": 0.06, "ssd": 0.06},
@@ -44,8 +52,10 @@ class ServerState:
     node_version: int = 0
     device_memory_bytes: int = 0
     device_holds_weights: bool = False
+    devices: tuple[DeviceView, ...] = ()
+    draining: bool = False
     dram_bytes: int = 0
-    ssd_bytes_per_second: float = ASSUMED_SSD_BYTES_PER_SECOND
+    bandwidth: dict[str, float] = field(default_factory=lambda: dict(ASSUMED_BANDWIDTH))
     fixed_start_s: dict[StartState, dict[str, float]] = field(default_factory=_assumed_fixed_starts)
     in_dram: frozenset[str] = frozenset()
     parked: ParkedStubs = field(default_factory=ParkedStubs)
@@ -83,6 +93,9 @@ class ReplicaState:
     retiring: bool = False  # its model was replaced or is gone: as a suspect one, but nothing is wrong with it
     start: StartRecord | None = None
     exactness: Exactness | None = None  # of its engine, once that is there
+    tokens: int = 0
+    frees_at_s: float | None = None
+    devices: tuple[int, ...] = ()
 
     @property
     def names(self) -> tuple[str, str, str]:
@@ -109,6 +122,11 @@ class ReplicaState:
             host_bytes=self.model.host_bytes,
             definition=self.model.definition,
             version=self.model.version,
+            tokens=self.tokens,
+            frees_at_s=self.frees_at_s,
+            devices=self.devices,
+            priority=self.model.priority,
+            pinned=self.model.pinned,
         )
 
 
@@ -181,10 +199,11 @@ def _server_view(server: ServerState, queued_bytes: int) -> ServerView:
         device_memory_bytes=server.device_memory_bytes,
         device_holds_weights=server.device_holds_weights,
         dram_bytes=server.dram_bytes,
-        ssd_bytes_per_second=server.ssd_bytes_per_second,
-        dram_bytes_per_second=ASSUMED_DRAM_BYTES_PER_SECOND,
+        bandwidth=dict(server.bandwidth),
         fixed_start_s={state: dict(by_tier) for state, by_tier in server.fixed_start_s.items()},
         queued_bytes=queued_bytes,
         in_dram=server.in_dram,
         parked=server.parked.by_model(),
+        devices=server.devices,
+        draining=server.draining,
     )

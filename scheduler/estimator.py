@@ -43,13 +43,13 @@ def estimate_start(server: ServerView, model: ModelView) -> StartEstimate:
     state: StartState = "parked" if server.parked_stub(model) is not None else "cold"
     fixed_s = server.fixed_start_s[state]
     if model.checkpoint in server.in_dram:
-        transfer_s = model.checkpoint_bytes / server.dram_bytes_per_second
+        transfer_s = model.checkpoint_bytes / server.bandwidth["dram"]
         return StartEstimate(state=state, tier="dram", queue_s=0.0, transfer_s=transfer_s, fixed_s=fixed_s["dram"])
     return StartEstimate(
         state=state,
         tier="ssd",
-        queue_s=server.queued_bytes / server.ssd_bytes_per_second,
-        transfer_s=model.checkpoint_bytes / server.ssd_bytes_per_second,
+        queue_s=server.queued_bytes / server.bandwidth["ssd"],
+        transfer_s=model.checkpoint_bytes / server.bandwidth["ssd"],
         fixed_s=fixed_s["ssd"],
     )
 

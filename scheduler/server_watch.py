@@ -118,7 +118,7 @@ class ServerWatch:
         server.device_holds_weights = state.device_holds_weights
         server.in_dram = frozenset(image.checkpoint for image in state.images)
         if state.ssd_bytes_per_second > 0:
-            server.ssd_bytes_per_second = state.ssd_bytes_per_second
+            server.bandwidth["ssd"] = state.ssd_bytes_per_second
         server.worker_pids = {ReplicaId(replica.id): replica.worker_pid for replica in state.replicas}
         server.stub_pids = {ReplicaId(replica.id): replica.stub_pid for replica in state.replicas}
         for shown in state.replicas:

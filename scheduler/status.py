@@ -29,7 +29,7 @@ def _server(loop: ControlLoop, server: ServerState) -> dict[str, Any]:
         "takes_starts": server.takes_starts,
         "device_memory_bytes": server.device_memory_bytes,
         "dram_bytes": server.dram_bytes,
-        "ssd_bytes_per_second": server.ssd_bytes_per_second,
+        "ssd_bytes_per_second": server.bandwidth["ssd"],
         "fixed_start_s": server.fixed_start_s,
         "in_dram": sorted(server.in_dram),
         "replicas": [

@@ -12,6 +12,7 @@ from serverless_triton.scheduler.admission import ReplicaId, ServerName, StartSt
 from serverless_triton.scheduler.definitions import definition_of
 
 FixedStarts = Mapping[StartState, Mapping[str, float]]  # seconds by what was there before and by tier
+Bandwidth = Mapping[str, float]  # bytes/s by tier: "remote", "ssd", "dram"
 
 
 class Phase(enum.Enum):
@@ -48,6 +49,14 @@ class ModelView:
     others: frozenset[str] = frozenset()
     by_name: bool = False  # the version was asked for; else it is the latest that is served
     members: tuple[str, ...] = ()
+    fixed_offset_s: Mapping[StartState, float] = field(default_factory=dict, hash=False)
+    migration_s_per_token: float = 0.0
+    migration_fixed_s: float = 0.0
+    devices: int = 1
+    min_replicas: int = 0
+    max_replicas: int | None = None
+    priority: int = 0
+    pinned: bool = False
 
     def takes(self, version: str) -> bool:
         """Whether a replica of that version may answer. Whoever names none is content with one that was served before
@@ -62,23 +71,33 @@ class ModelView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerView:
-    """One server: its budgets, its tiers' bandwidths in bytes/s, and what its store holds in DRAM.
+class DeviceView:
+    """One device of a server, by its place in the node's configuration."""
 
-    `device_memory_bytes` is the sum of its devices'. With `device_holds_weights`, on GPUs, a replica's weights count
-    there, too; without, the device is the host's processor, and what a replica takes of the host counts there.
+    id: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerView:
+    """One server: its budgets, its tiers' bandwidths, and what its store holds in DRAM.
+
+    `device_memory_bytes` is the sum of its `devices`'; where none are named it is that of one. With
+    `device_holds_weights`, on GPUs, a replica's weights count there, too; without, the device is the host's processor,
+    and what a replica takes of the host counts there. A `draining` one takes no starts.
     """
 
     name: ServerName
     device_memory_bytes: int
     dram_bytes: int
-    ssd_bytes_per_second: float
-    dram_bytes_per_second: float
+    bandwidth: Bandwidth
     fixed_start_s: FixedStarts  # what a start costs beside moving bytes
     queued_bytes: int  # on the node's sequential load queue, from its SSD
     in_dram: frozenset[str]  # checkpoints
     parked: Mapping[str, ReplicaId] = field(default_factory=dict)  # by model: its stub there that waits for an engine
     device_holds_weights: bool = False
+    devices: tuple[DeviceView, ...] = ()
+    draining: bool = False
 
     def device_bytes_of(self, one: ModelView | ReplicaView) -> int:
         """What a replica takes of this server's device memory."""
@@ -96,7 +115,11 @@ class ServerView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaView:
-    """One replica and the streams that hold a reference to it, those waiting for its start included."""
+    """One replica and the streams that hold a reference to it, those waiting for its start included.
+
+    `tokens` are all that its streams hold, read and written, as far as gateways have told. A full one is expected to
+    have a place at `frees_at_s`, on the control loop's clock. `devices` are those that it lies on; none: nobody told.
+    """
 
     id: ReplicaId
     model: str
@@ -111,6 +134,11 @@ class ReplicaView:
     host_bytes: int = 0
     definition: str = ""
     version: str = ""
+    tokens: int = 0
+    frees_at_s: float | None = None
+    devices: tuple[int, ...] = ()
+    priority: int = 0
+    pinned: bool = False
 
     @property
     def is_idle(self) -> bool:

@@ -52,7 +52,7 @@ async def test_budgets_tiers_and_bandwidth_are_taken_over() -> None:
     w = world("s0", models=(A,))
     hear(watch(w), state(1))
     (seen,) = w.loop.cluster.view().servers
-    assert (seen.device_memory_bytes, seen.dram_bytes, seen.ssd_bytes_per_second) == (2 * GB, 4 * GB, 5e8)
+    assert (seen.device_memory_bytes, seen.dram_bytes, seen.bandwidth["ssd"]) == (2 * GB, 4 * GB, 5e8)
     assert seen.in_dram == {"/models/a"}
 
 

@@ -38,8 +38,7 @@ def server(name: str = "s0", **changes: object) -> ServerView:
     figures: dict[str, object] = {
         "device_memory_bytes": 2 * GB,
         "dram_bytes": 4 * GB,
-        "ssd_bytes_per_second": float(GB),
-        "dram_bytes_per_second": 20.0 * GB,
+        "bandwidth": {"remote": 0.1 * GB, "ssd": float(GB), "dram": 20.0 * GB},
         "fixed_start_s": {"cold": {"dram": 0.25, "ssd": 0.25}, "parked": {"dram": 0.05, "ssd": 0.05}},
         "queued_bytes": 0,
         "in_dram": frozenset(),
