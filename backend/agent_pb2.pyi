@@ -23,7 +23,7 @@ class WatchRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class NodeState(_message.Message):
-    __slots__ = ("node", "version", "highest_epoch", "device_memory_bytes", "device_granted_bytes", "dram_bytes", "dram_leased_bytes", "ssd_bytes_per_second", "replicas", "images", "device_holds_weights", "workers_ready")
+    __slots__ = ("node", "version", "highest_epoch", "device_memory_bytes", "device_granted_bytes", "dram_bytes", "dram_leased_bytes", "ssd_bytes_per_second", "replicas", "images", "device_holds_weights", "workers_ready", "devices", "remote_bytes_per_second", "copies", "transfers")
     NODE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     HIGHEST_EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,10 @@ class NodeState(_message.Message):
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     DEVICE_HOLDS_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     WORKERS_READY_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
     node: str
     version: int
     highest_epoch: int
@@ -48,10 +52,36 @@ class NodeState(_message.Message):
     images: _containers.RepeatedCompositeFieldContainer[Image]
     device_holds_weights: bool
     workers_ready: bool
-    def __init__(self, node: _Optional[str] = ..., version: _Optional[int] = ..., highest_epoch: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., device_granted_bytes: _Optional[int] = ..., dram_bytes: _Optional[int] = ..., dram_leased_bytes: _Optional[int] = ..., ssd_bytes_per_second: _Optional[float] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., device_holds_weights: _Optional[bool] = ..., workers_ready: _Optional[bool] = ...) -> None: ...
+    devices: _containers.RepeatedCompositeFieldContainer[Device]
+    remote_bytes_per_second: float
+    copies: _containers.RepeatedScalarFieldContainer[str]
+    transfers: _containers.RepeatedCompositeFieldContainer[Transfer]
+    def __init__(self, node: _Optional[str] = ..., version: _Optional[int] = ..., highest_epoch: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., device_granted_bytes: _Optional[int] = ..., dram_bytes: _Optional[int] = ..., dram_leased_bytes: _Optional[int] = ..., ssd_bytes_per_second: _Optional[float] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., device_holds_weights: _Optional[bool] = ..., workers_ready: _Optional[bool] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., remote_bytes_per_second: _Optional[float] = ..., copies: _Optional[_Iterable[str]] = ..., transfers: _Optional[_Iterable[_Union[Transfer, _Mapping]]] = ...) -> None: ...
+
+class Device(_message.Message):
+    __slots__ = ("id", "name", "memory_bytes", "granted_bytes")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GRANTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    name: str
+    memory_bytes: int
+    granted_bytes: int
+    def __init__(self, id: _Optional[int] = ..., name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., granted_bytes: _Optional[int] = ...) -> None: ...
+
+class Transfer(_message.Message):
+    __slots__ = ("checkpoint", "bytes", "read_bytes")
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    checkpoint: str
+    bytes: int
+    read_bytes: int
+    def __init__(self, checkpoint: _Optional[str] = ..., bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ...) -> None: ...
 
 class Replica(_message.Message):
-    __slots__ = ("id", "model", "phase", "device_bytes", "worker_pid", "stub_pid", "stub_private_bytes", "exactness")
+    __slots__ = ("id", "model", "phase", "device_bytes", "worker_pid", "stub_pid", "stub_private_bytes", "exactness", "devices")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +90,7 @@ class Replica(_message.Message):
     STUB_PID_FIELD_NUMBER: _ClassVar[int]
     STUB_PRIVATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     EXACTNESS_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     phase: Phase
@@ -68,7 +99,8 @@ class Replica(_message.Message):
     stub_pid: int
     stub_private_bytes: int
     exactness: Exactness
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., phase: _Optional[_Union[Phase, str]] = ..., device_bytes: _Optional[int] = ..., worker_pid: _Optional[int] = ..., stub_pid: _Optional[int] = ..., stub_private_bytes: _Optional[int] = ..., exactness: _Optional[_Union[Exactness, _Mapping]] = ...) -> None: ...
+    devices: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., phase: _Optional[_Union[Phase, str]] = ..., device_bytes: _Optional[int] = ..., worker_pid: _Optional[int] = ..., stub_pid: _Optional[int] = ..., stub_private_bytes: _Optional[int] = ..., exactness: _Optional[_Union[Exactness, _Mapping]] = ..., devices: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Exactness(_message.Message):
     __slots__ = ("kind", "reason", "contract")
@@ -81,14 +113,16 @@ class Exactness(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., reason: _Optional[str] = ..., contract: _Optional[str] = ...) -> None: ...
 
 class Image(_message.Message):
-    __slots__ = ("checkpoint", "bytes", "leased")
+    __slots__ = ("checkpoint", "bytes", "leased", "pinned")
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     LEASED_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
     checkpoint: str
     bytes: int
     leased: bool
-    def __init__(self, checkpoint: _Optional[str] = ..., bytes: _Optional[int] = ..., leased: _Optional[bool] = ...) -> None: ...
+    pinned: bool
+    def __init__(self, checkpoint: _Optional[str] = ..., bytes: _Optional[int] = ..., leased: _Optional[bool] = ..., pinned: _Optional[bool] = ...) -> None: ...
 
 class StartRequest(_message.Message):
     __slots__ = ("epoch", "replica", "model", "parameters", "parked")
@@ -176,3 +210,47 @@ class MeasureReply(_message.Message):
     BYTES_FIELD_NUMBER: _ClassVar[int]
     bytes: int
     def __init__(self, bytes: _Optional[int] = ...) -> None: ...
+
+class PrefetchRequest(_message.Message):
+    __slots__ = ("epoch", "checkpoint")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    checkpoint: str
+    def __init__(self, epoch: _Optional[int] = ..., checkpoint: _Optional[str] = ...) -> None: ...
+
+class PrefetchReply(_message.Message):
+    __slots__ = ("bytes", "read_s")
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    READ_S_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    read_s: float
+    def __init__(self, bytes: _Optional[int] = ..., read_s: _Optional[float] = ...) -> None: ...
+
+class EvictRequest(_message.Message):
+    __slots__ = ("epoch", "checkpoint")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    checkpoint: str
+    def __init__(self, epoch: _Optional[int] = ..., checkpoint: _Optional[str] = ...) -> None: ...
+
+class EvictReply(_message.Message):
+    __slots__ = ("images",)
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    images: int
+    def __init__(self, images: _Optional[int] = ...) -> None: ...
+
+class PinRequest(_message.Message):
+    __slots__ = ("epoch", "checkpoint", "pinned")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    checkpoint: str
+    pinned: bool
+    def __init__(self, epoch: _Optional[int] = ..., checkpoint: _Optional[str] = ..., pinned: _Optional[bool] = ...) -> None: ...
+
+class PinReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -59,6 +59,21 @@ class NodeAgentStub:
                 request_serializer=serverless__triton_dot_backend_dot_agent__pb2.MeasureRequest.SerializeToString,
                 response_deserializer=serverless__triton_dot_backend_dot_agent__pb2.MeasureReply.FromString,
                 _registered_method=True)
+        self.Prefetch = channel.unary_unary(
+                '/serverless_triton.backend.NodeAgent/Prefetch',
+                request_serializer=serverless__triton_dot_backend_dot_agent__pb2.PrefetchRequest.SerializeToString,
+                response_deserializer=serverless__triton_dot_backend_dot_agent__pb2.PrefetchReply.FromString,
+                _registered_method=True)
+        self.Evict = channel.unary_unary(
+                '/serverless_triton.backend.NodeAgent/Evict',
+                request_serializer=serverless__triton_dot_backend_dot_agent__pb2.EvictRequest.SerializeToString,
+                response_deserializer=serverless__triton_dot_backend_dot_agent__pb2.EvictReply.FromString,
+                _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/serverless_triton.backend.NodeAgent/Pin',
+                request_serializer=serverless__triton_dot_backend_dot_agent__pb2.PinRequest.SerializeToString,
+                response_deserializer=serverless__triton_dot_backend_dot_agent__pb2.PinReply.FromString,
+                _registered_method=True)
 
 
 class NodeAgentServicer:
@@ -99,6 +114,28 @@ class NodeAgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Prefetch(self, request, context):
+        """Bring a checkpoint into DRAM, behind every load that somebody waits for. Returns when it is there; a call that is
+        cancelled stops it, unless somebody else wants it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Evict(self, request, context):
+        """Drop a checkpoint from DRAM. ABORTED where somebody uses it or it is pinned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pin(self, request, context):
+        """Bring a checkpoint into DRAM and keep it there, or let it go when its room is needed. Returns at once. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeAgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +163,21 @@ def add_NodeAgentServicer_to_server(servicer, server):
                     servicer.Measure,
                     request_deserializer=serverless__triton_dot_backend_dot_agent__pb2.MeasureRequest.FromString,
                     response_serializer=serverless__triton_dot_backend_dot_agent__pb2.MeasureReply.SerializeToString,
+            ),
+            'Prefetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prefetch,
+                    request_deserializer=serverless__triton_dot_backend_dot_agent__pb2.PrefetchRequest.FromString,
+                    response_serializer=serverless__triton_dot_backend_dot_agent__pb2.PrefetchReply.SerializeToString,
+            ),
+            'Evict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Evict,
+                    request_deserializer=serverless__triton_dot_backend_dot_agent__pb2.EvictRequest.FromString,
+                    response_serializer=serverless__triton_dot_backend_dot_agent__pb2.EvictReply.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=serverless__triton_dot_backend_dot_agent__pb2.PinRequest.FromString,
+                    response_serializer=serverless__triton_dot_backend_dot_agent__pb2.PinReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +315,87 @@ class NodeAgent:
             '/serverless_triton.backend.NodeAgent/Measure',
             serverless__triton_dot_backend_dot_agent__pb2.MeasureRequest.SerializeToString,
             serverless__triton_dot_backend_dot_agent__pb2.MeasureReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prefetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serverless_triton.backend.NodeAgent/Prefetch',
+            serverless__triton_dot_backend_dot_agent__pb2.PrefetchRequest.SerializeToString,
+            serverless__triton_dot_backend_dot_agent__pb2.PrefetchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Evict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serverless_triton.backend.NodeAgent/Evict',
+            serverless__triton_dot_backend_dot_agent__pb2.EvictRequest.SerializeToString,
+            serverless__triton_dot_backend_dot_agent__pb2.EvictReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serverless_triton.backend.NodeAgent/Pin',
+            serverless__triton_dot_backend_dot_agent__pb2.PinRequest.SerializeToString,
+            serverless__triton_dot_backend_dot_agent__pb2.PinReply.FromString,
             options,
             channel_credentials,
             insecure,

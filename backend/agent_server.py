@@ -26,6 +26,7 @@ from serverless_triton.backend.messages import Acquire, ProtocolError, WorkerHel
 from serverless_triton.backend.model_repository import read_parameters
 from serverless_triton.backend.node_secret import NodeSecret
 from serverless_triton.backend.node_tls import NodeTLS
+from serverless_triton.backend.prefetches import Prefetches
 from serverless_triton.backend.tiers import TierWatcher
 from serverless_triton.backend.triton_memory import triton_bytes
 from serverless_triton.backend.worker_pool import LEARNED_AHEAD, WorkerPool
@@ -74,7 +75,9 @@ async def serve(config: AgentConfig) -> None:
     tiers = TierWatcher(agent, config.store_socket)
     pool.learn(read_parameters(config.model_repository)[:LEARNED_AHEAD])
     with _listening(config.socket) as listener:
-        server = await _grpc_server(config, AgentService(config.node, agent, tiers, config.measure))
+        prefetches = Prefetches(config.store_socket, on_change=agent.touch)
+        service = AgentService(config.node, agent, tiers, prefetches, config.measure)
+        server = await _grpc_server(config, service)
         tasks = [asyncio.ensure_future(work) for work in (pool.run(), tiers.run(), _accept(listener, agent))]
         stopped = _stop_signal()
         logger.info("agent_ready node=%s grpc=%s", config.node, config.grpc_address)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from serverless_triton.backend.device_map import Share, plan
 from serverless_triton.backend.ledger import DeviceLedgers
@@ -26,6 +27,16 @@ def device_names(text: str) -> tuple[str, ...]:
     return names
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One device as others are told of it. `id` is its place among the node's devices."""
+
+    id: int
+    name: str
+    memory_bytes: int
+    granted_bytes: int
+
+
 class Devices:
     """One ledger a device, and the device map of every replica that comes. `budgets` are bytes by device.
 
@@ -46,6 +57,13 @@ class Devices:
     @property
     def granted_bytes(self) -> int:
         return self._ledgers.granted_bytes
+
+    def shown(self) -> tuple[Device, ...]:
+        """All devices, by id; also one without budget that a replica of an earlier agent lies on."""
+        return tuple(
+            Device(id=number, name=name, memory_bytes=budget, granted_bytes=granted)
+            for number, (name, (budget, granted)) in enumerate(self._ledgers.amounts().items())
+        )
 
     def parts(self, spec: ModelSpec) -> Sequence[int]:
         """Bytes of each part of this model. Raises CheckpointError where its files have to be looked at."""

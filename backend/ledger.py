@@ -64,6 +64,10 @@ class DeviceLedgers:
         """On all devices together."""
         return sum(ledger.granted_bytes for ledger in self._ledgers.values())
 
+    def amounts(self) -> dict[str, tuple[int, int]]:
+        """Budget and granted bytes by device, in the order the budgets were given."""
+        return {device: (ledger.budget_bytes, ledger.granted_bytes) for device, ledger in self._ledgers.items()}
+
     def free_bytes(self, ending: Iterable[str] = ()) -> dict[str, int]:
         """By device, as `DeviceLedger.free_bytes`."""
         ending = set(ending)

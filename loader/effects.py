@@ -138,7 +138,7 @@ class RecordedEffects:
         return ArenaFacts(id="arena", kind="4k", page_bytes=4096, interleaved_nodes=(), prefaulted_bytes=0)
 
     def ssd_cache(self) -> SsdCacheStatus:
-        return SsdCacheStatus(capacity_bytes=0, used_bytes=0, entries=0, problem="")
+        return SsdCacheStatus(capacity_bytes=0, used_bytes=0, entries=0, urls=(), problem="")
 
     def devices(self) -> tuple[DeviceStatus, ...]:
         return ()

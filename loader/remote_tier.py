@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .remote.loader import RemoteLoader
     from .remote.opener import RemoteOpener
 
-NO_CACHE = SsdCacheStatus(capacity_bytes=0, used_bytes=0, entries=0, problem="")
+NO_CACHE = SsdCacheStatus(capacity_bytes=0, used_bytes=0, entries=0, urls=(), problem="")
 # What a copy on the SSD can have that its original need not have.
 COPY_ERRORS = (
     CheckpointChanged,

@@ -68,7 +68,8 @@ class QueueStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SsdCacheStatus:
-    """The copies of remote checkpoints; `capacity_bytes` is 0 where none are kept. `entries` are complete copies.
+    """The copies of remote checkpoints; `capacity_bytes` is 0 where none are kept. `entries` are complete copies, of
+    the checkpoints at `urls`, by which several versions of one may lie here.
 
     `problem` says why something was not cached lately, "" if nothing was amiss.
     """
@@ -76,6 +77,7 @@ class SsdCacheStatus:
     capacity_bytes: int
     used_bytes: int
     entries: int
+    urls: tuple[str, ...]
     problem: str
 
 

@@ -62,11 +62,12 @@ class SsdCache:
     @property
     def status(self) -> SsdCacheStatus:
         with self._lock:
-            complete = sum(entry.is_complete for entry in self._entries.values())
+            complete = [entry.manifest.url for entry in self._entries.values() if entry.is_complete]
             return SsdCacheStatus(
                 capacity_bytes=self._capacity_bytes,
                 used_bytes=self._used(),
-                entries=complete,
+                entries=len(complete),
+                urls=tuple(sorted(set(complete))),
                 problem="; ".join(filter(None, (self._problem, self._removals.problem))),
             )
 

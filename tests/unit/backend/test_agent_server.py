@@ -28,7 +28,7 @@ async def test_an_address_that_another_agent_listens_on_is_refused():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    service = AgentService("n", None, None)  # type: ignore[arg-type]
+    service = AgentService("n", None, None, None)  # type: ignore[arg-type]
     first = await _grpc_server(config(address), service)
     try:
         with pytest.raises(OSError, match=f"{address} is taken"):

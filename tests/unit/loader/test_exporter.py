@@ -79,7 +79,7 @@ STATUS = StoreStatus(
     throttle_bytes_per_second=0,
     remote_throttle_bytes_per_second=0,
     bandwidth_bytes_per_second={"ssd": 1.5e9},
-    ssd_cache=SsdCacheStatus(capacity_bytes=50, used_bytes=40, entries=3, problem="no room"),
+    ssd_cache=SsdCacheStatus(capacity_bytes=50, used_bytes=40, entries=3, urls=("https://a/b",), problem="no room"),
 )
 
 

@@ -117,7 +117,7 @@ STATUS = StoreStatus(
     throttle_bytes_per_second=7,
     remote_throttle_bytes_per_second=8,
     bandwidth_bytes_per_second={"ssd": 1.5e9},
-    ssd_cache=SsdCacheStatus(capacity_bytes=5, used_bytes=4, entries=3, problem="p"),
+    ssd_cache=SsdCacheStatus(capacity_bytes=5, used_bytes=4, entries=3, urls=("https://a/b",), problem="p"),
 )
 
 

@@ -40,7 +40,7 @@ def server(tmp_path: Path, gpu_bytes: int) -> Iterator[StoreServer]:
                 slots=StateSlots.create(),
                 loader=Unused(),
                 opener=Unused(),
-                ssd_cache=lambda: SsdCacheStatus(capacity_bytes=0, used_bytes=0, entries=0, problem=""),
+                ssd_cache=lambda: SsdCacheStatus(capacity_bytes=0, used_bytes=0, entries=0, urls=(), problem=""),
                 throttles=Throttles(),
                 gpu_bytes=gpu_bytes,
                 prefault=False,
