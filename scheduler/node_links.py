@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,15 @@ import grpc
 
 from serverless_triton.backend.node_secret import Metadata, NodeSecret
 from serverless_triton.backend.node_tls import NodeTLS
+
+BROKEN_LINK = "the connection to its server broke"  # what a client hears of it
+# How gRPC itself tells of a connection: with the other side's address, or the name that it could not resolve.
+_OF_LINKS = re.compile(r"\b(?:ipv4|ipv6|unix|unix-abstract|vsock|dns):|^failed to connect|^DNS resolution")
+
+
+def tells_of_link(words: str) -> bool:
+    """Whether these are gRPC's own words about a connection, which are for the log and for no client."""
+    return _OF_LINKS.search(words) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

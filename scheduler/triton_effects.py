@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,10 @@ from serverless_triton.scheduler.admission import ADMISSION_SPAN, ReplicaId, Ser
 from serverless_triton.scheduler.definitions import definition_of
 from serverless_triton.scheduler.effects import EffectFailed, EngineOrder, EngineStarted
 from serverless_triton.scheduler.errors import SchedulerError
-from serverless_triton.scheduler.node_links import NodeLinks
+from serverless_triton.scheduler.node_links import BROKEN_LINK, NodeLinks, tells_of_link
 from serverless_triton.scheduler.server_watch import CHANNEL_OPTIONS, exactness_of
+
+logger = logging.getLogger(__name__)
 
 _AGENT_SPAN = "agent.start"
 _ASK_AGAIN_S = 0.05  # whether a model is gone: Triton tells nobody
@@ -151,4 +154,8 @@ async def _call(call: Any) -> Any:
     try:
         return await call
     except grpc.aio.AioRpcError as error:
-        raise EffectFailed(error.code().name, error.details() or error.code().name) from error
+        words = error.details() or error.code().name
+        if tells_of_link(words):
+            logger.warning("effect_link_broke code=%s words=%r", error.code().name, words)
+            words = BROKEN_LINK
+        raise EffectFailed(error.code().name, words) from error

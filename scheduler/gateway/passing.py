@@ -23,7 +23,7 @@ from serverless_triton.scheduler.gateway.request import RETURN_RECEIPT
 from serverless_triton.scheduler.gateway.sequences import Sequences, SequenceStep, Turn, read_step
 from serverless_triton.scheduler.gateway.shared_memory import no_region
 from serverless_triton.scheduler.gateway.terms import Terms
-from serverless_triton.scheduler.gateway.upstream import RequestRefused, UpstreamCall, UpstreamError
+from serverless_triton.scheduler.gateway.upstream import LinkBroke, RequestRefused, UpstreamCall, UpstreamError
 from serverless_triton.scheduler.gateway.watchdog import Deadline, Watchdog, first_deadline
 from serverless_triton.scheduler.identity import Caller
 from serverless_triton.scheduler.log_lines import REQUEST_ID_LENGTH
@@ -169,6 +169,10 @@ class PassedStream:
             while (response := await call.read()) is not None:
                 yield response
             said_all = True
+        except LinkBroke as error:
+            names = (self.id[:REQUEST_ID_LENGTH], self._request.model, self._server)
+            log.warning("request_link_broke request_id=%s model=%s server=%s reason=%r", *names, str(error))
+            raise error.for_clients() from error
         except UpstreamError as error:
             turn.broken, said_all = _PROCESS_ENDED in str(error), isinstance(error, RequestRefused)
             raise UpstreamError("INTERNAL", str(error)) if said_all else error from error

@@ -45,6 +45,7 @@ from serverless_triton.scheduler.gateway.watchdog import Deadline, DeadlineExcee
 from serverless_triton.scheduler.identity import ANONYMOUS, Caller
 from serverless_triton.scheduler.journal import Journal, Verdict
 from serverless_triton.scheduler.log_lines import REQUEST_ID_LENGTH
+from serverless_triton.scheduler.node_links import BROKEN_LINK
 from serverless_triton.scheduler.receipts import Kind, Receipt, ReceiptBook
 
 log = logging.getLogger(__name__)
@@ -275,7 +276,7 @@ class RelayedStream:
             raise error
         if not error.breaks_replica:
             raise UpstreamError(error.code, self._in_clients_words(str(error))) from error
-        self._deaths.append("the connection to its server broke" if isinstance(error, LinkBroke) else str(error))
+        self._deaths.append(BROKEN_LINK if isinstance(error, LinkBroke) else str(error))
         self._avoid.add(assignment.replica)
         log.warning(
             "stream_lost_replica request_id=%s tenant=%s model=%s server=%s attempt=%d reason=%r",

@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from serverless_triton.scheduler.errors import SchedulerError
-from serverless_triton.scheduler.node_links import NodeLinks
+from serverless_triton.scheduler.node_links import BROKEN_LINK, NodeLinks, tells_of_link
 
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # grpc-stubs leaves it out
 
@@ -37,11 +37,14 @@ class UpstreamError(SchedulerError):
 
 class LinkBroke(UpstreamError):
     """The connection to a server broke, or came to nothing. Its words are gRPC's own, with servers' addresses in them:
-    for the log, and for no client.
+    for the log, and for no client, which gets `for_clients`.
     """
 
     def __init__(self, words: str) -> None:
         super().__init__("UNAVAILABLE", words)
+
+    def for_clients(self) -> UpstreamError:
+        return UpstreamError(self.code, BROKEN_LINK)
 
 
 class RequestFailed(UpstreamError):
@@ -163,7 +166,7 @@ class GrpcCall:
 
 
 class GrpcUnaryCall:
-    """A ModelInfer call: its response is read once. Errors have the server's own status."""
+    """A ModelInfer call: its response is read once. Errors have the server's own status, where it was reached."""
 
     def __init__(self, call: Any) -> None:
         self._call = call
@@ -182,7 +185,8 @@ class GrpcUnaryCall:
             raise
         except grpc.aio.AioRpcError as error:
             self._raise_severed()
-            raise UpstreamError(error.code().name, error.details() or "") from error
+            code, words = error.code().name, error.details() or ""
+            raise (LinkBroke(words) if tells_of_link(words) else UpstreamError(code, words)) from error
         self._read = True
         return response
 

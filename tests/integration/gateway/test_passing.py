@@ -9,7 +9,10 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from serverless_triton.scheduler.admission import FakeAdmission
 from serverless_triton.scheduler.gateway.tensors import add_input, add_output, number_tensor
+from serverless_triton.scheduler.gateway.upstream import GrpcUpstream
+from tests.integration.gateway.conftest import make_gateway
 
 
 @pytest.fixture
@@ -51,6 +54,26 @@ async def test_what_fails_after_it_was_sent_is_not_repeated(stub, by_hand, admis
     assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
     assert len(by_hand.calls) == 1
     assert (admission.held, admission.broken) == ([], [])
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_client_does_not_hear_where_a_server_stood_that_is_gone(repository, streams):
+    gateway = make_gateway(repository, FakeAdmission({"s0": "127.0.0.1:9"}), GrpcUpstream())
+    await gateway.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        if streams:
+            client = stub.ModelStreamInfer()
+            await client.write(asking())
+            words = (await client.read()).error_message
+            client.cancel()
+        else:
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await stub.ModelInfer(asking())
+            assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+            words = failed.value.details()
+    await gateway.stop()
+    assert words == "the connection to its server broke"
 
 
 async def test_a_replica_whose_process_ended_is_given_back_as_broken(stub, by_hand, admission):
