@@ -17,7 +17,14 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from serverless_triton.backend.messages import ModelSpec
-from serverless_triton.scheduler.definitions import CONFIG_NAME, Stamp, definition, take_stamp, version_folders
+from serverless_triton.scheduler.definitions import (
+    CONFIG_NAME,
+    NOT_THERE,
+    Stamp,
+    definition,
+    take_stamp,
+    version_folders,
+)
 from serverless_triton.scheduler.errors import InvalidModelName, InvalidRequest, UnknownModel
 from serverless_triton.scheduler.foreign import ForeignModel, parse_foreign
 from serverless_triton.scheduler.identity import ModelRule
@@ -185,10 +192,12 @@ class Catalogue:
         known = self._known.get(name)
         try:
             stamp = take_stamp(self.root / name)
-        except OSError:
+        except NOT_THERE:
             if self._known.pop(name, None) is not None:
                 self.on_change(Change(model=name, kind="removed"))
             return None
+        except OSError as error:  # nothing is gone because a disk is away
+            return _broken(name, error) if known is None else known[1]
         if known is not None and (known[0] == stamp or settled not in (None, stamp)):
             return known[1]
         before, found = None if known is None else known[1], _read(self.root / name, stamp)
@@ -264,7 +273,11 @@ def _read(directory: Path, stamp: Stamp) -> ModelEntry | BrokenModel:
     try:
         return _parse(directory, stamp)
     except (OSError, ValueError) as error:
-        return BrokenModel(name=directory.name, reason=f"{CONFIG_NAME}: {error}"[:500])
+        return _broken(directory.name, error)
+
+
+def _broken(name: str, error: OSError | ValueError) -> BrokenModel:
+    return BrokenModel(name=name, reason=f"{CONFIG_NAME}: {error}"[:500])
 
 
 def _parse(directory: Path, stamp: Stamp) -> ModelEntry:

@@ -18,6 +18,7 @@ from pathlib import Path
 from serverless_triton.scheduler.admission import ReplicaId
 
 CONFIG_NAME = "config.pbtxt"
+NOT_THERE = (FileNotFoundError, NotADirectoryError)  # any other OSError says nothing about what there is
 MAX_FILES = 10_000  # of one model; beyond that only the first count
 _DIGITS = 12
 _MARKED = re.compile(rf"-([0-9a-f]{{{_DIGITS}}})-[0-9a-f]{{12}}")
@@ -42,7 +43,7 @@ class Stamp:
 
 
 def take_stamp(directory: Path) -> Stamp:
-    """Raises OSError where the directory, or its configuration, is not there."""
+    """Raises one of NOT_THERE where the directory, or its configuration, is not there, and other OSErrors."""
     config = _file_stamp(directory / CONFIG_NAME, directory)
     found = (stamp for version in version_folders(directory) for stamp in _stamps_below(version, directory))
     return Stamp(config, tuple(sorted(stamp for _, stamp in zip(range(MAX_FILES), found, strict=False))))

@@ -145,6 +145,40 @@ async def test_a_repository_that_cannot_be_read_loses_no_model(watched: Watched)
     assert watched.told == []
 
 
+async def test_a_repository_that_is_not_mounted_any_more_loses_no_model(watched: Watched) -> None:
+    aside = watched.root.rename(watched.root.with_name("aside"))
+    watched.root.mkdir()  # where it was mounted
+    for _ in range(3):
+        await watched.watch.look()
+    assert (watched.told, watched.checkpoint()) == ([], "/checkpoints/m")
+    watched.root.rmdir()
+    aside.rename(watched.root)
+    for _ in range(2):
+        await watched.watch.look()
+    assert watched.told == []
+
+
+async def test_a_model_that_cannot_be_read_is_not_gone(watched: Watched) -> None:
+    model = watched.root / "m"
+    aside = model.rename(watched.root.with_name("aside"))
+    model.symlink_to(model)  # reading it is an error, but not that nothing is there
+    for _ in range(3):
+        await watched.watch.look()
+    watched.catalogue.refresh("m")
+    assert (watched.told, watched.checkpoint()) == ([], "/checkpoints/m")
+    model.unlink()
+    aside.rename(model)
+    for _ in range(2):
+        await watched.watch.look()
+    assert watched.told == []
+
+
+async def test_a_model_that_could_never_be_read_says_why(watched: Watched) -> None:
+    (watched.root / "loop").symlink_to(watched.root / "loop")
+    with pytest.raises(UnknownModel, match="symbolic links"):
+        watched.catalogue.entry("loop")
+
+
 async def test_a_watched_model_is_answered_without_the_disk(watched: Watched) -> None:
     shutil.rmtree(watched.root)
     assert watched.checkpoint() == "/checkpoints/m"
