@@ -62,6 +62,13 @@ class ModelEntry:
     def backend(self) -> str:
         return str(self.config.backend or self.config.platform)
 
+    @property
+    def answers_any_number(self) -> bool:
+        """Whether it is another backend's that is decoupled: one request may have no response, or many. Ours have one
+        for whoever asks for one.
+        """
+        return self.foreign is not None and bool(self.config.model_transaction_policy.decoupled)
+
     def metadata(self) -> service_pb2.ModelMetadataResponse:
         """As Triton's ModelMetadata answers for a loaded model."""
         response = service_pb2.ModelMetadataResponse(name=self.name, versions=self.versions, platform=self.backend)

@@ -53,6 +53,7 @@ class FakeCall:
     def __init__(self, address: str, request: pb.ModelInferRequest, items: Iterator[_Item] | None = None) -> None:
         self.address = address
         self.request = request
+        self.streamed = True  # may have any number of responses
         self.severed: UpstreamError | None = None
         self._items = items
         self._queue: asyncio.Queue[_Item] = asyncio.Queue()
@@ -105,6 +106,8 @@ class FakeCall:
         if self.severed is not None:
             raise self.severed
         item = await self._queue.get() if self._items is None else await self._scripted(self._items)
+        if item is None:
+            self.end()  # whoever reads on finds the end again, as of a real call
         if isinstance(item, UpstreamError):
             raise item
         return item
@@ -128,7 +131,7 @@ class FakeUpstream:
         self.calls: list[FakeCall] = []
         self.closed = False
 
-    def infer(self, address: str, request: pb.ModelInferRequest) -> UpstreamCall:
+    def infer(self, address: str, request: pb.ModelInferRequest) -> FakeCall:
         call = FakeCall(address, request)
         if self._engine is not None:
             call = FakeCall(address, request, self._engine(call))
@@ -137,7 +140,9 @@ class FakeUpstream:
         return call
 
     def infer_once(self, address: str, request: pb.ModelInferRequest) -> UpstreamCall:
-        return self.infer(address, request)
+        call = self.infer(address, request)
+        call.streamed = False
+        return call
 
     def script(self, engine: Callable[[FakeCall], Iterator[_Item]]) -> None:
         """How calls are answered from here on."""

@@ -1,7 +1,7 @@
 """An infer request's body to KServe's message and back, with the binary tensor data extension.
 
 A body is a JSON header, and after it the raw bytes of the tensors whose `binary_data_size` the header gives; the HTTP
-header Inference-Header-Content-Length says where the JSON ends.
+header Inference-Header-Content-Length says where the JSON ends; a body without any is `http_raw.py`'s.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from serverless_triton.scheduler.catalogue import ModelEntry
 from serverless_triton.scheduler.errors import InvalidRequest
+from serverless_triton.scheduler.gateway.http_raw import read_raw_body
 from serverless_triton.scheduler.gateway.json_form import (
     as_flag,
     as_list,
@@ -52,7 +53,10 @@ class InferBody:
 
 def read_infer_body(body: bytes, header_length: str | None, entry: ModelEntry, version: str) -> InferBody:
     """Raises InvalidRequest in Triton's words."""
-    header, binary = _split(body, header_length, entry)
+    header, binary = _split(body, header_length)
+    if not header:
+        request = read_raw_body(body, entry, version)
+        return InferBody(request=request, binary_outputs={}, binary_by_default=True)
     value = parse_json(header)
     value = value if isinstance(value, dict) else {}
     request = pb.ModelInferRequest(model_name=entry.name, model_version=version, id=_id(value))
@@ -61,20 +65,16 @@ def read_infer_body(body: bytes, header_length: str | None, entry: ModelEntry, v
     set_parameters(request.parameters, parameters)
     inputs = as_list(member(value, "inputs", "Unable to parse 'inputs'"), "Unable to parse 'inputs'")
     _add_inputs(request, inputs, memoryview(binary))
-    binary_outputs = _add_outputs(request, as_list(value.get("outputs", []), "Unable to parse 'outputs'"))
+    outputs = as_list(value.get("outputs", []), "Unable to parse 'outputs'")
+    binary_outputs = _add_outputs(request, outputs, classifies=entry.foreign is not None)
     return InferBody(request=request, binary_outputs=binary_outputs, binary_by_default=binary_by_default)
 
 
-def _split(body: bytes, header_length: str | None, entry: ModelEntry) -> tuple[bytes, bytes]:
+def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     length = len(body) if header_length is None else _integer(header_length)
     if not 0 <= length <= len(body):
         raise InvalidRequest(
             f"inference header size should be in range (0, {len(body)}), got: {str(header_length)[:20]}"
-        )
-    if not length:  # the whole body is the model's one input, in Triton's words
-        raise InvalidRequest(
-            "[request id: <id_unknown>] Raw request must only have 1 input (found 1) to be deduced but got "
-            f"{len(entry.config.input)} inputs in '{entry.name}' model configuration"
         )
     return body[:length], body[length:]
 
@@ -180,16 +180,19 @@ def _raw_from_binary(name: str, binary: memoryview, size: int, model: str) -> by
     return bytes(binary[:size])
 
 
-def _add_outputs(request: pb.ModelInferRequest, items: list[Any]) -> dict[str, bool]:
+def _add_outputs(request: pb.ModelInferRequest, items: list[Any], *, classifies: bool) -> dict[str, bool]:
     binary: dict[str, bool] = {}
     for item in items:
         fields = item if isinstance(item, dict) else {}
         name, parameters = _text(fields, "name"), _parameters_of(fields)
-        if as_unsigned(parameters.get("classification", 0), "Unable to set 'classification'"):
+        classes = as_unsigned(parameters.get("classification", 0), "Unable to set 'classification'")
+        if classes and not classifies:
             raise InvalidRequest(f"output '{name[:128]}': classification is not supported")
         if "shared_memory_region" in parameters:
             raise no_region(as_text(parameters["shared_memory_region"], "Unable to parse 'shared_memory_region'"))
-        request.outputs.add(name=name)
+        output = request.outputs.add(name=name)
+        if classes:
+            set_parameters(output.parameters, {"classification": classes})
         if "binary_data" in parameters:
             binary[name] = as_flag(parameters["binary_data"], "Unable to parse 'binary_data'")
     return binary

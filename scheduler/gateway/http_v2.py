@@ -31,7 +31,7 @@ from serverless_triton.scheduler.gateway.notices import receipt_header
 from serverless_triton.scheduler.gateway.openapi import document
 from serverless_triton.scheduler.gateway.passing import PassedStream
 from serverless_triton.scheduler.gateway.relay import RelayedStream
-from serverless_triton.scheduler.gateway.service import InferenceService
+from serverless_triton.scheduler.gateway.service import InferenceService, Unsupported
 from serverless_triton.scheduler.gateway.statuses import STREAM_ID_HEADER, error_headers, http_status
 from serverless_triton.scheduler.gateway.terms import http_terms
 from serverless_triton.scheduler.receipts import Receipt, ReceiptBook, to_json
@@ -41,6 +41,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _LIMIT = re.compile(r"[0-9]{1,9}")
 _SHOWN_OF_STREAM_ID = 8  # as in logs: the whole id is a capability
 _MODEL = "/v2/models/{model}"
+_NOT_ONE = (
+    "generate expects model to produce exactly 1 response, use generate stream for model that generates various number "
+    "of responses"
+)
 
 
 class HttpFrontend:
@@ -185,6 +189,8 @@ class HttpFrontend:
         service, (name, version) = self._of(request), _model(request)
         entry = service.catalogue.entry(name)
         entry.version(version)
+        if entry.answers_any_number:
+            raise Unsupported("HTTP end point doesn't support models with decoupled transaction policy")
         body = await read_body(request)
         check_coding(request)
         asked = read_infer_body(body, request.headers.get(HEADER_LENGTH), entry, version)
@@ -201,21 +207,23 @@ class HttpFrontend:
         return web.Response(body=encode(answer, coding), headers=headers, content_type=kind)
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
-        terms = http_terms(request.headers)
-        stream = self._of(request).open(await self._generate_request(request), terms, unary=True)
-        response = await _whole(stream)
+        terms, service = http_terms(request.headers), self._of(request)
+        asked = await self._generate_request(request)
+        stream = service.open(asked, terms, unary=not service.catalogue.entry(asked.model_name).answers_any_number)
+        response = await _only(stream)
         return json_answer(write_generate_body(response), headers=_stream_headers(stream, response))
 
     async def _generate_stream(self, request: web.Request) -> web.StreamResponse:
         terms = http_terms(request.headers)
         stream = self._of(request).open(await self._generate_request(request), terms)
         async with aclosing(stream.responses()) as responses:
-            first = await anext(responses)  # an error before it still has a status of its own
+            first = await anext(responses, None)  # an error before it still has a status of its own
             answer = web.StreamResponse(headers=_stream_headers(stream, first))
             answer.content_type, answer.charset = "text/event-stream", "utf-8"
             await answer.prepare(request)
             try:
-                await _send_event(answer, write_generate_body(first))
+                if first is not None:
+                    await _send_event(answer, write_generate_body(first))
                 async for response in responses:
                     await _send_event(answer, write_generate_body(response))
             except SchedulerError as error:
@@ -267,9 +275,18 @@ async def _whole(stream: RelayedStream | PassedStream) -> pb.ModelInferResponse:
         return [response async for response in responses][-1]
 
 
-def _stream_headers(stream: RelayedStream | PassedStream, response: pb.ModelInferResponse) -> dict[str, str]:
+async def _only(stream: RelayedStream | PassedStream) -> pb.ModelInferResponse:
+    """The one response. Raises InvalidRequest in Triton's words where its model has another number of them."""
+    async with aclosing(stream.responses()) as responses:
+        first = await anext(responses, None)
+        if first is None or await anext(responses, None) is not None:
+            raise InvalidRequest(_NOT_ONE)
+        return first
+
+
+def _stream_headers(stream: RelayedStream | PassedStream, response: pb.ModelInferResponse | None) -> dict[str, str]:
     """Of an answer that begins with this response."""
-    return {STREAM_ID_HEADER: stream.id, **receipt_header(response)}
+    return {STREAM_ID_HEADER: stream.id, **({} if response is None else receipt_header(response))}
 
 
 def _error_event(error: SchedulerError) -> dict[str, object]:
