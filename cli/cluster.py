@@ -28,10 +28,12 @@ from serverless_triton.scheduler.config import ConfigError, ControlConfig, check
 from serverless_triton.scheduler.gateway.keys import KeyRing
 from serverless_triton.scheduler.gateway.settings import GatewaySettings, host_and_port
 from serverless_triton.scheduler.log_lines import LogSettings
+from serverless_triton.scheduler.state.settings import StateConfig
 
 logger = logging.getLogger(__name__)
 
 SECRET_FILE = "secret"  # in the run directory, which only its user may enter
+STATE_FILE = "state.sqlite"  # there, too, where the configuration names no other: for a scheduler that is restarted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ class ClusterConfig:
     control: ControlConfig = field(default_factory=ControlConfig)
     node_tls: NodeTLS | None = None
     logs: LogSettings = field(default_factory=LogSettings)  # the scheduler's
+    state: StateConfig = field(default_factory=StateConfig)  # the scheduler's
 
 
 def load_cluster_config(path: Path | None, overrides: dict[str, Any]) -> ClusterConfig:
@@ -174,6 +177,7 @@ def _scheduler(config: ClusterConfig, nodes: list[NodeConfig], run: Run) -> Proc
                 "model_repository": str(config.model_repository),
                 "servers": servers,
                 "secret_file": str(run.directory / SECRET_FILE),
+                "state": {"path": str((config.state.path or run.directory / STATE_FILE).resolve())},
                 "node_tls": None if config.node_tls is None else asdict(config.node_tls, dict_factory=_plain),
                 **{name: asdict(value, dict_factory=_plain) for name, value in settings.items()},
             }

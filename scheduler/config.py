@@ -17,6 +17,7 @@ from serverless_triton.backend.node_tls import NodeTLS
 from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.gateway.settings import GatewaySettings
 from serverless_triton.scheduler.log_lines import LogSettings
+from serverless_triton.scheduler.state.settings import StateConfig
 
 T = TypeVar("T")
 _KIND_NAMES = {int: "a whole number", float: "a number", str: "a string", Path: "a path"}
@@ -65,6 +66,7 @@ class SchedulerConfig:
     secret_file: Path | None = None
     node_tls: NodeTLS | None = None
     logs: LogSettings = field(default_factory=LogSettings)
+    state: StateConfig = field(default_factory=StateConfig)
 
 
 def load_config(path: Path) -> SchedulerConfig:

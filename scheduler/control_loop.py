@@ -54,6 +54,7 @@ class ControlLoop:
     limits: ControlLimits = field(default_factory=ControlLimits)
     learned: LearnedModels = field(default_factory=LearnedModels)
     epoch: int = 1
+    may_act: Callable[[], bool] = lambda: True  # as long as not, everybody waits
     _room: WaitingRoom = field(default_factory=WaitingRoom)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -217,6 +218,8 @@ class ControlLoop:
         """Ask the policy for everyone who waits without having joined a start, in turn."""
         self._changed.set()
         self._changed = asyncio.Event()
+        if not self.may_act():
+            return
         for waiting in self._room.turns(self.cluster.version):
             decision = choose(self.cluster.view(), waiting.request)
             self._carry_out(waiting, decision)

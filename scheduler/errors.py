@@ -21,6 +21,7 @@ SchedulerError
 │   ├── LinkBroke      in gRPC's words, which no client hears (gateway/upstream.py)
 │   └── DeadlineExceeded   it was not over within the request's time, or the gateway's (gateway/watchdog.py)
 ├── CertificateUnusable a file that TLS needs cannot be read, or does not belong to the others
+├── StateError         what is kept beyond the process, or who leads (state/protocol.py)
 └── ConfigError        the scheduler's configuration is wrong at a path (config.py)
 """
 

@@ -1,11 +1,13 @@
 """What loads of other backends' models have taught: how long they take, and the memory that they take where nothing
-is declared. Of this scheduler's lifetime.
+is declared. It is kept over restarts (`persistence.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from serverless_triton.scheduler.estimator import LEARNING_RATE
 from serverless_triton.scheduler.foreign import ForeignModel
@@ -52,3 +54,27 @@ class LearnedModels:
             self._host_bytes[view.name] = most_bytes = max(host_bytes, view.host_bytes)
             view = replace(view, host_bytes=most_bytes)
         return replace(view, load_s=self._load_s[view.name])
+
+    def to_json(self) -> dict[str, Any]:
+        """Seconds and bytes by model."""
+        return {"load_s": dict(self._load_s), "host_bytes": dict(self._host_bytes)}
+
+    def from_json(self, value: Any) -> None:
+        """What `to_json` gave. Raises ValueError, TypeError."""
+        if not isinstance(value, dict):
+            raise TypeError(f"is {type(value).__name__}; give load_s and host_bytes")
+        load_s, host_bytes = _figures(value, "load_s"), _figures(value, "host_bytes")
+        self._load_s.update(load_s)
+        self._host_bytes.update({model: int(size) for model, size in host_bytes.items()})
+
+
+def _figures(value: Mapping[str, Any], name: str) -> dict[str, float]:
+    """Numbers from 0 by model. Raises ValueError."""
+    figures = value.get(name, {})
+    if not isinstance(figures, dict) or not all(_is_figure(figure) for figure in figures.values()):
+        raise ValueError(f"{name} must be numbers from 0 by model")
+    return figures
+
+
+def _is_figure(figure: object) -> bool:
+    return isinstance(figure, (int, float)) and not isinstance(figure, bool) and math.isfinite(figure) and figure >= 0

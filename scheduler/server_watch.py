@@ -22,6 +22,7 @@ from serverless_triton.scheduler.definitions import definition_of
 from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.leftovers import unload_leftovers
 from serverless_triton.scheduler.node_links import NodeLinks
+from serverless_triton.scheduler.state.protocol import Leadership, StateError
 from serverless_triton.scheduler.view import ModelView, Phase
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class ServerWatch:
     loop: ControlLoop
     server: ServerState
     agent_address: str
+    leadership: Leadership
     links: NodeLinks = field(default_factory=NodeLinks)
     _seen_agent: bool = False
     _settled: bool = True
@@ -72,7 +74,7 @@ class ServerWatch:
             async with self.links.channel(self.agent_address, CHANNEL_OPTIONS) as channel:
                 try:
                     await self._follow(agent_pb2_grpc.NodeAgentStub(channel))
-                except asyncio.TimeoutError:
+                except (asyncio.TimeoutError, StateError):
                     pass
                 except grpc.aio.AioRpcError as error:
                     self._tell_refusal("agent", error)
@@ -84,12 +86,16 @@ class ServerWatch:
         call = stub.Watch(agent_pb2.WatchRequest(), metadata=self.links.agent_metadata)
         while state := await asyncio.wait_for(call.read(), SILENCE_S):
             if not self.server.agent_up:
+                await self._outrank(state)
                 self._greet(state)
             self._take_over(state)
 
-    def _greet(self, state: agent_pb2.NodeState) -> None:
+    async def _outrank(self, state: agent_pb2.NodeState) -> None:
+        """What the agent has seen before we came is over. Raises NotLeading where it is our leadership that is over."""
         if state.highest_epoch >= self.loop.epoch and not self._seen_agent:
-            self.loop.epoch = state.highest_epoch + 1
+            self.loop.epoch = await self.leadership.rise_above(state.highest_epoch)
+
+    def _greet(self, state: agent_pb2.NodeState) -> None:
         if self._seen_agent:
             self._settled = False
             self._stop_timers()  # of an earlier restart: its end would judge this agent too soon

@@ -533,3 +533,15 @@ async def test_a_replica_whose_worker_died_leaves_its_parked_stub_in_triton() ->
     assert calls(w, "unload_model") == calls(w, "release_engine") == []
     assert w.effects.orders[-1].parked == place.replica
     assert again.replica != place.replica
+
+
+async def test_while_a_scheduler_may_not_act_everybody_waits() -> None:
+    w = world("s0", models=(A,))
+    may_act = False
+    w.loop.may_act = lambda: may_act
+    waiting = asked(w, "x", "a")
+    await settle()
+    assert w.effects.calls == []
+    may_act = True
+    w.loop.dispatch()
+    assert (await waiting).server == "s0"

@@ -13,6 +13,7 @@ from serverless_triton.scheduler.admission import Exactness, ReplicaId, ServerNa
 from serverless_triton.scheduler.control_limits import ControlLimits
 from serverless_triton.scheduler.definitions import new_replica_id
 from serverless_triton.scheduler.server_watch import ServerWatch
+from serverless_triton.scheduler.state.protocol import FakeLeadership, NotLeading
 from tests.unit.scheduler.worlds import GB, World, model, settle, world
 
 A = model("a")
@@ -21,7 +22,7 @@ S0 = ServerName("s0")
 
 def watch(w: World) -> ServerWatch:
     w.loop.cluster.servers[S0].agent_up = False
-    return ServerWatch(w.loop, w.loop.cluster.servers[S0], "agent:1")
+    return ServerWatch(w.loop, w.loop.cluster.servers[S0], "agent:1", FakeLeadership())
 
 
 def state(
@@ -66,8 +67,17 @@ async def test_a_server_whose_workers_are_not_warm_takes_no_starts() -> None:
 
 async def test_a_new_scheduler_leads_with_a_higher_epoch() -> None:
     w = world("s0", models=(A,))
-    hear(watch(w), state(1, epoch=7))
+    await watch(w)._outrank(state(1, epoch=7))
     assert w.loop.epoch == 8
+
+
+async def test_a_scheduler_that_was_deposed_does_not_outrank_its_successor() -> None:
+    w = world("s0")
+    news = watch(w)
+    news.leadership = FakeLeadership(acting=False)
+    with pytest.raises(NotLeading):
+        await news._outrank(state(1, epoch=7))
+    assert w.loop.epoch == 1
 
 
 async def test_replicas_of_an_earlier_scheduler_are_adopted_only_when_ready_and_known() -> None:
