@@ -27,6 +27,7 @@ from serverless_triton.scheduler.view import (
     ReplicaView,
     ServerView,
 )
+from serverless_triton.scheduler.view_index import ViewIndex
 
 # Before a store has measured its own: a gigabit's link, a slow SSD, DRAM as copied by one core.
 ASSUMED_BANDWIDTH: Bandwidth = {"remote": 1e8, "ssd": 1e9, "dram": 20e9}
@@ -127,6 +128,7 @@ class ReplicaState:
             devices=self.devices,
             priority=self.model.priority,
             pinned=self.model.pinned,
+            model_view=self.model,
         )
 
 
@@ -140,45 +142,81 @@ class FailedDefinition:
 
 @dataclass(slots=True)
 class Cluster:
-    """All servers and replicas. `changed()` after every change, so that views carry a version."""
+    """All servers and replicas. `changed()` after every change, so that views carry a version and show it."""
 
     servers: dict[ServerName, ServerState]
     replicas: dict[ReplicaId, ReplicaState] = field(default_factory=dict)
     failed: dict[str, FailedDefinition] = field(default_factory=dict)  # by definition; `rollouts.py`'s
+    can_migrate: bool = False
     version: int = 0
-    _view: ClusterView | None = None
+    _index: ViewIndex = field(default_factory=ViewIndex)
+    _changed: set[ReplicaId] = field(default_factory=set)  # replicas that the index shows as they were
+    _changed_servers: set[ServerName] = field(default_factory=set)
+    _all_changed: bool = True
+    _loads: dict[ServerName, dict[ReplicaId, int]] = field(default_factory=lambda: defaultdict(dict))
 
-    def changed(self) -> None:
+    def changed(self, *, replica: ReplicaId | None = None, server: ServerName | None = None) -> None:
+        """That replica, or that server, has changed, come or gone; whoever names neither means that any may have."""
         self.version += 1
-        self._view = None
+        if replica is not None:
+            self._changed.add(replica)
+        if server is not None:
+            self._changed_servers.add(server)
+        if replica is None and server is None:
+            self._all_changed = True
 
-    def view(self) -> ClusterView:
-        """The moment as the policy sees it; made again only after a change."""
-        if self._view is None:
-            self._view = self._make_view()
-        return self._view
-
-    def _make_view(self) -> ClusterView:
-        replicas = tuple(self.replicas[key].view() for key in sorted(self.replicas))
-        by_server: dict[ServerName, list[ReplicaView]] = defaultdict(list)
-        for replica in replicas:
-            by_server[replica.server].append(replica)
-        queued = self._queued_bytes()
-        servers = (self.servers[name] for name in sorted(self.servers))
+    def view(self, now_s: float | None = None) -> ClusterView:
+        """The moment as the policy sees it, until the next change."""
+        if self._index.version != self.version or self._all_changed:
+            self._show_changes()
         return ClusterView(
             version=self.version,
-            servers=tuple(_server_view(s, queued.get(s.name, 0)) for s in servers if s.takes_starts),
-            replicas=replicas,
-            by_server={name: tuple(members) for name, members in by_server.items()},
+            index=self._index,
             failed=frozenset(self.failed),
+            can_migrate=self.can_migrate,
+            now_s=now_s,
         )
 
-    def _queued_bytes(self) -> Mapping[ServerName, int]:
-        queued: dict[ServerName, int] = defaultdict(int)
-        for replica in self.replicas.values():
-            if replica.phase is Phase.LOADING and replica.reads_ssd:
-                queued[replica.server] += replica.model.checkpoint_bytes
-        return queued
+    def _show_changes(self) -> None:
+        if self._all_changed:
+            self._changed |= self.replicas.keys() | self._index.replicas.keys()
+            self._changed_servers |= self.servers.keys() | self._index.servers.keys()
+        for replica_id in self._changed:
+            self._note_load(replica_id)
+        for name in self._changed_servers:
+            self._show_server(name)
+        for replica_id in self._changed:
+            self._show_replica(replica_id)
+        self._changed.clear()
+        self._changed_servers.clear()
+        self._all_changed, self._index.version = False, self.version
+
+    def _note_load(self, replica_id: ReplicaId) -> None:
+        """A load that begins or ends changes its server's queue."""
+        replica, shown = self.replicas.get(replica_id), self._index.replicas.get(replica_id)
+        server = replica.server if replica is not None else shown.server if shown is not None else None
+        if server is None:
+            return
+        reads = replica is not None and replica.phase is Phase.LOADING and replica.reads_ssd
+        queued, before = replica.model.checkpoint_bytes if replica is not None and reads else 0, self._loads[server]
+        if queued != before.pop(replica_id, 0):
+            self._changed_servers.add(server)
+        if queued:
+            before[replica_id] = queued
+
+    def _show_server(self, name: ServerName) -> None:
+        server = self.servers.get(name)
+        if server is not None and server.takes_starts:
+            self._index.put_server(_server_view(server, sum(self._loads[name].values())))
+        else:
+            self._index.drop_server(name)
+
+    def _show_replica(self, replica_id: ReplicaId) -> None:
+        replica = self.replicas.get(replica_id)
+        if replica is not None:
+            self._index.put_replica(replica.view())
+        else:
+            self._index.drop_replica(replica_id)
 
     def of_model(self, model: str) -> list[ReplicaState]:
         return [replica for replica in self.replicas.values() if replica.model.name == model]

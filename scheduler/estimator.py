@@ -27,10 +27,11 @@ class StartEstimate:
     queue_s: float
     transfer_s: float
     fixed_s: float
+    room_s: float = 0.0
 
     @property
     def total_s(self) -> float:
-        return self.queue_s + self.transfer_s + self.fixed_s
+        return self.room_s + self.queue_s + self.transfer_s + self.fixed_s
 
 
 def estimate_start(server: ServerView, model: ModelView) -> StartEstimate:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter
 
@@ -169,13 +169,9 @@ def in_the_way(view: ClusterView, request: StartRequest) -> ReplicaId | None:
     """
     if not isinstance(choose(view, request).action, Wait):
         return None
-    older = [replica for replica in view.replicas if replica.id in request.avoid]
+    older = [replica for replica in view.of_model(request.model.name) if replica.id in request.avoid]
     for replica in sorted(older, key=lambda one: (one.max_streams > 0, one.streams, one.id)):
-        if isinstance(choose(_without(view, replica.id), request).action, Start):
-            return replica.id
+        with view.index.without(replica):
+            if isinstance(choose(view, request).action, Start):
+                return replica.id
     return None
-
-
-def _without(view: ClusterView, gone: ReplicaId) -> ClusterView:
-    by_server = {name: tuple(r for r in replicas if r.id != gone) for name, replicas in view.by_server.items()}
-    return replace(view, replicas=tuple(r for r in view.replicas if r.id != gone), by_server=by_server)

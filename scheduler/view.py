@@ -5,11 +5,15 @@ told it.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from serverless_triton.scheduler.admission import ReplicaId, ServerName, StartState
 from serverless_triton.scheduler.definitions import definition_of
+
+if TYPE_CHECKING:
+    from serverless_triton.scheduler.view_index import ViewIndex
 
 FixedStarts = Mapping[StartState, Mapping[str, float]]  # seconds by what was there before and by tier
 Bandwidth = Mapping[str, float]  # bytes/s by tier: "remote", "ssd", "dram"
@@ -119,6 +123,7 @@ class ReplicaView:
 
     `tokens` are all that its streams hold, read and written, as far as gateways have told. A full one is expected to
     have a place at `frees_at_s`, on the control loop's clock. `devices` are those that it lies on; none: nobody told.
+    Without a `model_view` nobody knows what it would take to start it elsewhere.
     """
 
     id: ReplicaId
@@ -139,18 +144,57 @@ class ReplicaView:
     devices: tuple[int, ...] = ()
     priority: int = 0
     pinned: bool = False
+    model_view: ModelView | None = None
 
     @property
     def is_idle(self) -> bool:
         return self.phase is Phase.READY and self.streams == 0
 
+    @property
+    def is_movable(self) -> bool:
+        """It has streams that another server could go on with; those of other backends' models are bound to theirs."""
+        is_serving = self.phase is Phase.READY and self.streams > 0 and self.max_streams > 0
+        return is_serving and not self.pinned and self.model_view is not None and not self.model_view.foreign
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterView:
-    """One moment. `servers` are those that take starts; `replicas` may stand on others too."""
+    """One moment, until the next change of its `index`. Replicas may also stand on servers that take no starts.
+
+    `failed` are definitions whose start failed beside replicas of an older one. Replicas are moved only where
+    `can_migrate`. Without `now_s`, on the control loop's clock, nobody waits for a place that is expected to be free.
+    """
 
     version: int
-    servers: tuple[ServerView, ...]  # by name
-    replicas: tuple[ReplicaView, ...]  # by id
-    by_server: Mapping[ServerName, tuple[ReplicaView, ...]] = field(default_factory=dict)
-    failed: frozenset[str] = frozenset()  # definitions whose start failed beside replicas of an older one
+    index: ViewIndex
+    failed: frozenset[str] = frozenset()
+    can_migrate: bool = False
+    now_s: float | None = None
+
+    @property
+    def is_current(self) -> bool:
+        """Nothing has changed since."""
+        return self.version == self.index.version
+
+    @property
+    def servers(self) -> tuple[ServerView, ...]:
+        """Those that take starts, by name."""
+        return tuple(self.index.servers[name] for name in sorted(self.index.servers))
+
+    @property
+    def replicas(self) -> tuple[ReplicaView, ...]:
+        """By id."""
+        return tuple(self.index.replicas[replica] for replica in sorted(self.index.replicas))
+
+    def server(self, name: ServerName) -> ServerView | None:
+        """None where it takes no starts."""
+        return self.index.servers.get(name)
+
+    def on_server(self, name: ServerName) -> Collection[ReplicaView]:
+        return self.index.by_server.get(name, _NONE).values()
+
+    def of_model(self, name: str) -> Collection[ReplicaView]:
+        return self.index.by_model.get(name, _NONE).values()
+
+
+_NONE: Mapping[ReplicaId, ReplicaView] = {}

@@ -10,7 +10,9 @@ from tests.unit.scheduler.worlds import GB, model, server
 
 
 def test_from_ssd_it_is_queue_and_bytes_over_bandwidth_and_the_fixed_cost():
-    estimate = estimate_start(server(bandwidth={"ssd": 0.5 * GB}, queued_bytes=GB), model(size=2 * GB))
+    estimate = estimate_start(
+        server(bandwidth={"ssd": 0.5 * GB, "dram": 20.0 * GB}, queued_bytes=GB), model(size=2 * GB)
+    )
     assert (estimate.tier, estimate.queue_s, estimate.transfer_s, estimate.fixed_s) == ("ssd", 2.0, 4.0, 0.25)
     assert estimate.total_s == 6.25
 

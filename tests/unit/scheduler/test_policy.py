@@ -40,7 +40,7 @@ def test_it_starts_where_its_checkpoint_is_in_dram() -> None:
 
 
 def test_a_long_load_queue_is_worse_than_a_slower_disk() -> None:
-    slow = server("s1", bandwidth={"ssd": 0.5 * GB})
+    slow = server("s1", bandwidth={"ssd": 0.5 * GB, "dram": 20.0 * GB})
     world = view([server("s0", queued_bytes=3 * GB), slow])
     assert started_on(choose(world, StartRequest(model=WANTED))) == ("s1", ())
 

@@ -16,6 +16,7 @@ from serverless_triton.scheduler.effects import FakeEffects
 from serverless_triton.scheduler.errors import UnknownModel
 from serverless_triton.scheduler.metrics import ControlMetrics
 from serverless_triton.scheduler.view import ClusterView, ModelView, Phase, ReplicaView, ServerView
+from serverless_triton.scheduler.view_index import view_of
 from serverless_triton.scheduler.waiting_room import ModelOrder
 
 GB = 1_000_000_000
@@ -62,16 +63,20 @@ def replica(
         idle_since_s=idle_since_s,
         host_bytes=of.host_bytes,
         definition=of.definition,
+        version=of.version,
+        priority=of.priority,
+        pinned=of.pinned,
+        model_view=of,
     )
 
 
 def view(
-    servers: list[ServerView], replicas: list[ReplicaView] | None = None, failed: frozenset[str] = frozenset()
+    servers: list[ServerView],
+    replicas: list[ReplicaView] | None = None,
+    failed: frozenset[str] = frozenset(),
+    **options: Any,
 ) -> ClusterView:
-    replicas = sorted(replicas or [], key=lambda r: r.id)
-    by_server = {s.name: tuple(r for r in replicas if r.server == s.name) for s in servers}
-    ordered = tuple(sorted(servers, key=lambda s: s.name))
-    return ClusterView(version=7, servers=ordered, replicas=tuple(replicas), by_server=by_server, failed=failed)
+    return view_of(servers, replicas or [], version=7, failed=failed, **options)
 
 
 @dataclass
