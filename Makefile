@@ -27,7 +27,7 @@ help:
 	@echo "make check       ruff, mypy --strict, clang-format, import directions, generated files"
 	@echo "make perf-quick  a few minutes of benchmarks          make perf        all of them"
 	@echo "make peers       what perf.loader compares ours with: runai-model-streamer, fastsafetensors, tensorizer"
-	@echo "make proto       regenerate the agent's gRPC code     make format      let ruff and clang-format rewrite"
+	@echo "make proto       regenerate the gRPC code             make format      let ruff and clang-format rewrite"
 	@echo "make setup       only the environment                 make clean       remove it and all build outputs"
 
 setup: $(READY)
@@ -65,7 +65,8 @@ test-exact: $(READY)
 
 test-hostile: $(READY)
 	@BAD_REQUESTS=10000 FUZZ_EXAMPLES=500 $(PYTHON_IN_VENV) -m pytest tests/integration/gateway/test_bad_requests.py \
-		tests/integration/gateway/test_bad_messages.py tests/integration/gateway/test_openapi_fuzzed.py $(PYTEST_FLAGS)
+		tests/integration/gateway/test_bad_messages.py tests/integration/gateway/test_openapi_fuzzed.py \
+		tests/e2e/test_foreign_models.py::test_no_bad_message_ends_a_stock_model_or_its_server $(PYTEST_FLAGS)
 
 check: $(READY)
 	@PATH=$(abspath $(VENV)/bin):$$PATH scripts/check.sh $(CPP_SOURCES)
@@ -89,7 +90,7 @@ $(PEERS): $(READY)
 	@touch $@
 
 proto: $(READY)
-	@scripts/generate_proto.sh $(PYTHON_IN_VENV) backend
+	@scripts/generate_proto.sh $(PYTHON_IN_VENV)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

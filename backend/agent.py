@@ -23,6 +23,7 @@ from serverless_triton.backend.async_channel import AsyncChannel
 from serverless_triton.backend.channel import ChannelClosed
 from serverless_triton.backend.device_map import Share
 from serverless_triton.backend.devices import Devices
+from serverless_triton.backend.epochs import Epochs
 from serverless_triton.backend.ledger import NoRoom
 from serverless_triton.backend.messages import (
     Acquire,
@@ -51,10 +52,6 @@ ANSWER_PATIENCE_S = 5.0  # how long a parked stub may take to say that it has it
 REMEMBERED_ENDS = 4096
 
 
-class StaleEpoch(Exception):
-    """The permit's epoch is older than one this agent has seen: another scheduler leads (decision 7)."""
-
-
 CallLater = Callable[[float, Callable[[], None]], object]
 
 
@@ -65,12 +62,14 @@ def _call_later(delay_s: float, callback: Callable[[], None]) -> None:
 class NodeAgent:
     """One node's replicas. Every method runs on the agent's loop."""
 
-    def __init__(self, pool: WorkerPool, devices: Devices, call_later: CallLater = _call_later) -> None:
+    def __init__(
+        self, pool: WorkerPool, devices: Devices, call_later: CallLater = _call_later, epochs: Epochs | None = None
+    ) -> None:
         self.pool = pool
         self.devices = devices
         self.replicas: dict[str, Replica] = {}
         self.parked = ParkedStubs()
-        self.highest_epoch = 0
+        self.epochs = epochs or Epochs()
         self.version = 1
         self._changed = asyncio.Event()
         self._call_later = call_later
@@ -94,9 +93,7 @@ class NodeAgent:
 
     def check_epoch(self, epoch: int) -> None:
         """Raises StaleEpoch. Remembers the highest epoch seen."""
-        if epoch < self.highest_epoch:
-            raise StaleEpoch(f"epoch {epoch} is over; {self.highest_epoch} leads")
-        self.highest_epoch = epoch
+        self.epochs.check(epoch)
 
     async def start(
         self, replica_id: str, model: str, parameters: dict[str, str], parked: str | None = None

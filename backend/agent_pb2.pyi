@@ -18,6 +18,22 @@ LOADED: Phase
 READY: Phase
 PARKED: Phase
 
+class Announcement(_message.Message):
+    __slots__ = ("node", "triton", "agent")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    TRITON_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    triton: str
+    agent: str
+    def __init__(self, node: _Optional[str] = ..., triton: _Optional[str] = ..., agent: _Optional[str] = ...) -> None: ...
+
+class AnnouncementReply(_message.Message):
+    __slots__ = ("heartbeat_s",)
+    HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
+    heartbeat_s: float
+    def __init__(self, heartbeat_s: _Optional[float] = ...) -> None: ...
+
 class WatchRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -405,3 +405,79 @@ class NodeAgent:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class RegistryStub:
+    """What a node's agent asks of a scheduler that takes servers as they come.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Announce = channel.unary_unary(
+                '/serverless_triton.backend.Registry/Announce',
+                request_serializer=serverless__triton_dot_backend_dot_agent__pb2.Announcement.SerializeToString,
+                response_deserializer=serverless__triton_dot_backend_dot_agent__pb2.AnnouncementReply.FromString,
+                _registered_method=True)
+
+
+class RegistryServicer:
+    """What a node's agent asks of a scheduler that takes servers as they come.
+    """
+
+    def Announce(self, request, context):
+        """Here is a server. Said again after every heartbeat_s; one that is not heard of is gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_RegistryServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Announce': grpc.unary_unary_rpc_method_handler(
+                    servicer.Announce,
+                    request_deserializer=serverless__triton_dot_backend_dot_agent__pb2.Announcement.FromString,
+                    response_serializer=serverless__triton_dot_backend_dot_agent__pb2.AnnouncementReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'serverless_triton.backend.Registry', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('serverless_triton.backend.Registry', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Registry:
+    """What a node's agent asks of a scheduler that takes servers as they come.
+    """
+
+    @staticmethod
+    def Announce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serverless_triton.backend.Registry/Announce',
+            serverless__triton_dot_backend_dot_agent__pb2.Announcement.SerializeToString,
+            serverless__triton_dot_backend_dot_agent__pb2.AnnouncementReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

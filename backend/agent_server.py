@@ -9,25 +9,28 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from serverless_triton.backend import agent_pb2_grpc
+from serverless_triton.backend import agent_pb2, agent_pb2_grpc, triton_control_pb2_grpc
 from serverless_triton.backend.agent import NodeAgent
 from serverless_triton.backend.agent_service import AgentService, Context
+from serverless_triton.backend.announcer import Announcer
 from serverless_triton.backend.async_channel import AsyncChannel
 from serverless_triton.backend.channel import ChannelClosed
 from serverless_triton.backend.devices import CPU, Devices, device_names
+from serverless_triton.backend.epochs import Epochs
 from serverless_triton.backend.messages import Acquire, ProtocolError, WorkerHello
 from serverless_triton.backend.model_repository import read_parameters
 from serverless_triton.backend.node_secret import NodeSecret
 from serverless_triton.backend.node_tls import NodeTLS
 from serverless_triton.backend.prefetches import Prefetches
 from serverless_triton.backend.tiers import TierWatcher
+from serverless_triton.backend.triton_control import TritonControlService, TritonLink
 from serverless_triton.backend.triton_memory import triton_bytes
 from serverless_triton.backend.worker_pool import LEARNED_AHEAD, WorkerPool
 from serverless_triton.loader.errors import CheckpointError
@@ -56,7 +59,11 @@ class AgentConfig:
     spare_workers: int = 1
     secret_file: Path | None = None
     tls: NodeTLS | None = None
+    schedulers: tuple[str, ...] = ()  # registries to announce the server to, by the addresses
+    announced_triton: str = ""  # at which the scheduler reaches its gRPC,
+    announced_agent: str = ""  # and this agent's
     triton_pid_file: Path | None = None  # of the node's Triton; None: what models take of it is not measured
+    triton_address: str | None = None  # of its gRPC, host:port; None: no scheduler can change it
 
     def measure(self, models: Iterable[str]) -> int:
         """Bytes of the node's Triton with these models' processes."""
@@ -71,14 +78,16 @@ async def serve(config: AgentConfig) -> None:
     Raises OSError where an address is taken, ValueError for devices that a node does not have, SecretUnusable.
     """
     pool = WorkerPool(config.zygote_socket, config.spare_workers)
-    agent = NodeAgent(pool, Devices(dict.fromkeys(device_names(config.devices), config.device_memory_bytes)))
+    devices = Devices(dict.fromkeys(device_names(config.devices), config.device_memory_bytes))
+    agent = NodeAgent(pool, devices, epochs=Epochs(config.socket.with_suffix(".epoch")))
     tiers = TierWatcher(agent, config.store_socket)
     pool.learn(read_parameters(config.model_repository)[:LEARNED_AHEAD])
     with _listening(config.socket) as listener:
         prefetches = Prefetches(config.store_socket, on_change=agent.touch)
         service = AgentService(config.node, agent, tiers, prefetches, config.measure)
-        server = await _grpc_server(config, service)
-        tasks = [asyncio.ensure_future(work) for work in (pool.run(), tiers.run(), _accept(listener, agent))]
+        server = await _grpc_server(config, service, TritonControlService(agent, _triton(config)))
+        works = [pool.run(), tiers.run(), _accept(listener, agent)]
+        tasks = [asyncio.ensure_future(work) for work in (*works, *_announcing(config))]
         stopped = _stop_signal()
         logger.info("agent_ready node=%s grpc=%s", config.node, config.grpc_address)
         await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -89,11 +98,37 @@ async def serve(config: AgentConfig) -> None:
                 await task
 
 
-async def _grpc_server(config: AgentConfig, service: AgentService) -> grpc.aio.Server:
+def _announcing(config: AgentConfig) -> Iterator[Coroutine[Any, Any, None]]:
+    if not config.schedulers:
+        return
+    server = agent_pb2.Announcement(
+        node=config.node, triton=config.announced_triton, agent=config.announced_agent or config.grpc_address
+    )
+    secret = None if config.secret_file is None else NodeSecret.read(config.secret_file)
+    yield Announcer(
+        server=server,
+        schedulers=config.schedulers,
+        metadata=() if secret is None else secret.registry_metadata,
+        credentials=None if config.tls is None else config.tls.channel_credentials(),
+    ).run()
+
+
+def _triton(config: AgentConfig) -> TritonLink | None:
+    if config.triton_address is None:
+        return None
+    secret = None if config.secret_file is None else NodeSecret.read(config.secret_file)
+    return TritonLink.of(config.triton_address, secret, config.tls)
+
+
+async def _grpc_server(
+    config: AgentConfig, service: AgentService, control: TritonControlService | None = None
+) -> grpc.aio.Server:
     # Without the option a second server would share the port, and each would get half of the calls.
     checks = [] if config.secret_file is None else [SecretCalls(NodeSecret.read(config.secret_file))]
     server = grpc.aio.server(interceptors=checks, options=[("grpc.so_reuseport", 0)])
     agent_pb2_grpc.add_NodeAgentServicer_to_server(service, server)
+    if control is not None:
+        triton_control_pb2_grpc.add_TritonControlServicer_to_server(control, server)
     try:
         if config.tls is None:
             server.add_insecure_port(config.grpc_address)
@@ -184,11 +219,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("socket", "zygote-socket", "store-socket", "model-repository"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--grpc-address", required=True)
+    parser.add_argument("--triton-address")
     parser.add_argument("--device-memory-bytes", type=int, required=True)
     parser.add_argument("--devices", default=CPU)
     parser.add_argument("--spare-workers", type=int, default=1)
     for name in ("secret-file", "triton-pid-file"):
         parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--scheduler", action="append", dest="schedulers", default=[])
+    for name in ("announced-triton", "announced-agent"):
+        parser.add_argument(f"--{name}", default="")
     for name in TLS_FILES:
         parser.add_argument(f"--tls-{name.replace('_', '-')}", type=Path)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -196,6 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files = {name: options.pop(f"tls_{name}") for name in TLS_FILES}
     if any(files.values()) and not all(files.values()):
         parser.error("give all of --tls-certificate-file, --tls-key-file and --tls-ca-file, or none of them")
+    options["schedulers"] = tuple(options["schedulers"])
     asyncio.run(serve(AgentConfig(tls=NodeTLS(**files) if all(files.values()) else None, **options)))
     return 0
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import grpc
 
 from serverless_triton.backend import agent_pb2, agent_pb2_grpc
-from serverless_triton.backend.agent import NodeAgent, StaleEpoch
+from serverless_triton.backend.agent import NodeAgent
+from serverless_triton.backend.epochs import StaleEpoch
 from serverless_triton.backend.messages import WireExactness
 from serverless_triton.backend.parked_stubs import ParkedStub
 from serverless_triton.backend.prefetches import Prefetches, status_code_of
@@ -116,7 +117,7 @@ class AgentService(agent_pb2_grpc.NodeAgentServicer):
         state = agent_pb2.NodeState(
             node=self._node,
             version=agent.version,
-            highest_epoch=agent.highest_epoch,
+            highest_epoch=agent.epochs.highest,
             device_memory_bytes=agent.devices.budget_bytes,
             device_granted_bytes=agent.devices.granted_bytes,
             device_holds_weights=agent.devices.hold_weights,

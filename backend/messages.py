@@ -22,6 +22,9 @@ TRACEPARENT = "traceparent"
 
 MODES = ("auto", "exact", "fast")
 
+# Parameters of a model's config.pbtxt that the scheduler takes out before anybody else sees it.
+LIFECYCLE_PARAMETERS = ("keep_alive_s", "min_replicas", "max_replicas", "priority", "pinned")
+
 Span = tuple[str, float, float]  # name, start and end in seconds on this host's monotonic clock
 WireShare = tuple[str, int, int]  # device, parts and bytes of a device_map.Share
 WireExactness = dict[str, str]  # the fields of an engines.protocol.Exactness
@@ -347,7 +350,9 @@ class ModelSpec:
         """From config.pbtxt's `parameters`. Raises ValueError naming the parameter and what would be right."""
         known = {f.name for f in fields(cls)}
         for name in sorted(set(parameters) - known - {REPLICA_PARAMETER}):
-            raise ValueError(f"parameters.{name} is unknown; known are {', '.join(sorted(known))}")
+            raise ValueError(
+                f"parameters.{name} is unknown; known are {', '.join(sorted({*known, *LIFECYCLE_PARAMETERS}))}"
+            )
         for name in ("checkpoint", "checkpoint_bytes", "kv_cache_bytes"):
             if not parameters.get(name):
                 raise ValueError(f"parameters.{name} is missing; `serverless-triton add` writes it")

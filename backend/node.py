@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ class NodeConfig:
     `dram_bytes`: the store's budget; None for the share that a store takes by itself, which is too much for several.
     `secret_file`: what Triton and the agent want to be shown; without it they serve everybody who reaches them.
     `tls`: of both their gRPC ports, for clients with a certificate of its authority only.
+    `schedulers`: registries, host:port, to which the node announces itself, as being at `announced_host`; None: `host`.
     `devices`: "cpu", or GPUs with commas between, as "cuda:0,cuda:1"; each has `device_memory_bytes`.
     """
 
@@ -34,6 +35,8 @@ class NodeConfig:
     metrics_port: int
     agent_port: int
     host: str = "127.0.0.1"
+    schedulers: tuple[str, ...] = ()
+    announced_host: str | None = None
     secret_file: Path | None = None
     tls: NodeTLS | None = None
     devices: str = "cpu"
@@ -106,13 +109,24 @@ def _agent(config: NodeConfig, sockets: Mapping[str, Path], triton_pid_file: Pat
         *("--socket", str(sockets["agent"]), "--zygote-socket", str(sockets["zygote"])),
         *("--store-socket", str(sockets["store"]), "--triton-pid-file", str(triton_pid_file)),
         *("--node", config.name, "--grpc-address", f"{config.host}:{config.agent_port}"),
+        *("--triton-address", f"{config.host}:{config.grpc_port}"),
         *("--model-repository", str(config.model_repository)),
         *("--devices", config.devices, "--device-memory-bytes", str(config.device_memory_bytes)),
         *("--spare-workers", str(config.spare_workers)),
         *(() if config.secret_file is None else ("--secret-file", str(config.secret_file))),
+        *_announcements(config),
         *_certificates(config.tls),
     )
     return ProcessSpec(name=f"{config.name}.agent", command=command)
+
+
+def _announcements(config: NodeConfig) -> Iterator[str]:
+    if not config.schedulers:
+        return
+    host = config.announced_host or config.host
+    yield from ("--announced-triton", f"{host}:{config.grpc_port}", "--announced-agent", f"{host}:{config.agent_port}")
+    for scheduler in config.schedulers:
+        yield from ("--scheduler", scheduler)
 
 
 def _certificates(tls: NodeTLS | None) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ from serverless_triton.backend.errors import BackendError
 Metadata = tuple[tuple[str, str], ...]
 
 AGENT_HEADER = "serverless-triton-agent"
+SCHEDULER_HEADER = "serverless-triton-scheduler"
+REGISTRY_HEADER = "serverless-triton-registry"
 TRITON_KEY = "serverless-triton"
 TRITON_HTTP_HEADER = TRITON_KEY
 TRITON_GRPC_HEADER = f"triton-grpc-protocol-{TRITON_KEY}"  # the prefix is Triton's
@@ -82,10 +84,32 @@ class NodeSecret:
         """What a call to the agent shows."""
         return ((AGENT_HEADER, self.for_agent),)
 
+    @property
+    def registry_metadata(self) -> Metadata:
+        """What an agent shows to a scheduler when it announces its server."""
+        return ((REGISTRY_HEADER, self._digest(b"registry")),)
+
+    @property
+    def scheduler_metadata(self) -> Metadata:
+        """What a scheduler shows to the one that leads."""
+        return ((SCHEDULER_HEADER, self._digest(b"scheduler")),)
+
+    def is_schedulers(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> bool:
+        """Whether a call to a scheduler, with this metadata, shows it."""
+        return _shows(metadata, self.scheduler_metadata)
+
     def is_shown_in(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> bool:
         """Whether a call to the agent, with this metadata, shows it."""
-        shown = dict(metadata or ()).get(AGENT_HEADER, "")
-        return hmac.compare_digest(str(shown).encode(), self.for_agent.encode())
+        return _shows(metadata, self.agent_metadata)
+
+    def is_announced_in(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> bool:
+        """Whether an announcement to the scheduler, with this metadata, shows it."""
+        return _shows(metadata, self.registry_metadata)
 
     def _digest(self, service: bytes) -> str:
         return hmac.new(self._key, service, hashlib.sha256).hexdigest()
+
+
+def _shows(metadata: Iterable[tuple[str, str | bytes]] | None, wanted: Metadata) -> bool:
+    told = dict(metadata or ())
+    return all(hmac.compare_digest(str(told.get(name, "")).encode(), value.encode()) for name, value in wanted)

@@ -127,12 +127,19 @@ class Supervisor:
                 preexec_fn=lambda: die_with_parent(supervisor, signal.SIGTERM),
             )
         self._processes[spec.name] = process
-        (self._run.directory / f"{spec.name}.pid").write_text(f"{process.pid}\n")
+        self._tell_pid(spec.name, process.pid)
         status = await process.wait()
         _kill_group(process.pid)
         if spec.shm_prefix is not None:
             remove_shared_memory(spec.shm_prefix)
         return status
+
+    def _tell_pid(self, name: str, pid: int) -> None:
+        """In one step: who reads the file meanwhile finds the one before."""
+        file = self._run.directory / f"{name}.pid"
+        written = file.with_suffix(".pid.new")
+        written.write_text(f"{pid}\n")
+        written.replace(file)
 
     async def _end_all(self, keepers: Sequence[asyncio.Future[None]]) -> None:
         for process in self._processes.values():

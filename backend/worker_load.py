@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from serverless_triton.loader.attachment import Attachment
     from serverless_triton.loader.client import Store
 
+SHOWN_QUEUE_S = 0.001  # less is the store's own way from question to read
+
 
 class SpanRecorder:
     """The stretches of one load, on this host's monotonic clock."""
@@ -89,4 +91,8 @@ def load_engine(
 def _attach(premapped: PremappedStore, spec: ModelSpec, recorder: SpanRecorder) -> tuple[Store, Attachment]:
     with recorder.span("store.load"):
         store = premapped.take()
-        return store, store.attach(spec.checkpoint)
+        asked_s = time.monotonic()
+        attachment = store.attach(spec.checkpoint)
+    if attachment.receipt.queue_s > SHOWN_QUEUE_S:  # behind other loads of the same device
+        recorder.spans.append(("store.queue", asked_s, asked_s + attachment.receipt.queue_s))
+    return store, attachment

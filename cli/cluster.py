@@ -24,7 +24,7 @@ from serverless_triton.backend.triton_install import assemble_backend_directory,
 from serverless_triton.cli.readiness import announce_listening, announce_readiness
 from serverless_triton.loader.memory_limits import dram_budget, read_memory_limits
 from serverless_triton.loader.store_config import Pages
-from serverless_triton.scheduler.config import ConfigError, ControlConfig, check_exposure, parse_dataclass
+from serverless_triton.scheduler.config import ConfigError, ControlConfig, check_exposure, check_state, parse_dataclass
 from serverless_triton.scheduler.gateway.keys import KeyRing
 from serverless_triton.scheduler.gateway.settings import GatewaySettings, host_and_port
 from serverless_triton.scheduler.log_lines import LogSettings
@@ -82,6 +82,7 @@ def load_cluster_config(path: Path | None, overrides: dict[str, Any]) -> Cluster
         raw["model_repository"] = Path(raw["model_repository"]).resolve()
     config = parse_dataclass(ClusterConfig, raw, "configuration")
     check_exposure(config.gateway)
+    check_state(config.state)
     try:
         device_names(config.node.devices)
     except ValueError as error:
@@ -177,7 +178,7 @@ def _scheduler(config: ClusterConfig, nodes: list[NodeConfig], run: Run) -> Proc
                 "model_repository": str(config.model_repository),
                 "servers": servers,
                 "secret_file": str(run.directory / SECRET_FILE),
-                "state": {"path": str((config.state.path or run.directory / STATE_FILE).resolve())},
+                "state": _state(config.state, run),
                 "node_tls": None if config.node_tls is None else asdict(config.node_tls, dict_factory=_plain),
                 **{name: asdict(value, dict_factory=_plain) for name, value in settings.items()},
             }
@@ -185,6 +186,13 @@ def _scheduler(config: ClusterConfig, nodes: list[NodeConfig], run: Run) -> Proc
     )
     command = [sys.executable, "-m", "serverless_triton.scheduler", "--config", str(file)]
     return ProcessSpec(name="scheduler", command=command)
+
+
+def _state(state: StateConfig, run: Run) -> dict[str, Any]:
+    if state.kind == "sqlite":
+        return {"path": str((state.path or run.directory / STATE_FILE).resolve())}
+    settings = asdict(state, dict_factory=_plain)
+    return {**settings, "endpoints": list(state.endpoints)}
 
 
 def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:

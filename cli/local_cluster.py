@@ -42,10 +42,12 @@ class LocalCluster:
         relay: Mapping[str, float] | None = None,
         control: Mapping[str, float] | None = None,
         node_tls: Mapping[str, str] | None = None,
+        state: Mapping[str, Any] | None = None,
         **node: int | str,
     ) -> None:
         """`node` are budgets of each node, as `NodeBudgets` names them; `relay` limits, as `RelayLimits` does, and
-        `control` what `ControlConfig` does, `node_tls` the files of a `NodeTLS`.
+        `control` what `ControlConfig` does, `node_tls` the files of a `NodeTLS`, `state` a
+        `StateConfig`.
         """
         self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
         self.logs = logs or folder / "logs"
@@ -55,6 +57,7 @@ class LocalCluster:
         config = {"model_repository": str(repository), "servers": servers, "node": node}
         config["gateway"] = {**ports, "relay": dict(relay or {})}
         config["control"] = dict(control or {})
+        config["state"] = dict(state or {})
         config["node_tls"] = None if node_tls is None else dict(node_tls)
         self._config.write_text(yaml.safe_dump(config))
         self._servers = servers

@@ -19,6 +19,7 @@ _COMMANDS = {
     "node": "Run one server of a cluster until Ctrl-C.",
     "scheduler": "Run the scheduler and its gateway until Ctrl-C.",
     "setup": "Install what is fetched on demand: Triton, the demo model.",
+    "status": "Show servers, tiers, replicas, queues and what was learned of starts.",
     "store": "Keep checkpoints in memory; repack, hash and verify them.",
     "up": "Run servers and the gateway on this machine until Ctrl-C.",
 }

@@ -17,6 +17,7 @@ from serverless_triton.cli.cluster import supervise
 from serverless_triton.loader.store_config import PAGES
 from serverless_triton.scheduler.gateway.settings import is_loopback
 
+WILDCARDS = ("0.0.0.0", "::", "[::]", "*")
 _PORT = click.IntRange(1, 65535)
 
 
@@ -43,6 +44,8 @@ def _tls(options: dict[str, Any]) -> NodeTLS | None:
 @click.option("--model-repository", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where Triton and the agent listen.")
 @click.option("--secret-file", type=click.Path(path_type=Path), help="What the scheduler shows, the same file as its.")
+@click.option("--scheduler", "schedulers", multiple=True, help="Announce the server to its registry, HOST:PORT.")
+@click.option("--announced-host", help="Where the scheduler reaches this machine. [default: --host]")
 @click.option("--tls-certificate-file", type=click.Path(path_type=Path), help="Of Triton's and the agent's gRPC.")
 @click.option("--tls-key-file", type=click.Path(path_type=Path), help="Its key.")
 @click.option("--tls-ca-file", type=click.Path(path_type=Path), help="Who signs the scheduler's certificate.")
@@ -63,6 +66,9 @@ def _tls(options: dict[str, Any]) -> NodeTLS | None:
 def command(model_repository: Path, logs: Path, **options: Any) -> None:
     """Run one server: its store, zygote, agent and tritonserver, until Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    announced = options["announced_host"] or options["host"]
+    if options["schedulers"] and announced in WILDCARDS:
+        raise click.UsageError(f"no scheduler reaches a machine as {announced}; give --announced-host")
     config = NodeConfig(model_repository=model_repository.resolve(), tls=_tls(options), **options)
     if config.secret_file is None and not is_loopback(config.host):
         raise click.UsageError(f"other machines reach {config.host} and could load and run models; give --secret-file")

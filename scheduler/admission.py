@@ -43,6 +43,35 @@ class Exactness:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StartTerms:
+    """A start's seconds by cause: room made, the queue of its server's loads, its bytes' way, all else."""
+
+    room_s: float = 0.0
+    queue_s: float
+    transfer_s: float
+    fixed_s: float
+
+    @property
+    def total_s(self) -> float:
+        """From the decision until the replica is ready."""
+        return self.room_s + self.queue_s + self.transfer_s + self.fixed_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What was predicted of a start, give or take `uncertainty_s` (a standard error), beside what it took."""
+
+    predicted: StartTerms
+    uncertainty_s: float
+    actual: StartTerms
+
+    @property
+    def relative_error(self) -> float:
+        """Of the total, as a share of what it took; never negative."""
+        return abs(self.predicted.total_s - self.actual.total_s) / max(self.actual.total_s, 1e-9)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartRecord:
     """How a replica came to be, for the receipts of the requests that waited for it."""
 
@@ -51,6 +80,7 @@ class StartRecord:
     bytes: int
     predicted_s: float
     spans: tuple[Span, ...]
+    comparison: Comparison | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +146,10 @@ class Admission(Protocol):
         `broken`: the replica can serve nobody any more, so it takes no more streams, and ends with its last one.
         """
 
-    def outlook(self, model: str, *, caller: Caller = ANONYMOUS, priority: int = 0) -> Outlook:
+    def progress(self, stream: StreamId, *, input_tokens: int, output_tokens: int) -> None:
+        """A stream that has a place holds so many tokens by now. Told a few times a second, and of no other stream."""
+
+    async def outlook(self, model: str, *, caller: Caller = ANONYMOUS, priority: int = 0) -> Outlook:
         """What a stream that came now would meet. Raises UnknownModel, ModelTooLarge."""
 
     async def warm(self, model: str, *, timeout_s: float) -> None:
@@ -153,7 +186,8 @@ class FakeAdmission:
     """An Admission with a few servers and no weights, for tests of what stands on the seam.
 
     Every model is ready on every server, one replica each. Tests script refusals with `refuse`, hold callers back with
-    `hold`, kill with `lose`, tell `outlooks` and `failed` by model, and read `claims`, `admitted` and `finished`.
+    `hold`, kill with `lose`, tell `outlooks` and `failed` by model, and read `claims`, `admitted`, `finished` and
+    `progressed`.
     """
 
     def __init__(
@@ -175,6 +209,7 @@ class FakeAdmission:
         self.admitted: list[Assignment] = []
         self.finished: list[Assignment] = []
         self.broken: list[ReplicaId] = []
+        self.progressed: list[tuple[StreamId, int, int]] = []  # input and output tokens
 
     @property
     def held(self) -> list[Assignment]:
@@ -220,7 +255,10 @@ class FakeAdmission:
         if broken:
             self.broken.append(assignment.replica)
 
-    def outlook(self, model: str, *, caller: Caller = ANONYMOUS, priority: int = 0) -> Outlook:
+    def progress(self, stream: StreamId, *, input_tokens: int, output_tokens: int) -> None:
+        self.progressed.append((stream, input_tokens, output_tokens))
+
+    async def outlook(self, model: str, *, caller: Caller = ANONYMOUS, priority: int = 0) -> Outlook:
         self.claims.append((caller.tenant, priority))
         free = Outlook(model=model, waiting=0, queue_position=0, estimated_start_s=0.0)
         return self.outlooks.get(model, free)

@@ -20,14 +20,17 @@ from serverless_triton.backend.messages import ModelSpec
 from serverless_triton.scheduler.definitions import (
     CONFIG_NAME,
     NOT_THERE,
+    Place,
     Stamp,
     definition,
+    place_of,
     take_stamp,
     version_folders,
 )
-from serverless_triton.scheduler.errors import InvalidModelName, InvalidRequest, UnknownModel
+from serverless_triton.scheduler.errors import InvalidModelName, InvalidRequest, RepositoryAway, UnknownModel
 from serverless_triton.scheduler.foreign import ForeignModel, parse_foreign
 from serverless_triton.scheduler.identity import ModelRule
+from serverless_triton.scheduler.model_lifecycle import UNSAID, ModelLifecycle, take_lifecycle
 from serverless_triton.scheduler.versions import VersionEntry, config_of, read_versions
 
 SERVED_BACKEND = "serverless"
@@ -56,6 +59,7 @@ class ModelEntry:
     repository_config: model_config_pb2.ModelConfig = field(repr=False, compare=False)  # what servers load
     spec: ModelSpec | None  # None: another backend's
     foreign: ForeignModel | None = None  # of another backend's
+    lifecycle: ModelLifecycle = field(default=UNSAID, compare=False)
     changed_unix_s: int  # when its configuration was written
 
     @property
@@ -131,7 +135,9 @@ class Models(Protocol):
     """Models by name, as somebody sees them."""
 
     def entry(self, name: str) -> ModelEntry:
-        """Raises InvalidModelName, and UnknownModel in Triton's words (with the reason where the model is broken)."""
+        """Raises InvalidModelName, UnknownModel in Triton's words (with the reason where the model is broken), and
+        RepositoryAway where nobody can look.
+        """
 
     def entries(self) -> tuple[ModelEntry, ...]:
         """Every sound model, by name."""
@@ -140,7 +146,7 @@ class Models(Protocol):
         """Every directory that could not be read as a model, by name."""
 
     def refresh(self, name: str) -> None:
-        """Looks at the model's directory now. Raises InvalidModelName."""
+        """Looks at the model's directory now. Raises InvalidModelName, RepositoryAway."""
 
 
 class Catalogue:
@@ -155,9 +161,12 @@ class Catalogue:
         self.is_watched = False
         self.on_change: Callable[[Change], None] = lambda change: None
         self._known: dict[str, tuple[Stamp, ModelEntry | BrokenModel]] = {}
+        self._place: Place | None = None  # where models were found last
 
     def entry(self, name: str) -> ModelEntry:
-        """Raises InvalidModelName, and UnknownModel in Triton's words (with the reason where the model is broken)."""
+        """Raises InvalidModelName, UnknownModel in Triton's words (with the reason where the model is broken), and
+        RepositoryAway where nobody can look.
+        """
         if name:
             check_name(name)
         found = self._look(name) if name else None
@@ -177,7 +186,7 @@ class Catalogue:
 
     def refresh(self, name: str, settled: Stamp | None = None) -> None:
         """Looks at the model's directory now; `on_change` hears what is new. With `settled` only at what has that
-        stamp: anything else is being written. Raises InvalidModelName.
+        stamp: anything else is being written. Raises InvalidModelName, RepositoryAway.
         """
         check_name(name)
         was_known = name in self._known
@@ -186,10 +195,21 @@ class Catalogue:
             self.on_change(Change(model=name, kind="added", definition=found.definition))
 
     def _look_all(self) -> list[ModelEntry | BrokenModel]:
-        names = sorted(path.name for path in self.root.iterdir() if path.is_dir() and is_name(path.name))
+        names = self._names()
         for gone in () if self.is_watched else sorted(self._known.keys() - set(names)):
             self._read_again(gone)
         return [found for name in names if (found := self._look(name)) is not None]
+
+    def _names(self) -> list[str]:
+        """What there could be models of. Raises RepositoryAway where nobody watches, and nobody can look."""
+        known = self._known.keys() if self.is_watched else ()
+        try:
+            found = [path.name for path in self.root.iterdir() if path.is_dir() and is_name(path.name)]
+        except OSError as error:
+            if not self.is_watched:
+                raise RepositoryAway from error
+            found = []
+        return sorted({*found, *known})
 
     def _look(self, name: str) -> ModelEntry | BrokenModel | None:
         known = self._known.get(name)
@@ -200,6 +220,7 @@ class Catalogue:
         try:
             stamp = take_stamp(self.root / name)
         except NOT_THERE:
+            self._check_there()
             if self._known.pop(name, None) is not None:
                 self.on_change(Change(model=name, kind="removed"))
             return None
@@ -207,12 +228,22 @@ class Catalogue:
             return _broken(name, error) if known is None else known[1]
         if known is not None and (known[0] == stamp or settled not in (None, stamp)):
             return known[1]
+        self._place = place_of(self.root)
         before, found = None if known is None else known[1], _read(self.root / name, stamp)
         kept, change = _compare(before, found)
         self._known[name] = (stamp, kept)
         if change is not None:
             self.on_change(change)
         return kept
+
+    def _check_there(self) -> None:
+        """That a model which is not there is gone, and not its file system. Raises RepositoryAway."""
+        try:
+            is_other = self._place not in (None, place_of(self.root))
+            if is_other and not any(self.root.iterdir()):  # where it was mounted
+                raise RepositoryAway
+        except OSError as error:
+            raise RepositoryAway from error
 
 
 def _compare(
@@ -297,6 +328,7 @@ def _parse(directory: Path, stamp: Stamp) -> ModelEntry:
     if config.name and config.name != directory.name:
         raise ValueError(f"name is '{config.name}', but its directory is '{directory.name}'")
     config.name = directory.name
+    lifecycle = take_lifecycle(config)
     ours = config.backend == SERVED_BACKEND
     versions = _served_versions(config, _versions(directory))
     by_version: dict[str, VersionEntry] = {}
@@ -313,6 +345,7 @@ def _parse(directory: Path, stamp: Stamp) -> ModelEntry:
         spec=by_version[versions[-1]].spec if by_version else None,
         by_version=by_version,
         foreign=None if ours else parse_foreign(config),
+        lifecycle=lifecycle,
         changed_unix_s=stamp.config.mtime_ns // 10**9,
     )
 

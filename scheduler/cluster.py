@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from serverless_triton.scheduler.admission import (
@@ -12,16 +12,13 @@ from serverless_triton.scheduler.admission import (
     ReplicaId,
     ServerName,
     StartRecord,
-    StartState,
     StreamId,
 )
-from serverless_triton.scheduler.estimator import StartEstimate, learn_fixed_cost
+from serverless_triton.scheduler.calibration import Calibration, ServerFigures
 from serverless_triton.scheduler.parked import ParkedStubs
 from serverless_triton.scheduler.view import (
-    Bandwidth,
     ClusterView,
     DeviceView,
-    FixedStarts,
     ModelView,
     Phase,
     ReplicaView,
@@ -29,16 +26,7 @@ from serverless_triton.scheduler.view import (
 )
 from serverless_triton.scheduler.view_index import ViewIndex
 
-# Before a store has measured its own: a gigabit's link, a slow SSD, DRAM as copied by one core.
-ASSUMED_BANDWIDTH: Bandwidth = {"remote": 1e8, "ssd": 1e9, "dram": 20e9}
-ASSUMED_FIXED_START_S: FixedStarts = {
-    "cold": {"dram": 0.25, "ssd": 0.1},
-    "parked": {"dram": 0.06, "ssd": 0.06},
-}
-
-
-def _assumed_fixed_starts() -> dict[StartState, dict[str, float]]:
-    return {state: dict(by_tier) for state, by_tier in ASSUMED_FIXED_START_S.items()}
+STALE_S = 0.01  # what a view says of load queues may be this old
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,9 +44,8 @@ class ServerState:
     devices: tuple[DeviceView, ...] = ()
     draining: bool = False
     dram_bytes: int = 0
-    bandwidth: dict[str, float] = field(default_factory=lambda: dict(ASSUMED_BANDWIDTH))
-    fixed_start_s: dict[StartState, dict[str, float]] = field(default_factory=_assumed_fixed_starts)
     in_dram: frozenset[str] = frozenset()
+    on_ssd: frozenset[str] = frozenset()  # remote checkpoints that it has copies of
     parked: ParkedStubs = field(default_factory=ParkedStubs)
     worker_pids: Mapping[ReplicaId, int] = field(default_factory=dict)
     stub_pids: Mapping[ReplicaId, int] = field(default_factory=dict)
@@ -67,11 +54,20 @@ class ServerState:
     def takes_starts(self) -> bool:
         return self.triton_up and self.agent_up and self.workers_ready
 
-    def learn(self, estimate: StartEstimate, tier: str, actual_s: float) -> None:
-        """From a start here. Bytes that came from elsewhere say nothing about the estimate, nor do other backends'."""
-        if tier == estimate.tier and tier in self.fixed_start_s[estimate.state]:
-            fixed_s = self.fixed_start_s[estimate.state]
-            fixed_s[tier] = learn_fixed_cost(fixed_s[tier], estimate, actual_s)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """A start's share of its server's load queue of that tier, from when to when as it was predicted."""
+
+    tier: str
+    bytes: int
+    begins_s: float
+    ends_s: float
+
+    def remaining_bytes(self, now_s: float) -> int:
+        """All of them until it begins, then ever less."""
+        left_s = min(self.ends_s - now_s, self.ends_s - self.begins_s)
+        return 0 if left_s <= 0.0 else int(self.bytes * left_s / (self.ends_s - self.begins_s))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,13 +85,16 @@ class ReplicaState:
     idle_since_s: float = 0.0
     ready_at_s: float = 0.0  # as predicted; of use while it loads
     shown_from_version: int = 0  # the first node state that must show it
-    reads_ssd: bool = False
+    read: Read | None = None  # from its server's SSD or from afar, while it loads
     suspect: bool = False  # a stream broke on it: it takes no more, and goes when the last one has left
     retiring: bool = False  # its model was replaced or is gone: as a suspect one, but nothing is wrong with it
+    is_needed: bool = False  # one of its model's `min_replicas`
+    adopted: bool = False  # an earlier scheduler's start: its agent alone tells how that ends
     start: StartRecord | None = None
     exactness: Exactness | None = None  # of its engine, once that is there
-    tokens: int = 0
+    held_tokens: dict[StreamId, int] = field(default_factory=dict)  # by its streams, as gateways tell
     frees_at_s: float | None = None
+    idle_at_s: float | None = None
     devices: tuple[int, ...] = ()
 
     @property
@@ -123,11 +122,12 @@ class ReplicaState:
             host_bytes=self.model.host_bytes,
             definition=self.model.definition,
             version=self.model.version,
-            tokens=self.tokens,
+            tokens=sum(self.held_tokens.values()),
             frees_at_s=self.frees_at_s,
+            idle_at_s=self.idle_at_s,
             devices=self.devices,
             priority=self.model.priority,
-            pinned=self.model.pinned,
+            pinned=not self.is_leaving and (self.model.pinned or self.is_needed),
             model_view=self.model,
         )
 
@@ -142,18 +142,23 @@ class FailedDefinition:
 
 @dataclass(slots=True)
 class Cluster:
-    """All servers and replicas. `changed()` after every change, so that views carry a version and show it."""
+    """All servers and replicas. `changed()` after every change, so that views carry a version and show it. What loads
+    have still to read goes down by the `clock` alone.
+    """
 
     servers: dict[ServerName, ServerState]
     replicas: dict[ReplicaId, ReplicaState] = field(default_factory=dict)
     failed: dict[str, FailedDefinition] = field(default_factory=dict)  # by definition; `rollouts.py`'s
     can_migrate: bool = False
+    clock: Callable[[], float] = time.monotonic
+    calibration: Calibration = field(default_factory=Calibration)
     version: int = 0
     _index: ViewIndex = field(default_factory=ViewIndex)
     _changed: set[ReplicaId] = field(default_factory=set)  # replicas that the index shows as they were
     _changed_servers: set[ServerName] = field(default_factory=set)
     _all_changed: bool = True
-    _loads: dict[ServerName, dict[ReplicaId, int]] = field(default_factory=lambda: defaultdict(dict))
+    _reads: dict[ServerName, dict[ReplicaId, Read]] = field(default_factory=dict)
+    _read_on_s: float = 0.0
 
     def changed(self, *, replica: ReplicaId | None = None, server: ServerName | None = None) -> None:
         """That replica, or that server, has changed, come or gone; whoever names neither means that any may have."""
@@ -165,8 +170,15 @@ class Cluster:
         if replica is None and server is None:
             self._all_changed = True
 
+    def later(self) -> None:
+        """Time has passed that somebody waited for: whoever rests is to be asked again."""
+        self.version += 1
+
     def view(self, now_s: float | None = None) -> ClusterView:
         """The moment as the policy sees it, until the next change."""
+        clock_s = self.clock()
+        if self._reads and clock_s - self._read_on_s >= STALE_S:
+            self._read_on(clock_s)
         if self._index.version != self.version or self._all_changed:
             self._show_changes()
         return ClusterView(
@@ -177,12 +189,18 @@ class Cluster:
             now_s=now_s,
         )
 
+    def _read_on(self, clock_s: float) -> None:
+        """Time alone has made queues shorter: views lent before are over."""
+        self._read_on_s = clock_s
+        self.version += 1
+        self._changed_servers.update(self._reads)
+
     def _show_changes(self) -> None:
         if self._all_changed:
             self._changed |= self.replicas.keys() | self._index.replicas.keys()
             self._changed_servers |= self.servers.keys() | self._index.servers.keys()
         for replica_id in self._changed:
-            self._note_load(replica_id)
+            self._note_read(replica_id)
         for name in self._changed_servers:
             self._show_server(name)
         for replica_id in self._changed:
@@ -191,25 +209,35 @@ class Cluster:
         self._changed_servers.clear()
         self._all_changed, self._index.version = False, self.version
 
-    def _note_load(self, replica_id: ReplicaId) -> None:
+    def _note_read(self, replica_id: ReplicaId) -> None:
         """A load that begins or ends changes its server's queue."""
         replica, shown = self.replicas.get(replica_id), self._index.replicas.get(replica_id)
         server = replica.server if replica is not None else shown.server if shown is not None else None
         if server is None:
             return
-        reads = replica is not None and replica.phase is Phase.LOADING and replica.reads_ssd
-        queued, before = replica.model.checkpoint_bytes if replica is not None and reads else 0, self._loads[server]
-        if queued != before.pop(replica_id, 0):
-            self._changed_servers.add(server)
-        if queued:
-            before[replica_id] = queued
+        read = replica.read if replica is not None and replica.phase is Phase.LOADING else None
+        reads = self._reads.get(server, {})
+        if read == reads.get(replica_id):
+            return
+        self._changed_servers.add(server)
+        rest = {other: one for other, one in reads.items() if other != replica_id}
+        self._reads[server] = rest if read is None else {**rest, replica_id: read}
+        if not self._reads[server]:
+            del self._reads[server]
 
     def _show_server(self, name: ServerName) -> None:
         server = self.servers.get(name)
         if server is not None and server.takes_starts:
-            self._index.put_server(_server_view(server, sum(self._loads[name].values())))
+            self._index.put_server(_server_view(server, self.calibration.server(name), self.queued_bytes(name)))
         else:
             self._index.drop_server(name)
+
+    def queued_bytes(self, server: ServerName) -> Mapping[str, int]:
+        """What its SSD, and its link to the world, have still to read for the views' loads."""
+        queued, now_s = {"ssd": 0, "remote": 0}, self.clock()
+        for read in self._reads.get(server, {}).values():
+            queued[read.tier] += read.remaining_bytes(now_s)
+        return queued
 
     def _show_replica(self, replica_id: ReplicaId) -> None:
         replica = self.replicas.get(replica_id)
@@ -221,6 +249,16 @@ class Cluster:
     def of_model(self, model: str) -> list[ReplicaState]:
         return [replica for replica in self.replicas.values() if replica.model.name == model]
 
+    def keep_minimum(self, model: str) -> None:
+        """Of its replicas so many make room for nobody as it must have at least, ready ones first."""
+        staying = [replica for replica in self.of_model(model) if not replica.is_leaving]
+        staying.sort(key=lambda replica: (replica.phase is not Phase.READY, replica.id))
+        for number, replica in enumerate(staying):
+            is_needed = number < replica.model.min_replicas
+            if replica.is_needed != is_needed:
+                replica.is_needed = is_needed
+                self.changed(replica=replica.id)
+
     def outdated(self, model: ModelView) -> list[ReplicaState]:
         """Replicas that this definition replaces, from the least used one on."""
         others = [replica for replica in self.of_model(model.name) if replica.model.definition != model.definition]
@@ -231,16 +269,21 @@ class Cluster:
         return [replica for replica in self.replicas.values() if replica.server == server]
 
 
-def _server_view(server: ServerState, queued_bytes: int) -> ServerView:
+def _server_view(server: ServerState, learned: ServerFigures, queued_bytes: Mapping[str, int]) -> ServerView:
     return ServerView(
         name=server.name,
         device_memory_bytes=server.device_memory_bytes,
         device_holds_weights=server.device_holds_weights,
         dram_bytes=server.dram_bytes,
-        bandwidth=dict(server.bandwidth),
-        fixed_start_s={state: dict(by_tier) for state, by_tier in server.fixed_start_s.items()},
-        queued_bytes=queued_bytes,
+        bandwidth=learned.bandwidth,
+        bandwidth_error=learned.bandwidth_error,
+        fixed_start_s=learned.fixed_start_s,
+        fixed_error_s=learned.fixed_error_s,
+        park_s=learned.park_s,
+        queued_bytes=queued_bytes["ssd"],
+        remote_queued_bytes=queued_bytes["remote"],
         in_dram=server.in_dram,
+        on_ssd=server.on_ssd,
         parked=server.parked.by_model(),
         devices=server.devices,
         draining=server.draining,

@@ -14,9 +14,11 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from serverless_triton.backend.node_tls import NodeTLS
+from serverless_triton.scheduler.decision import PolicyName
 from serverless_triton.scheduler.errors import SchedulerError
-from serverless_triton.scheduler.gateway.settings import GatewaySettings
+from serverless_triton.scheduler.gateway.settings import GatewaySettings, is_loopback
 from serverless_triton.scheduler.log_lines import LogSettings
+from serverless_triton.scheduler.registration import RegistrationSettings, ServerConfig
 from serverless_triton.scheduler.state.settings import StateConfig
 
 T = TypeVar("T")
@@ -29,38 +31,40 @@ class ConfigError(SchedulerError, ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
-    """One server: its Triton's gRPC address and its node agent's, host:port."""
-
-    name: str
-    triton: str
-    agent: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ControlConfig:
-    """What bounds the control loop's waits (seconds), queues and idle replicas.
+    """By which policy the control loop decides (`rivals.py`), and what bounds its waits (seconds), queues and idle
+    replicas.
 
-    A replica that was idle for `keep_alive_s` is parked; None: only where room is needed. Of the stubs that a server's
+    A replica that was idle for `keep_alive_s` is parked; None: as its model's idle times teach, with
+    `adaptive_keep_alive`, and else only where room is needed. Checkpoints of models that are expected within
+    `prefetch_horizon_s` are read into DRAM ahead, up to `prefetch_bytes_per_server`. Of the stubs that a server's
     Triton keeps for parked replicas the oldest are unloaded beyond `max_parked_per_server`, and where they hold more
     than `max_parked_bytes_per_server` of memory of their own.
     """
 
+    policy: PolicyName = "startup_time"
     load_timeout_s: float = 120.0
     release_timeout_s: float = 10.0
     max_waiting_per_model: int = 1024
     max_failed_starts: int = 3
     keep_alive_s: float | None = None
+    adaptive_keep_alive: bool = True
+    prefetch_bytes_per_server: int = 0
+    prefetch_horizon_s: float = 30.0
     max_parked_per_server: int = 16
     max_parked_bytes_per_server: int = 512 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """Everything the scheduler process is told. `secret_file` is the nodes' own; `node_tls` is its side of theirs."""
+    """Everything the scheduler process is told. `secret_file` is the nodes' own; `node_tls` is its side of theirs.
+
+    Servers are those that are listed; with `registration`, also those whose agents announce them.
+    """
 
     model_repository: Path
-    servers: tuple[ServerConfig, ...]
+    servers: tuple[ServerConfig, ...] = ()
+    registration: RegistrationSettings | None = None
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
     control: ControlConfig = field(default_factory=ControlConfig)
     secret_file: Path | None = None
@@ -82,9 +86,9 @@ def load_config(path: Path) -> SchedulerConfig:
 def parse_config(value: object) -> SchedulerConfig:
     """Raises ConfigError."""
     raw = dict(_mapping(value, "configuration"))
-    servers = raw.pop("servers", None)
-    if not isinstance(servers, list) or not servers:
-        raise ConfigError("servers: give a list of at least one server with name, triton and agent")
+    servers = raw.pop("servers", [] if raw.get("registration") is not None else None)
+    if not isinstance(servers, list) or not (servers or raw.get("registration") is not None):
+        raise ConfigError("servers: give a list of at least one server with name, triton and agent, or registration")
     raw["servers"] = tuple(parse_dataclass(ServerConfig, s, f"servers[{i}]") for i, s in enumerate(servers))
     names = [server.name for server in raw["servers"]]
     if len(set(names)) != len(names):
@@ -93,7 +97,41 @@ def parse_config(value: object) -> SchedulerConfig:
         raw["model_repository"] = Path(raw["model_repository"])
     config = parse_dataclass(SchedulerConfig, raw, "configuration")
     check_exposure(config.gateway)
+    check_state(config.state)
+    _check_address(config.state, config.secret_file)
+    if config.registration is not None:
+        _check_registration(config.registration, config.secret_file)
     return config
+
+
+def _check_registration(registration: RegistrationSettings, secret_file: Path | None) -> None:
+    path = "configuration.registration"
+    if registration.heartbeat_s <= 0:
+        raise ConfigError(f"{path}.heartbeat_s: is {registration.heartbeat_s:g}; give seconds above 0")
+    for name in ("missed_beats", "max_servers"):
+        if getattr(registration, name) < 1:
+            raise ConfigError(f"{path}.{name}: is {getattr(registration, name)}; give a number from 1")
+    if not 0 < registration.port < 65536:
+        raise ConfigError(f"{path}.port: is {registration.port}; give a port from 1 to 65535")
+    if secret_file is None and not is_loopback(registration.host):
+        raise ConfigError(
+            f"{path}.host: other machines reach {registration.host!r} and could announce servers that get streams; "
+            "give configuration.secret_file"
+        )
+
+
+def check_state(state: StateConfig) -> None:
+    """Raises ConfigError for the first thing that is wrong."""
+    for name, words in state.faults():
+        raise ConfigError(f"configuration.state.{name}: {words}")
+
+
+def _check_address(state: StateConfig, secret_file: Path | None) -> None:
+    if state.address is not None and secret_file is None and not is_loopback(state.address.rpartition(":")[0]):
+        raise ConfigError(
+            f"configuration.state.address: other machines reach {state.address!r} and could end and take places; "
+            "give configuration.secret_file"
+        )
 
 
 def check_exposure(gateway: GatewaySettings) -> None:
@@ -108,6 +146,12 @@ def check_exposure(gateway: GatewaySettings) -> None:
 def _mapping(value: object, path: str) -> Mapping[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ConfigError(f"{path}: must be a mapping of names to values, not {type(value).__name__}")
+    return value
+
+
+def _list(value: object, path: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{path}: is {value!r}; give a list")
     return value
 
 
@@ -133,6 +177,8 @@ def _field(value: Any, hint: Any, path: str) -> Any:
         raise ConfigError(f"{path}: is {value!r}; give true or false")
     if get_origin(hint) is Literal and value not in get_args(hint):
         raise ConfigError(f"{path}: is {value!r}; give one of {', '.join(get_args(hint))}")
+    if get_origin(hint) is tuple and get_args(hint)[0] in _SCALARS:
+        return tuple(_field(one, get_args(hint)[0], f"{path}[{n}]") for n, one in enumerate(_list(value, path)))
     kinds = [kind for kind in (get_args(hint) or (hint,)) if kind in _SCALARS]
     if not kinds or (value is None and type(None) in get_args(hint)):
         return value

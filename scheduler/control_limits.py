@@ -14,7 +14,13 @@ class ControlLimits:
 
     max_waiting_per_model: int = 1024
     max_failed_starts: int = 3
-    keep_alive_s: float | None = None  # an idle replica is parked after that; None: only where room is needed
+    # An idle replica is parked after that. None: as its model's idle times teach, and where they don't (or may not)
+    # only where room is needed.
+    keep_alive_s: float | None = None
+    adaptive_keep_alive: bool = True
+    # Checkpoints that nobody has asked for yet: so many bytes of a server's DRAM for those expected within that time.
+    prefetch_bytes_per_server: int = 0
+    prefetch_horizon_s: float = 30.0
     # Beyond these the stubs that have been parked longest are unloaded.
     max_parked_per_server: int = 16
     max_parked_bytes_per_server: int = 512 << 20

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from serverless_triton.scheduler.admission import ReplicaId, ServerName
 from serverless_triton.scheduler.estimator import StartEstimate
 from serverless_triton.scheduler.view import ClusterView, ModelView
 
 KEPT_CANDIDATES = 8
+PolicyName = Literal["startup_time", "random", "locality", "shepherd", "least_loaded"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

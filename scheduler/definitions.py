@@ -21,7 +21,17 @@ CONFIG_NAME = "config.pbtxt"
 NOT_THERE = (FileNotFoundError, NotADirectoryError)  # any other OSError says nothing about what there is
 MAX_FILES = 10_000  # of one model; beyond that only the first count
 _DIGITS = 12
+_BYTECODE = "__pycache__"  # which loading a Python model writes beside it
 _MARKED = re.compile(rf"-([0-9a-f]{{{_DIGITS}}})-[0-9a-f]{{12}}")
+
+
+Place = tuple[int, int]  # which directory one is: its device, and its inode there
+
+
+def place_of(directory: Path) -> Place:
+    """Raises OSError."""
+    found = directory.stat()
+    return found.st_dev, found.st_ino
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -88,7 +98,8 @@ def definition_of(replica: ReplicaId) -> str:
 def _stamps_below(folder: Path, root: Path) -> Iterator[FileStamp]:
     """The folder itself counts by its name alone: its times change with what the files say anyway."""
     yield FileStamp(f"{folder.relative_to(root)}/", 0, 0, 0)
-    for place, _, names in os.walk(folder):
+    for place, below, names in os.walk(folder):
+        below[:] = [name for name in below if name != _BYTECODE]
         for name in names:
             with contextlib.suppress(FileNotFoundError):  # it went while we looked
                 yield _file_stamp(Path(place, name), root)

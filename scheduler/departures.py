@@ -50,6 +50,12 @@ class Departures:
         if self._under_way[server]:
             await asyncio.wait(set(self._under_way[server].values()))
 
+    async def ended(self, server: ServerName, replica: ReplicaId) -> None:
+        """What ends this one there is over."""
+        task = self._under_way[server].get(replica)
+        if task is not None:
+            await asyncio.wait({task})
+
     def park(self, server: ServerName, replica: ReplicaId) -> asyncio.Task[None]:
         """End the engine; its memory is free when the task ends, and its stub waits for another."""
         return self._begin(server, replica, self.effects.park_engine(server, replica, self.epoch()))
@@ -82,7 +88,7 @@ class Departures:
     def unload_parked(self, server: ServerState, stub: ReplicaId, model: str) -> None:
         logger.info("unload_parked model=%s server=%s replica=%s", model, server.name, stub)
         server.parked.drop(stub)
-        self.cluster.changed()
+        self.cluster.changed(server=server.name)
         self._begin(server.name, stub, self._unload(server.name, model))
 
     def disown(self, server: ServerName, replica: ReplicaId, model: str) -> None:
@@ -104,7 +110,8 @@ class Departures:
     async def _unload(self, server: ServerName, model: str) -> None:
         """An unload names only the model: where a newer stub is there or on its way, its load replaced this one."""
         newer = any(other.model.name == model for other in self.cluster.on_server(server))
-        if not newer and not self.cluster.servers[server].parked.of_model(model):
+        known = self.cluster.servers.get(server)  # None: it is gone, and what was there with it
+        if not newer and known is not None and not known.parked.of_model(model):
             await self.effects.unload_model(server, model)
 
     def _begin(self, server: ServerName, replica: ReplicaId, effect: Work) -> asyncio.Task[None]:

@@ -77,8 +77,19 @@ class Effects(Protocol):
     async def measure(self, server: ServerName, models: tuple[str, ...]) -> int:
         """Bytes that the server's Triton has of its own, with the processes that it runs for these models."""
 
+    async def prefetch(self, server: ServerName, checkpoint: str, epoch: int) -> None:
+        """Have the server's agent read a checkpoint into DRAM, behind every load; returns when it is there."""
+
+    async def pin(self, server: ServerName, checkpoint: str, pinned: bool, epoch: int) -> None:
+        """Have the agent keep a checkpoint in DRAM, brought there first, or let it go; returns at once."""
+
     async def loaded_models(self, server: ServerName) -> frozenset[str]:
-        """What Triton has in memory, models on their way in or out included."""
+        """What Triton has in memory, models on their way in or out included, and those that left the repository."""
+
+    async def members(self, server: ServerName, model: str) -> tuple[str, ...] | None:
+        """Of an ensemble that Triton has in memory, none of any other; None where the model is of our own backend, or
+        gone meanwhile.
+        """
 
 
 @dataclass
@@ -88,6 +99,8 @@ class FakeEffects:
     automatic: bool = True
     exactness: Exactness | None = None  # of every engine
     loaded: frozenset[str] = frozenset()  # on every server
+    ensembles: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of those, with their members
+    generating: frozenset[str] = frozenset()  # of those, the ones of our backend
     measurements: list[int] = field(default_factory=list)  # in turn
     orders: list[EngineOrder] = field(default_factory=list)
     calls: list[tuple[str, ServerName, str]] = field(default_factory=list)
@@ -120,9 +133,19 @@ class FakeEffects:
         await self._happen("measure", server, " ".join(models))
         return self.measurements.pop(0)
 
+    async def prefetch(self, server: ServerName, checkpoint: str, epoch: int) -> None:
+        await self._happen("prefetch", server, checkpoint)
+
+    async def pin(self, server: ServerName, checkpoint: str, pinned: bool, epoch: int) -> None:
+        await self._happen("pin" if pinned else "unpin", server, checkpoint)
+
     async def loaded_models(self, server: ServerName) -> frozenset[str]:
         await self._happen("loaded_models", server, "")
         return self.loaded
+
+    async def members(self, server: ServerName, model: str) -> tuple[str, ...] | None:
+        await self._happen("members", server, model)
+        return None if model in self.generating else self.ensembles.get(model, ())
 
     async def _happen(self, effect: str, server: ServerName, subject: str) -> None:
         self.calls.append((effect, server, subject))

@@ -35,7 +35,8 @@ class Ends:
         """The replica is gone. Its streams hear of it, those that waited for it go elsewhere."""
         if self.cluster.replicas.pop(replica.id, None) is None:
             return
-        self.cluster.changed()
+        self.cluster.changed(replica=replica.id)
+        self.cluster.keep_minimum(replica.model.name)
         self.departures.note(replica.id, parks=parks)
         if not replica.lost.done():
             replica.lost.set_result(reason)
@@ -53,16 +54,17 @@ class Ends:
         else:
             self.room.give_error(waiting, error)
 
-    def evict(self, replica: ReplicaState) -> asyncio.Task[None]:
-        """Nobody is sent to it from now on. Its room counts when the agent confirms, which the task waits for.
+    def evict(self, replica: ReplicaState, reason: str = "evicted") -> asyncio.Task[None]:
+        """Nobody is sent to it from now on, and those whom it serves hear the reason. Its room counts when the agent
+        confirms, which the task waits for.
 
         Its stub is parked, but not where a stream broke on it, since the stub may be what hangs, nor where its model
         has changed. Other backends' models have none.
         """
         parks = not replica.is_leaving and not replica.model.foreign
-        self.forget(replica, "evicted", parks=parks)
+        self.forget(replica, reason, parks=parks)
         self.metrics.evicted(replica.model.name)
-        logger.info("evict model=%s server=%s replica=%s", *replica.names)
+        logger.info("evict model=%s server=%s replica=%s reason=%s", *replica.names, reason)
         return self.departures.park(replica.server, replica.id) if parks else self.clean_up(replica)
 
     def evict_leaving(self, replica: ReplicaState) -> None:
@@ -74,14 +76,14 @@ class Ends:
         """A stream broke on them though nobody has reported their end: a stopped or unreachable process, say."""
         for replica in [self.cluster.replicas[name] for name in sorted(replicas) if name in self.cluster.replicas]:
             replica.suspect = True
-            self.cluster.changed()
+            self.cluster.changed(replica=replica.id)
             self.evict_leaving(replica)
 
     def retire(self, replica: ReplicaState) -> None:
         """Nobody is sent to it any more; it goes when the last of its streams has ended."""
         logger.info("replica_retires model=%s server=%s replica=%s", *replica.names)
         replica.retiring = True
-        self.cluster.changed()
+        self.cluster.changed(replica=replica.id)
         self.evict_leaving(replica)
 
     def clean_up(self, replica: ReplicaState) -> asyncio.Task[None]:

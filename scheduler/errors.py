@@ -3,6 +3,7 @@
 SchedulerError
 ├── InvalidModelName   a name that could not be a directory of the model repository
 ├── UnknownModel       the model repository has no such model
+├── RepositoryAway     the model repository's file system is not there, so nobody knows what it has
 ├── InvalidRequest     tensors, parameters or JSON that the model does not take
 │   ├── Unsupported    something of Triton's that this gateway does not do (gateway/service.py)
 │   ├── UnknownCoding  a body compressed in a way that nobody reads (gateway/http_body.py)
@@ -21,6 +22,7 @@ SchedulerError
 │   ├── LinkBroke      in gRPC's words, which no client hears (gateway/upstream.py)
 │   └── DeadlineExceeded   it was not over within the request's time, or the gateway's (gateway/watchdog.py)
 ├── CertificateUnusable a file that TLS needs cannot be read, or does not belong to the others
+├── AnnouncementRefused  a server that may not join as it says (registration.py)
 ├── StateError         what is kept beyond the process, or who leads (state/protocol.py)
 └── ConfigError        the scheduler's configuration is wrong at a path (config.py)
 """
@@ -28,6 +30,8 @@ SchedulerError
 from __future__ import annotations
 
 from typing import Literal
+
+_AWAY_S = 5.0  # until a file system may be back
 
 
 class SchedulerError(Exception):
@@ -49,6 +53,15 @@ class InvalidModelName(SchedulerError):
 
 class UnknownModel(SchedulerError):
     code = "NOT_FOUND"
+
+
+class RepositoryAway(SchedulerError):
+    """Its path is the operator's to know, and in the log."""
+
+    code = "UNAVAILABLE"
+
+    def __init__(self) -> None:
+        super().__init__("the model repository cannot be read now", retry_after_s=_AWAY_S)
 
 
 class InvalidRequest(SchedulerError):

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from serverless_triton.scheduler.estimator import LEARNING_RATE
 from serverless_triton.scheduler.foreign import ForeignModel
 from serverless_triton.scheduler.view import ModelView
 
+LEARNING_RATE = 0.3
 ASSUMED_LOAD_S = 2.0  # before the first load: what a stock Python model takes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+ERROR_BUCKETS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 START_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 
 
@@ -16,6 +17,13 @@ class ControlMetrics:
             "Seconds from the decision to start a replica until it was ready",
             ["model", "state", "tier"],
             buckets=START_BUCKETS_S,
+            registry=registry,
+        )
+        self._estimate_error = Histogram(
+            "serverless_triton_start_estimate_error_ratio",
+            "How far off predicted starts were, as a share of the time from the decision until the replica was ready",
+            ["state", "tier"],
+            buckets=ERROR_BUCKETS,
             registry=registry,
         )
         self._failed = Counter(
@@ -36,6 +44,10 @@ class ControlMetrics:
 
     def started(self, model: str, state: str, tier: str, seconds: float) -> None:
         self._start_seconds.labels(model, state, tier).observe(seconds)
+
+    def estimated(self, state: str, tier: str, relative_error: float) -> None:
+        """`tier` is where the bytes came from, whatever was predicted."""
+        self._estimate_error.labels(state, tier).observe(relative_error)
 
     def start_failed(self, model: str, code: str) -> None:
         self._failed.labels(model, code).inc()

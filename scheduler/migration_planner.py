@@ -2,8 +2,11 @@
 
 To move a replica takes a·(t_in + t_out) + b for the tokens of its streams, and the start at its destination, which is
 where its model starts soonest without moving anybody else. Which replicas of a server move is found by dynamic
-programming over them: of plans that free as much, only the cheapest go on. Moves of a plan go one after another, each
-to a server of its own.
+programming over them: of plans that free as much, only the cheapest goes on. Moves of a plan go one after another, each
+to a server of its own: where two would go to the same, the later one goes where it starts next soonest.
+
+Plans are made for the servers that promise most by `move_floors.py`, at most `MOST_SERVERS` of them, so that a decision
+stays a matter of a millisecond in the largest cluster.
 """
 
 from __future__ import annotations
@@ -11,16 +14,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
 from serverless_triton.scheduler.admission import ReplicaId, ServerName
 from serverless_triton.scheduler.decision import Candidate, Move
-from serverless_triton.scheduler.placement import Room, by_use, cheapest, is_evictable, share_of
+from serverless_triton.scheduler.placement import Room, by_use, cheapest, goes_freely, share_of
 from serverless_triton.scheduler.survey import Key, Survey, ranked
 from serverless_triton.scheduler.view import ClusterView, ModelView, Phase, ReplicaView, ServerView
 
 Freed = tuple[int, ...]
+MOST_SERVERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +34,33 @@ class Plan:
     """Some replicas of one server gone, and how long that takes."""
 
     moves: tuple[Move, ...] = ()
-    cost_s: float = 0.0
     gone: tuple[ReplicaView, ...] = ()
 
-    def goes_to(self, server: ServerName) -> bool:
-        return any(move.to == server for move in self.moves)
+    @property
+    def cost_s(self) -> float:
+        return sum(move.migrate_s for move in self.moves)
+
+    @property
+    def has_conflict(self) -> bool:
+        return len({move.to for move in self.moves}) < len(self.moves)
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """Replicas that might move, and what that takes where each has its destination to itself."""
+
+    gone: tuple[ReplicaView, ...]
+    cost_s: float
+    freed: Freed
+    room: Room
+
+
+class Mover(NamedTuple):
+    """A running replica that may move, in no less than `floor_s`."""
+
+    floor_s: float
+    id: ReplicaId
+    replica: ReplicaView
 
 
 @dataclass(slots=True)
@@ -45,14 +73,14 @@ class MigrationPlanner:
     def best(self, survey: Survey, limit_s: float) -> tuple[Key, Candidate] | None:
         """The candidate with moves that starts soonest, if it does so within less than `limit_s`."""
         found: tuple[Key, Candidate] | None = None
-        for name, floor_s in self._servers(survey, limit_s):
+        for name, floor_s in islice(self._servers(survey, limit_s), MOST_SERVERS):
             if floor_s >= limit_s:
                 break
-            server, replicas = self.view.index.servers[name], self.view.on_server(name)
+            server = self.view.index.servers[name]
             start_s = float(survey.start_s[self.view.index.columns.row_of[name]])
-            plan = self.cheapest(server, replicas, survey.model, limit_s - start_s)
+            plan = self.cheapest(server, survey.model, limit_s - start_s)
             if plan is not None:
-                candidate = _candidate(server, replicas, survey.model, plan)
+                candidate = _candidate(server, self.view.on_server(name), survey.model, plan)
                 if candidate[1].estimate.total_s < limit_s:
                     found, limit_s = candidate, candidate[1].estimate.total_s
         return found
@@ -61,56 +89,89 @@ class MigrationPlanner:
         """Where moves would make room, in the order of what they cannot be better than."""
         columns = self.view.index.columns
         floors_s = survey.start_s + columns.move_floor_s
-        wanted = survey.able & ~survey.possible & (floors_s < limit_s)
-        wanted &= columns.has_room(survey.model, columns.moved)
+        contested = ~survey.possible | (columns.idle_priority > survey.model.priority)
+        contested |= survey.soonest_s > floors_s  # a move may take less than to park whoever is idle
+        wanted = survey.unknown & contested & (floors_s < limit_s)
+        wanted &= columns.has_room(survey.need, columns.moved)
         for name in survey.crowded:
             wanted[columns.row_of[name]] = True
         rows = np.flatnonzero(wanted)
         for row in rows[np.lexsort((columns.rank[rows], floors_s[rows]))].tolist():
             yield columns.name_of[row], float(floors_s[row])
 
-    def cheapest(
-        self, server: ServerView, replicas: Iterable[ReplicaView], model: ModelView, limit_s: float
-    ) -> Plan | None:
-        """The plan that makes room there soonest, idle replicas gone as well; None: none does within less."""
-        replicas = sorted(replicas, key=lambda one: one.id)
-        staying = [one for one in replicas if not is_evictable(one)]
-        movable = [one for one in staying if self._may_move(one, model, limit_s)]
+    def cheapest(self, server: ServerView, model: ModelView, limit_s: float) -> Plan | None:
+        """The plan that makes room there soonest, idle replicas of no higher priority gone as well; None: none does
+        within less.
+        """
+        standing = self.view.index.standings[server.name]
+        room = standing.room.copy()
+        for one in standing.idle:
+            if goes_freely(one, model):
+                room.remove(one)
+        movers = self._movers(server.name, model, limit_s)
         best: Plan | None = None
-        for group in _groups(server, staying, movable, model):
-            found = self._program(server, staying, group, model, limit_s if best is None else best.cost_s)
-            best = found or best
+        for group in _groups(room, movers, model):
+            best = self._program(room, group, model, limit_s) or best
+            limit_s = limit_s if best is None else best.cost_s
         return best
 
-    def _may_move(self, replica: ReplicaView, model: ModelView, limit_s: float) -> bool:
-        if not replica.is_movable or replica.model == model.name or replica.priority > model.priority:
-            return False
-        return self.view.index.move_floor_s(replica) + _tokens_s(replica) < limit_s
+    def _movers(self, server: ServerName, model: ModelView, limit_s: float) -> list[Mover]:
+        """From the one on that may move soonest."""
+        found = []
+        for one in self.view.on_server(server):
+            if one.is_movable and one.model != model.name and one.priority <= model.priority:
+                floor_s = self.view.index.move_floor_s(one) + _tokens_s(one)
+                if floor_s < limit_s:
+                    found.append(Mover(floor_s, one.id, one))
+        return sorted(found)
 
-    def _program(
-        self,
-        server: ServerView,
-        staying: Sequence[ReplicaView],
-        movable: Sequence[ReplicaView],
-        model: ModelView,
-        limit_s: float,
-    ) -> Plan | None:
+    def _program(self, room: Room, movers: Sequence[Mover], model: ModelView, limit_s: float) -> Plan | None:
         best: Plan | None = None
-        plans: list[tuple[Freed, Plan]] = [((), Plan())]
-        for replica in movable:
-            for _, plan in plans:
-                for move in self._destinations(replica, len(movable)):
-                    longer = Plan((*plan.moves, move), plan.cost_s + move.migrate_s, (*plan.gone, replica))
-                    if longer.cost_s >= limit_s:
-                        break
-                    if plan.goes_to(move.to):
-                        continue
-                    room = Room.of(server, (one for one in staying if one not in longer.gone))
-                    if room.fits(model):
-                        best, limit_s = longer, longer.cost_s
-                        break
-                    _keep(plans, _freed(room, model, longer.gone), longer)
-        return best
+        too_small: list[Mover] = []
+        for mover in movers:
+            if not _without(room, mover.replica).fits(model):
+                too_small.append(mover)
+            elif mover.floor_s < limit_s:
+                moves = self._destinations(mover.replica, 1)
+                if moves and moves[0].migrate_s < limit_s:
+                    best, limit_s = Plan((moves[0],), (mover.replica,)), moves[0].migrate_s
+        return self._together(room, too_small, model, limit_s) or best
+
+    def _together(self, room: Room, movers: Sequence[Mover], model: ModelView, limit_s: float) -> Plan | None:
+        """Of those that make room only with others; whoever does so alone costs no more than with any."""
+        best: Partial | None = None
+        least_s, bound_s = (movers[0].floor_s if movers else 0.0), limit_s
+        partials = [Partial((), 0.0, (), room)]
+        for place, mover in enumerate(movers):
+            if mover.floor_s + (least_s if place else _floor_s(movers[1:2])) >= bound_s:
+                continue
+            moves = self._destinations(mover.replica, 1)
+            for partial in partials.copy() if moves else ():
+                cost_s = partial.cost_s + moves[0].migrate_s
+                if cost_s >= bound_s:
+                    continue
+                gone, left = (*partial.gone, mover.replica), _without(partial.room, mover.replica)
+                longer = Partial(gone, cost_s, _freed(left, model, gone), left)
+                if left.fits(model):
+                    best, bound_s = longer, cost_s
+                else:
+                    _keep(partials, longer)
+        plan = None if best is None else self._assigned(best)
+        return plan if plan is not None and plan.cost_s < limit_s else None
+
+    def _assigned(self, partial: Partial) -> Plan | None:
+        """Each to a server of its own; None where there are too few."""
+        plan = Plan(tuple(self._destinations(one, 1)[0] for one in partial.gone), partial.gone)
+        if not plan.has_conflict:
+            return plan
+        moves: list[Move] = []
+        for one in partial.gone:
+            taken = {move.to for move in moves}
+            left = [move for move in self._destinations(one, len(partial.gone)) if move.to not in taken]
+            if not left:
+                return None
+            moves.append(left[0])
+        return Plan(tuple(moves), partial.gone)
 
     def _destinations(self, replica: ReplicaView, count: int) -> list[Move]:
         """Where its streams could go on, soonest first."""
@@ -148,17 +209,26 @@ def _takes_in(twin: ReplicaView, replica: ReplicaView) -> bool:
     return is_twin and twin.phase is Phase.READY and twin.streams + replica.streams <= twin.max_streams
 
 
-def _groups(
-    server: ServerView, staying: Sequence[ReplicaView], movable: Sequence[ReplicaView], model: ModelView
-) -> Iterator[Sequence[ReplicaView]]:
+def _floor_s(movers: Sequence[Mover]) -> float:
+    return movers[0].floor_s if movers else float("inf")
+
+
+def _without(room: Room, replica: ReplicaView) -> Room:
+    left = room.copy()
+    left.remove(replica)
+    return left
+
+
+def _groups(room: Room, movers: Sequence[Mover], model: ModelView) -> Iterator[Sequence[Mover]]:
     """Those whose going helps together: those of one device, unless more than a device is short."""
-    room = Room.of(server, staying)
-    dram_bytes = server.host_bytes_of(model) + (0 if room.checkpoints[model.checkpoint] else model.checkpoint_bytes)
+    dram_bytes = room.server.host_bytes_of(model) + (
+        0 if room.checkpoints[model.checkpoint] else model.checkpoint_bytes
+    )
     if model.devices > 1 or dram_bytes > room.dram_free or len(room.ids) == 1:
-        yield movable
+        yield movers
         return
     for place in range(len(room.ids)):
-        group = [one for one in movable if place in room.places(one)]
+        group = [mover for mover in movers if place in room.places(mover.replica)]
         if group:
             yield group
 
@@ -173,26 +243,25 @@ def _freed(room: Room, model: ModelView, gone: Sequence[ReplicaView]) -> Freed:
     return (*(min(free, share) for free in room.free), min(room.dram_free, dram_bytes), *kept)
 
 
-def _keep(plans: list[tuple[Freed, Plan]], freed: Freed, plan: Plan) -> None:
+def _keep(partials: list[Partial], new: Partial) -> None:
     """Unless another frees as much for no more; and those no longer of which that is now true."""
-    if not any(_is_as_good(other, other_plan, freed, plan) for other, other_plan in plans):
-        plans[:] = [(other, one) for other, one in plans if not _is_as_good(freed, plan, other, one)]
-        plans.append((freed, plan))
+    if not any(_is_as_good(other, new) for other in partials):
+        partials[:] = [other for other in partials if not _is_as_good(new, other)]
+        partials.append(new)
 
 
-def _is_as_good(freed: Freed, plan: Plan, than_freed: Freed, than: Plan) -> bool:
-    """And goes to no server that the other does not go to."""
-    if plan.cost_s > than.cost_s or len(freed) != len(than_freed):
+def _is_as_good(one: Partial, than: Partial) -> bool:
+    if one.cost_s > than.cost_s or len(one.freed) != len(than.freed):
         return False
-    frees_as_much = all(ours >= theirs for ours, theirs in zip(freed, than_freed, strict=True))
-    return frees_as_much and all(than.goes_to(move.to) for move in plan.moves)
+    return all(ours >= theirs for ours, theirs in zip(one.freed, than.freed, strict=True))
 
 
 def _candidate(
     server: ServerView, replicas: Iterable[ReplicaView], model: ModelView, plan: Plan
 ) -> tuple[Key, Candidate]:
-    staying = [one for one in replicas if one not in plan.gone]
+    gone = {one.id for one in plan.gone}
+    staying = [one for one in replicas if one.id not in gone]
     room = Room.of(server, staying)
-    evict = cheapest(room, by_use((one for one in staying if is_evictable(one)), model), model)
+    evict = cheapest(room, by_use((one for one in staying if goes_freely(one, model)), model), model)
     assert evict is not None, "the plan makes room beside idle replicas"
     return ranked(server, model, evict, devices=room.devices_for(model), moves=plan.moves)

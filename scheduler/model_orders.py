@@ -4,28 +4,44 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from serverless_triton.scheduler.calibration import Calibration, ModelFigures
 from serverless_triton.scheduler.catalogue import Catalogue, ModelEntry
 from serverless_triton.scheduler.definitions import combined
 from serverless_triton.scheduler.errors import InvalidModelName, InvalidRequest, UnknownModel
 from serverless_triton.scheduler.learned import LearnedModels
+from serverless_triton.scheduler.model_lifecycle import ModelLifecycle
 from serverless_triton.scheduler.view import ModelView
 from serverless_triton.scheduler.waiting_room import ModelOrder, OrderOf
 
 MOST_NESTED = 8  # ensembles in ensembles
 
 
-def model_orders(catalogue: Catalogue, learned: LearnedModels) -> OrderOf:
+def model_orders(catalogue: Catalogue, learned: LearnedModels, calibration: Calibration) -> OrderOf:
     """It raises InvalidModelName, UnknownModel, and InvalidRequest for an ensemble that cannot be."""
 
     def order_of(name: str, version: str = "") -> ModelOrder:
         entry = catalogue.entry(name)
         if entry.foreign is not None:  # a replica has all versions that are served
             entry.version(version)
-            return ModelOrder(view=_foreign(catalogue, learned, entry, ()), parameters={})
-        entry.served()
-        return _generating(entry, version)
+            order = ModelOrder(view=_foreign(catalogue, learned, entry, ()), parameters={})
+        else:
+            entry.served()
+            order = _generating(entry, version, calibration.model(name))
+        return _lasting(order, entry.lifecycle)
 
     return order_of
+
+
+def _lasting(order: ModelOrder, said: ModelLifecycle) -> ModelOrder:
+    """With what is said of when its replicas come and go."""
+    view = replace(
+        order.view,
+        min_replicas=said.min_replicas,
+        max_replicas=said.max_replicas,
+        priority=said.priority,
+        pinned=said.pinned,
+    )
+    return replace(order, view=view, lifecycle=said)
 
 
 def _foreign(catalogue: Catalogue, learned: LearnedModels, entry: ModelEntry, within: tuple[str, ...]) -> ModelView:
@@ -50,7 +66,7 @@ def _member(catalogue: Catalogue, name: str, within: tuple[str, ...]) -> ModelEn
     return entry
 
 
-def _generating(entry: ModelEntry, version: str) -> ModelOrder:
+def _generating(entry: ModelEntry, version: str, figures: ModelFigures) -> ModelOrder:
     chosen = entry.by_version[entry.version(version)]
     view = ModelView(
         name=entry.name,
@@ -63,4 +79,15 @@ def _generating(entry: ModelEntry, version: str) -> ModelOrder:
         others=frozenset(entry.versions) - {chosen.version},
         by_name=bool(version),
     )
-    return ModelOrder(view=view, parameters=chosen.parameters)
+    return ModelOrder(view=calibrated(view, figures), parameters=chosen.parameters)
+
+
+def calibrated(view: ModelView, figures: ModelFigures) -> ModelView:
+    """With what was learned of it."""
+    return replace(
+        view,
+        fixed_offset_s=figures.fixed_offset_s,
+        offset_error_s=figures.offset_error_s,
+        migration_s_per_token=figures.migration_s_per_token,
+        migration_fixed_s=figures.migration_fixed_s,
+    )

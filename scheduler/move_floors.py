@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from serverless_triton.scheduler.estimator import LINKS, path_bandwidth
 from serverless_triton.scheduler.view import ReplicaView, ServerView
 
 _SLACK = 1.1  # what is rounded to powers of
@@ -18,16 +19,17 @@ _SLACK = 1.1  # what is rounded to powers of
 class MoveFloors:
     """The fastest tiers and the least fixed costs that any server has had, or a little better."""
 
-    bandwidth: dict[str, float] = field(default_factory=lambda: {"ssd": 1.0, "dram": 1.0})
-    fixed_s: dict[str, float] = field(default_factory=lambda: {"ssd": math.inf, "dram": math.inf})
+    bandwidth: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LINKS, 1.0))
+    fixed_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LINKS, math.inf))
 
     def widen(self, server: ServerView) -> bool:
         """Whether floors made before may be too high now that this server is there."""
         was_passed = False
         for tier in self.bandwidth:
             fixed_s = _least_fixed_s(server, tier)
-            if server.bandwidth[tier] > self.bandwidth[tier]:
-                self.bandwidth[tier], was_passed = _above(server.bandwidth[tier]), True
+            bandwidth = path_bandwidth(server, tier)
+            if bandwidth > self.bandwidth[tier]:
+                self.bandwidth[tier], was_passed = _above(bandwidth), True
             if fixed_s < self.fixed_s[tier]:
                 self.fixed_s[tier], was_passed = (1 / _above(1 / fixed_s) if fixed_s > 0 else 0.0), True
         return was_passed
@@ -40,8 +42,8 @@ class MoveFloors:
         fixed_s = replica.model_view.migration_fixed_s
         if is_there:
             return fixed_s
-        start_s = self._start_s(replica, "ssd")
-        return fixed_s + (min(start_s, self._start_s(replica, "dram")) if in_dram else start_s)
+        tiers = ["ssd"] + ["remote"] * replica.model_view.is_remote + ["dram"] * in_dram
+        return fixed_s + min(self._start_s(replica, tier) for tier in tiers)
 
     def _start_s(self, replica: ReplicaView, tier: str) -> float:
         assert replica.model_view is not None

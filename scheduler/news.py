@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-from serverless_triton.scheduler.admission import ReplicaId
+from serverless_triton.scheduler.admission import Exactness, ReplicaId
 from serverless_triton.scheduler.cluster import Cluster, ReplicaState, ServerState
 from serverless_triton.scheduler.control_limits import ControlLimits
 from serverless_triton.scheduler.departures import Departures
 from serverless_triton.scheduler.ends import Ends
 from serverless_triton.scheduler.metrics import ControlMetrics
+from serverless_triton.scheduler.view import Phase
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ class News:
     departures: Departures
     metrics: ControlMetrics
     limits: ControlLimits
+    is_ready: Callable[[ReplicaState], None]
+    on_adopted: Callable[[ReplicaState], None] = field(default=lambda replica: None)
 
     def knows(self, replica_id: ReplicaId) -> bool:
         """Whether the replica is one of ours, or was until it ended."""
@@ -45,17 +48,32 @@ class News:
         """
         died = server.parked.shown(stubs, private_bytes or {})
         limits = self.limits
-        self.cluster.changed()
+        self.cluster.changed(server=server.name)
         if settled and server.takes_starts:
             beyond = server.parked.beyond(limits.max_parked_per_server, limits.max_parked_bytes_per_server)
             for stub, model in [*died, *beyond]:
                 self.departures.unload_parked(server, stub, model)
 
     def adopt(self, replica: ReplicaState) -> None:
-        """A replica that an earlier scheduler started goes on serving."""
+        """A replica that an earlier scheduler started goes on serving, or loading: who asks for its model joins it."""
+        replica.adopted = True
         logger.info("replica_adopted model=%s server=%s replica=%s", *replica.names)
         self.cluster.replicas[replica.id] = replica
-        self.cluster.changed()
+        self.cluster.changed(replica=replica.id)
+        self.cluster.keep_minimum(replica.model.name)
+        self.on_adopted(replica)
+
+    def shown_ready(self, replica_id: ReplicaId, exactness: Exactness | None) -> None:
+        """What an earlier scheduler began has come to its end."""
+        replica = self.cluster.replicas.get(replica_id)
+        if replica is None or not replica.adopted or replica.phase is Phase.READY:
+            return
+        logger.info("replica_ready model=%s server=%s replica=%s", *replica.names)
+        replica.phase, replica.exactness = Phase.READY, exactness
+        self.cluster.changed(replica=replica.id, server=replica.server)
+        self.cluster.keep_minimum(replica.model.name)
+        self.is_ready(replica)
+        self.ends.evict_leaving(replica)
 
     def lose(self, replica: ReplicaState, reason: str) -> None:
         """The replica ended though nobody asked it to."""

@@ -28,6 +28,7 @@ class NodeLinks:
 
     triton_metadata: Metadata = field(default=(), repr=False)
     agent_metadata: Metadata = field(default=(), repr=False)
+    scheduler_metadata: Metadata = field(default=(), repr=False)
     credentials: grpc.ChannelCredentials | None = None
 
     @classmethod
@@ -38,7 +39,10 @@ class NodeLinks:
             return cls(credentials=credentials)
         secret = NodeSecret.read(secret_file)
         return cls(
-            triton_metadata=secret.triton_metadata, agent_metadata=secret.agent_metadata, credentials=credentials
+            triton_metadata=secret.triton_metadata,
+            agent_metadata=secret.agent_metadata,
+            scheduler_metadata=secret.scheduler_metadata,
+            credentials=credentials,
         )
 
     def channel(self, address: str, options: Sequence[tuple[str, int]]) -> grpc.aio.Channel:

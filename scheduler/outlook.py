@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from serverless_triton.scheduler.admission import Outlook, StreamId
 from serverless_triton.scheduler.cluster import Cluster, ReplicaState
 from serverless_triton.scheduler.errors import ModelTooLarge
-from serverless_triton.scheduler.policy import Refuse, Start, StartRequest, Use, Wait, choose
+from serverless_triton.scheduler.policy import Policy, Refuse, Start, StartRequest, Use, Wait, choose
 from serverless_triton.scheduler.view import ModelView, Phase
 from serverless_triton.scheduler.waiting_room import Standing
 
@@ -29,6 +29,7 @@ class HoldTimes:
 
     _since_s: dict[StreamId, float] = field(default_factory=dict)
     _mean_s: dict[str, float] = field(default_factory=dict)
+    _any_s: float | None = None  # of all models together
 
     def began(self, stream: StreamId, now_s: float) -> None:
         self._since_s[stream] = now_s
@@ -39,6 +40,7 @@ class HoldTimes:
             held_s = now_s - self._since_s.pop(stream)
             known_s = self._mean_s.setdefault(model, held_s)
             self._mean_s[model] = known_s + _LEARNING_RATE * (held_s - known_s)
+            self._any_s = held_s if self._any_s is None else self._any_s + _LEARNING_RATE * (held_s - self._any_s)
 
     def forget(self, stream: StreamId) -> None:
         self._since_s.pop(stream, None)
@@ -47,6 +49,14 @@ class HoldTimes:
         """None before the first of its streams has ended."""
         return self._mean_s.get(model)
 
+    def typical_s(self, model: str) -> float | None:
+        """Its mean; before its first stream has ended, that of all models."""
+        return self._mean_s.get(model, self._any_s)
+
+    def elapsed_s(self, stream: StreamId, now_s: float) -> float:
+        """Since it began; 0 for one that has not."""
+        return max(0.0, now_s - self._since_s.get(stream, now_s))
+
 
 @dataclass(slots=True)
 class Prospects:
@@ -54,6 +64,7 @@ class Prospects:
 
     cluster: Cluster
     clock: Callable[[], float]
+    policy: Policy = choose
     holds: HoldTimes = field(default_factory=HoldTimes)
 
     def retry_after_s(self, model: ModelView) -> float:
@@ -74,7 +85,7 @@ class Prospects:
         )
 
     def _action(self, model: ModelView) -> Action:
-        return choose(self.cluster.view(), StartRequest(model=model)).action
+        return self.policy(self.cluster.view(), StartRequest(model=model)).action
 
     def _place_in_s(self, model: ModelView, action: Action, before: int = 0) -> float | None:
         if isinstance(action, Use):

@@ -40,6 +40,9 @@ class Room:
             room.add(replica)
         return room
 
+    def copy(self) -> Room:
+        return Room(self.server, self.ids, self.free.copy(), self.dram_free, self.checkpoints.copy())
+
     def add(self, replica: ReplicaView) -> None:
         self._book(replica, 1)
         if not self.checkpoints[replica.checkpoint]:
@@ -53,11 +56,18 @@ class Room:
             self.dram_free += replica.checkpoint_bytes
 
     def _book(self, replica: ReplicaView, sign: int) -> None:
+        if self.server.device_holds_weights:
+            device_bytes = replica.device_bytes + replica.checkpoint_bytes
+            self.dram_free -= sign * replica.host_bytes
+        else:
+            device_bytes = replica.device_bytes + replica.host_bytes
+        if len(self.free) == 1:
+            self.free[0] -= sign * device_bytes
+            return
         places = self.places(replica)
-        share = sign * -(-self.server.device_bytes_of(replica) // len(places))
+        share = sign * -(-device_bytes // len(places))
         for place in places:
             self.free[place] -= share
-        self.dram_free -= sign * self.server.host_bytes_of(replica)
 
     def places(self, replica: ReplicaView) -> Sequence[int]:
         """Where it lies, as indices of `free`. Of one that nobody told the devices of, on all of them."""
@@ -72,11 +82,14 @@ class Room:
         if dram_bytes + self.server.host_bytes_of(model) > self.dram_free:
             return False
         if model.devices == 1:
-            return self.server.device_bytes_of(model) <= max(self.free)
+            most = self.free[0] if len(self.free) == 1 else max(self.free)
+            return self.server.device_bytes_of(model) <= most
         return len(self._large_enough(model)) >= model.devices
 
     def devices_for(self, model: ModelView) -> tuple[int, ...]:
         """Ids of those it would lie on: the fullest that have room, so that large ones stay whole."""
+        if len(self.ids) == 1:
+            return self.ids
         places = sorted(self._large_enough(model), key=lambda place: (self.free[place], place))[: model.devices]
         return tuple(self.ids[place] for place in sorted(places))
 
@@ -90,6 +103,16 @@ class Room:
         return min(self.free) >= 0 and self.dram_free >= 0
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A server with all that runs there, and who of that may make room, from what is of least use on. Not to be
+    changed, but copied.
+    """
+
+    room: Room
+    idle: list[ReplicaView]
+
+
 def share_of(server: ServerView, model: ModelView) -> int:
     """Bytes on each device that it lies on."""
     return -(-server.device_bytes_of(model) // model.devices)
@@ -100,6 +123,16 @@ def is_evictable(replica: ReplicaView) -> bool:
     return replica.is_idle and not replica.pinned
 
 
+def goes_for(replica: ReplicaView, model: ModelView) -> bool:
+    """It may make room for this model: a pinned one for its own newest definition alone."""
+    return replica.is_idle and (not replica.pinned or replica.model == model.name)
+
+
+def goes_freely(replica: ReplicaView, model: ModelView) -> bool:
+    """It may make room for this model, which is not less important."""
+    return is_evictable(replica) and replica.priority <= model.priority
+
+
 def cheapest(room: Room, idle: Sequence[ReplicaView], model: ModelView) -> tuple[ReplicaView, ...] | None:
     """Of idle replicas, those that have been of least use first, the ones whose going makes room; None if that is not
     enough.
@@ -108,15 +141,15 @@ def cheapest(room: Room, idle: Sequence[ReplicaView], model: ModelView) -> tuple
     left as it will be then.
     """
     gone: list[ReplicaView] = []
-    for victim in idle:
-        if room.fits(model):
-            break
+    left = iter(idle)
+    while not room.fits(model):
+        victim = next(left, None)
+        if victim is None:
+            return None
         room.remove(victim)
         gone.append(victim)
-    if not room.fits(model):
-        return None
-    needed: list[ReplicaView] = []
-    for victim in reversed(gone):
+    needed = gone[-1:]  # there was no room before
+    for victim in reversed(gone[:-1]):
         room.add(victim)
         if not room.fits(model):
             room.remove(victim)
@@ -124,9 +157,10 @@ def cheapest(room: Room, idle: Sequence[ReplicaView], model: ModelView) -> tuple
     return tuple(reversed(needed))
 
 
-def by_use(idle: Iterable[ReplicaView], model: ModelView) -> list[ReplicaView]:
+def by_use(idle: Iterable[ReplicaView], model: ModelView | None = None) -> list[ReplicaView]:
     """From what is of least use on: the model's own older replicas last, then by priority and by when it was used."""
-    return sorted(idle, key=lambda one: (one.model == model.name, one.priority, one.idle_since_s, one.id))
+    name = None if model is None else model.name
+    return sorted(idle, key=lambda one: (one.model == name, one.priority, one.idle_since_s, one.id))
 
 
 def surplus(server: ServerView, replicas: Iterable[ReplicaView]) -> tuple[ReplicaId, ...]:

@@ -9,9 +9,11 @@
    there are such. They make room for a start of the newest last, and where one failed nothing but they serve.
 6. A server runs one version of a model at a time: an idle replica of another goes, for a busy one it waits.
 7. Running replicas move where that starts sooner than anything that leaves them alone (`migration_planner.py`).
-8. Where a place on a full replica is expected sooner than any start, it waits for that.
-9. Replicas of a pinned model neither go nor move. Those of a higher priority go only where nobody else's going helps,
-   and do not move. A model that has its most replicas gets no more.
+8. Where a place on a full replica is expected sooner than any start, it waits for that; so it does for room on a
+   server that is busy, where it would then start sooner than anywhere now (`patience.py`); but for no longer, since it
+   came, than the start would take.
+9. Replicas of a pinned model do not move, and go for its own newest definition alone. Those of a higher priority go
+   only where nobody else's going helps, and do not move. A model that has its most replicas gets no more.
 
 Ties are broken by id. A replica that a stream holds is never evicted.
 """
@@ -19,6 +21,7 @@ Ties are broken by id. A replica that a stream holds is never evicted.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from serverless_triton.scheduler import placement
 from serverless_triton.scheduler.admission import ReplicaId, ServerName
@@ -34,7 +37,9 @@ from serverless_triton.scheduler.decision import (
     Use,
     Wait,
 )
+from serverless_triton.scheduler.estimator import StartEstimate
 from serverless_triton.scheduler.migration_planner import MigrationPlanner
+from serverless_triton.scheduler.patience import room_at_s
 from serverless_triton.scheduler.survey import TOO_LARGE, Key, Survey
 from serverless_triton.scheduler.view import ClusterView, ModelView, Phase, ReplicaView
 
@@ -49,7 +54,7 @@ __all__ = [
     "Use",
     "Wait",
     "choose",
-    "overdue",
+    "in_time",
     "surplus",
 ]
 
@@ -66,10 +71,10 @@ def choose(view: ClusterView, request: StartRequest) -> Decision:
     survey = Survey.of(view, request.model, sorted(request.avoid_servers), "its start failed there")
     best = _with_moves(view, survey, survey.best())
     if not best:
-        return without_candidate(view, request, dict(survey.rejected))
-    until_s = free_at_s(view, request, best[0].estimate.total_s)
+        return without_candidate(view, request, survey.rejected)
+    until_s = free_at_s(view, request, survey, best[0].estimate)
     action = Start(candidate=best[0]) if until_s is None else Wait(reason="a place is free sooner", until_s=until_s)
-    return Decision(view_version=view.version, action=action, candidates=best, rejected=dict(survey.rejected))
+    return Decision(view_version=view.version, action=action, candidates=best, rejected=survey.rejected)
 
 
 def best_replica(view: ClusterView, request: StartRequest) -> ReplicaView | None:
@@ -99,15 +104,32 @@ def held_back(view: ClusterView, request: StartRequest) -> str | None:
     return None
 
 
-def free_at_s(view: ClusterView, request: StartRequest, start_s: float) -> float | None:
-    """When a place is expected to be free, if that is sooner than a start (rule 8). One that is late is not waited
-    for.
+def free_at_s(view: ClusterView, request: StartRequest, survey: Survey, start: StartEstimate) -> float | None:
+    """When a place or room is expected, if waiting for that is sooner than a start (rule 8). One that is late is not
+    waited for.
+
+    A start that reads from further away than DRAM displaces what will have to be read again, which counts against it.
     """
     if view.now_s is None:
         return None
+    start_s, displaced_s = start.total_s, 0.0 if start.tier == "dram" else start.transfer_s
     expected = (one.frees_at_s for one in serving(view, request) if one.frees_at_s is not None)
-    soonest_s = min((at_s for at_s in expected if at_s >= view.now_s), default=None)
-    return soonest_s if soonest_s is not None and soonest_s - view.now_s < start_s else None
+    place_s = min((at_s for at_s in expected if at_s >= view.now_s), default=None)
+    if place_s is not None and place_s - view.now_s >= start_s:
+        place_s = None
+    room_s = room_at_s(view, request, survey, start_s + displaced_s if place_s is None else place_s - view.now_s)
+    return place_s if room_s is None else room_s
+
+
+def in_time(decision: Decision, since_s: float) -> Decision:
+    """Rule 8's bound: nobody who came at `since_s` waits, all in all, for longer than the start would take."""
+    action = decision.action
+    if not isinstance(action, Wait) or action.until_s is None or not decision.candidates:
+        return decision
+    best = decision.candidates[0]
+    if action.until_s - since_s <= best.estimate.total_s:
+        return decision
+    return replace(decision, action=Start(candidate=best))
 
 
 def without_candidate(view: ClusterView, request: StartRequest, rejected: Mapping[str, int]) -> Decision:
@@ -129,11 +151,6 @@ def _with_moves(view: ClusterView, survey: Survey, best: list[tuple[Key, Candida
         if found is not None:
             best = sorted([found, *best])[:KEPT_CANDIDATES]
     return tuple(candidate for _, candidate in best)
-
-
-def overdue(view: ClusterView, now_s: float, keep_alive_s: float) -> list[ReplicaId]:
-    """Replicas that nobody has used for that long."""
-    return [r.id for r in view.replicas if placement.is_evictable(r) and now_s - r.idle_since_s >= keep_alive_s]
 
 
 def surplus(view: ClusterView, server: ServerName) -> tuple[ReplicaId, ...]:

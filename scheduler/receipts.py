@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, Literal
 
-from serverless_triton.scheduler.admission import Exactness, ServerName, Span, StreamId
+from serverless_triton.scheduler.admission import Comparison, Exactness, ServerName, Span, StartTerms, StreamId
 
 UNEXPLAINED = "unexplained"
 Kind = Literal["warm", "cold", "parked", "resumed"]
@@ -46,6 +46,7 @@ class Receipt:
     first_token_s: float
     spans: tuple[Span, ...]
     exactness: Exactness | None = None  # of the replica's engine; None: its server has not told
+    comparison: Comparison | None = None  # of the replica's start, until it was ready; None: it ran already
 
     @property
     def actual_s(self) -> float:
@@ -146,6 +147,9 @@ def to_json(receipt: Receipt) -> dict[str, Any]:
     del body["start_s"], body["first_token_s"]
     body["actual_s"] = receipt.actual_s
     body["spans"] = [{**_relative(span, receipt.start_s), "parent": span.parent} for span in receipt.spans]
+    if receipt.comparison is not None:
+        for name, terms in (("predicted", receipt.comparison.predicted), ("actual", receipt.comparison.actual)):
+            body["comparison"][name]["total_s"] = terms.total_s
     body["critical_path"] = [_relative(segment, receipt.start_s) for segment in receipt.path]
     return body
 
@@ -163,7 +167,16 @@ def from_json(body: Mapping[str, Any]) -> Receipt:
         first_token_s=body["actual_s"],
         spans=spans,
         exactness=None if told is None else Exactness(**told),
+        comparison=None if body.get("comparison") is None else _comparison(body["comparison"]),
     )
+
+
+def _comparison(body: Mapping[str, Any]) -> Comparison:
+    predicted, actual = (
+        StartTerms(**{name: seconds for name, seconds in body[side].items() if name != "total_s"})
+        for side in ("predicted", "actual")
+    )
+    return Comparison(predicted=predicted, uncertainty_s=body["uncertainty_s"], actual=actual)
 
 
 def _relative(stretch: Span | Segment, origin_s: float) -> dict[str, Any]:
@@ -175,7 +188,7 @@ def _relative(stretch: Span | Segment, origin_s: float) -> dict[str, Any]:
     }
 
 
-_COLUMNS = ("stream", "model", "server", "kind", "tier", "size", "predicted", "actual")
+_COLUMNS = ("stream", "model", "server", "kind", "tier", "size", "predicted", "ready", "first token")
 _BAR_WIDTH = 48
 _SHOWN_FROM_S = 0.001
 
@@ -195,7 +208,11 @@ def format_table(receipts: Iterable[Receipt]) -> str:
 
 
 def _row(receipt: Receipt) -> tuple[str, ...]:
+    compared = receipt.comparison
     predicted = "–" if receipt.predicted_s is None else f"{receipt.predicted_s:.3f} s"
+    if compared is not None:
+        predicted = f"{receipt.predicted_s:.3f} ± {compared.uncertainty_s:.3f} s"
+    ready = "–" if compared is None else f"{compared.actual.total_s:.3f} s"
     size = f"{receipt.bytes / 1e6:.0f} MB" if receipt.bytes else "–"
     actual = f"{receipt.actual_s:.3f} s"
     return (
@@ -206,6 +223,7 @@ def _row(receipt: Receipt) -> tuple[str, ...]:
         receipt.tier or "–",
         size,
         predicted,
+        ready,
         actual,
     )
 

@@ -9,28 +9,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from serverless_triton.backend.node_secret import NodeSecret
 from serverless_triton.scheduler.admission import ServerName
+from serverless_triton.scheduler.calibration import Calibration
 from serverless_triton.scheduler.catalogue import Catalogue
 from serverless_triton.scheduler.cluster import Cluster, ServerState
 from serverless_triton.scheduler.config import ControlConfig, SchedulerConfig
 from serverless_triton.scheduler.control_limits import ControlLimits
 from serverless_triton.scheduler.control_loop import ControlLoop
+from serverless_triton.scheduler.demand import Demand
 from serverless_triton.scheduler.learned import LearnedModels
 from serverless_triton.scheduler.metrics import ControlMetrics
 from serverless_triton.scheduler.model_orders import model_orders
 from serverless_triton.scheduler.node_links import NodeLinks
 from serverless_triton.scheduler.persistence import Kept, Persistence
+from serverless_triton.scheduler.registration import Members
+from serverless_triton.scheduler.registry import Comings, Registry
 from serverless_triton.scheduler.repository_watch import RepositoryWatch
+from serverless_triton.scheduler.rivals import POLICIES
 from serverless_triton.scheduler.rollouts import RolloutMetrics, Rollouts
 from serverless_triton.scheduler.server_watch import ServerWatch
 from serverless_triton.scheduler.state.protocol import Leadership, StateStore
 from serverless_triton.scheduler.triton_effects import ServerAddresses, TritonEffects
-
-PARKING_INTERVAL_S = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,23 +60,27 @@ class Reign:
     persistence: Persistence
     watches: list[ServerWatch]
     repository: RepositoryWatch
+    registry: Registry | None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, around: Surroundings, leadership: Leadership) -> Reign:
+    def of(cls, around: Surroundings, leadership: Leadership, may_decide: Callable[[], bool] = lambda: True) -> Reign:
+        """Besides its leadership, `may_decide` says whether enough is known of who uses what."""
         config, catalogue, links = around.config, around.catalogue, around.links
-        learned = LearnedModels()
-        effects = _effects(around)
+        learned, cluster = LearnedModels(), _cluster(config)
+        effects = _effects(around, lambda: loop.epoch, lambda: leadership.may_act(time.monotonic()))
         loop = ControlLoop(
-            cluster=_cluster(config),
+            cluster=cluster,
             effects=effects,
-            order_of=model_orders(catalogue, learned),
+            order_of=model_orders(catalogue, learned, cluster.calibration),
             learned=learned,
+            lasting=lambda: [entry.name for entry in catalogue.entries() if entry.lifecycle.is_lasting],
             clock=time.monotonic,
             metrics=around.control_metrics,
+            policy=POLICIES[config.control.policy],
             limits=_limits(config.control),
             epoch=leadership.epoch,
-            may_act=lambda: leadership.may_act(time.monotonic()),
+            may_act=lambda: leadership.may_act(time.monotonic()) and may_decide(),
         )
         rollouts = Rollouts(
             loop=loop,
@@ -87,16 +96,18 @@ class Reign:
             loop=loop,
             effects=effects,
             rollouts=rollouts,
-            persistence=Persistence(around.store, _kept(learned), loop.may_act),
+            persistence=Persistence(around.store, _kept(learned, cluster.calibration, loop.demand), loop.may_act),
             watches=watches,
             repository=RepositoryWatch(catalogue, after_each=rollouts.check),
+            registry=_registry(config, loop, effects, partial(_watch, loop, leadership, links)),
         )
 
     async def begin(self, catalogue: Catalogue) -> None:
         """Raises StateUnavailable, and then nothing has begun."""
         await self.persistence.load()
         catalogue.on_change = self.rollouts.on_change
-        works = [*(watch.run() for watch in self.watches), self.repository.run(), self._park_overdue()]
+        works = [*(watch.run() for watch in self.watches), self.repository.run()]
+        works += [self.registry.run()] if self.registry is not None else []
         self._tasks = [_task(work) for work in (*works, self.persistence.run())]
 
     async def broken(self) -> None:
@@ -114,15 +125,34 @@ class Reign:
         await self.persistence.save()
         await self.effects.close()
 
-    async def _park_overdue(self) -> None:
-        while True:
-            await asyncio.sleep(PARKING_INTERVAL_S)
-            if self.loop.may_act():
-                self.loop.park_overdue()
+
+def _watch(loop: ControlLoop, leadership: Leadership, links: NodeLinks, server: ServerState, agent: str) -> ServerWatch:
+    return ServerWatch(loop, server, agent, leadership, links)
 
 
-def _kept(learned: LearnedModels) -> list[Kept]:
-    return [Kept(name="learned_models", to_json=learned.to_json, from_json=learned.from_json)]
+def _registry(
+    config: SchedulerConfig,
+    loop: ControlLoop,
+    effects: TritonEffects,
+    watch_of: Callable[[ServerState, str], ServerWatch],
+) -> Registry | None:
+    if config.registration is None:
+        return None
+    return Registry(
+        members=Members(config.registration, config.servers),
+        comings=Comings(loop=loop, effects=effects, watch_of=watch_of),
+        clock=time.monotonic,
+        secret=None if config.secret_file is None else NodeSecret.read(config.secret_file),
+        tls=config.node_tls,
+    )
+
+
+def _kept(learned: LearnedModels, calibration: Calibration, demand: Demand) -> list[Kept]:
+    return [
+        Kept(name="learned_models", to_json=learned.to_json, from_json=learned.from_json),
+        Kept(name="calibration", to_json=calibration.to_json, from_json=calibration.take_over),
+        Kept(name="demand", to_json=demand.to_json, from_json=demand.from_json),
+    ]
 
 
 def _cluster(config: SchedulerConfig) -> Cluster:
@@ -130,13 +160,15 @@ def _cluster(config: SchedulerConfig) -> Cluster:
     return Cluster(servers)
 
 
-def _effects(around: Surroundings) -> TritonEffects:
+def _effects(around: Surroundings, epoch: Callable[[], int], may_act: Callable[[], bool]) -> TritonEffects:
     config, catalogue = around.config, around.catalogue
     return TritonEffects(
         {ServerName(s.name): ServerAddresses(triton=s.triton, agent=s.agent) for s in config.servers},
         lambda model, definition: catalogue.entry(model).config_for(definition),
         time.monotonic,
         links=around.links,
+        epoch=epoch,
+        may_act=may_act,
         load_timeout_s=config.control.load_timeout_s,
         release_timeout_s=config.control.release_timeout_s,
     )
@@ -147,6 +179,9 @@ def _limits(control: ControlConfig) -> ControlLimits:
         max_waiting_per_model=control.max_waiting_per_model,
         max_failed_starts=control.max_failed_starts,
         keep_alive_s=control.keep_alive_s,
+        adaptive_keep_alive=control.adaptive_keep_alive,
+        prefetch_bytes_per_server=control.prefetch_bytes_per_server,
+        prefetch_horizon_s=control.prefetch_horizon_s,
         max_parked_per_server=control.max_parked_per_server,
         max_parked_bytes_per_server=control.max_parked_bytes_per_server,
     )

@@ -15,25 +15,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from serverless_triton.scheduler.catalogue import Catalogue, is_name
-from serverless_triton.scheduler.definitions import NOT_THERE, Stamp, take_stamp
+from serverless_triton.scheduler.definitions import NOT_THERE, Place, Stamp, place_of, take_stamp
+from serverless_triton.scheduler.errors import RepositoryAway
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
 
 Stamps = Mapping[str, Stamp | None]  # None: there is something that cannot be read
-Place = tuple[int, int]  # which directory it is: its device, and its inode there
 
 
 def scan(root: Path) -> tuple[Place, Stamps]:
     """The directories that could be models, by name. Raises OSError where the repository itself cannot be read."""
     found: dict[str, Stamp | None] = {}
-    place = root.stat()
+    place = place_of(root)
     for path in root.iterdir():
         if is_name(path.name):
             with contextlib.suppress(*NOT_THERE):  # no directory, or none with a configuration: no model
                 found[path.name] = _stamp(path)
-    return (place.st_dev, place.st_ino), found
+    return place, found
 
 
 def _stamp(directory: Path) -> Stamp | None:
@@ -97,11 +97,17 @@ class RepositoryWatch:
         known = self.catalogue.known_stamps()
         for name in sorted({*known, *self._settled} - {*now, *before}):
             self._settled.pop(name, None)
-            self.catalogue.refresh(name)
+            self._refresh(name)
         for name, stamp in sorted(now.items()):
             if stamp is None or before.get(name) != stamp:
                 continue
             is_new = name not in self._settled
             self._settled[name] = stamp
             if is_new or known.get(name, stamp) != stamp:
-                self.catalogue.refresh(name, stamp)
+                self._refresh(name, stamp)
+
+    def _refresh(self, name: str, settled: Stamp | None = None) -> None:
+        try:
+            self.catalogue.refresh(name, settled)
+        except RepositoryAway as error:  # since it was looked at a moment ago
+            self._is_away(str(error))

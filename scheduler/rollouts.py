@@ -73,6 +73,7 @@ class Rollouts:
 
     def check(self) -> None:
         """Every model that runs, is parked or is waited for."""
+        self.loop.upkeep.look_at_repository()
         cluster = self.loop.cluster
         parked = {model for server in cluster.servers.values() for _, model in server.parked.items()}
         running = {replica.model.name for replica in cluster.replicas.values()}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from serverless_triton.backend import agent_pb2, agent_pb2_grpc
+from serverless_triton.backend import agent_pb2, agent_pb2_grpc, triton_control_pb2, triton_control_pb2_grpc
 from serverless_triton.scheduler.admission import Exactness, ReplicaId
 from serverless_triton.scheduler.cluster import ReplicaState, ServerState
 from serverless_triton.scheduler.control_loop import ControlLoop
@@ -23,7 +23,7 @@ from serverless_triton.scheduler.errors import SchedulerError
 from serverless_triton.scheduler.leftovers import unload_leftovers
 from serverless_triton.scheduler.node_links import NodeLinks
 from serverless_triton.scheduler.state.protocol import Leadership, StateError
-from serverless_triton.scheduler.view import ModelView, Phase
+from serverless_triton.scheduler.view import DeviceView, ModelView, Phase
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class ServerWatch:
         while True:
             async with self.links.channel(self.agent_address, CHANNEL_OPTIONS) as channel:
                 try:
-                    await self._follow(agent_pb2_grpc.NodeAgentStub(channel))
+                    await self._follow(channel)
                 except (asyncio.TimeoutError, StateError):
                     pass
                 except grpc.aio.AioRpcError as error:
@@ -81,12 +81,14 @@ class ServerWatch:
             self._set_agent(False)
             await asyncio.sleep(RETRY_S)
 
-    async def _follow(self, stub: agent_pb2_grpc.NodeAgentStub) -> None:
+    async def _follow(self, channel: grpc.aio.Channel) -> None:
         """Until the agent ends, or says nothing for longer than its heartbeats leave between them."""
-        call = stub.Watch(agent_pb2.WatchRequest(), metadata=self.links.agent_metadata)
+        agent = agent_pb2_grpc.NodeAgentStub(channel)
+        call = agent.Watch(agent_pb2.WatchRequest(), metadata=self.links.agent_metadata)
         while state := await asyncio.wait_for(call.read(), SILENCE_S):
             if not self.server.agent_up:
                 await self._outrank(state)
+                await self._take_lead(channel)
                 self._greet(state)
             self._take_over(state)
 
@@ -94,6 +96,12 @@ class ServerWatch:
         """What the agent has seen before we came is over. Raises NotLeading where it is our leadership that is over."""
         if state.highest_epoch >= self.loop.epoch and not self._seen_agent:
             self.loop.epoch = await self.leadership.rise_above(state.highest_epoch)
+
+    async def _take_lead(self, channel: grpc.aio.Channel) -> None:
+        """From now on it refuses those before us; those after us have it refuse us."""
+        control = triton_control_pb2_grpc.TritonControlStub(channel)
+        request = triton_control_pb2.LeadRequest(epoch=self.loop.epoch)
+        await control.Lead(request, metadata=self.links.agent_metadata, timeout=SILENCE_S)
 
     def _greet(self, state: agent_pb2.NodeState) -> None:
         if self._seen_agent:
@@ -114,7 +122,7 @@ class ServerWatch:
         if self.server.agent_up != up:
             logger.info("agent_%s server=%s", "up" if up else "away", self.server.name)
             self.server.agent_up = up
-            self.loop.cluster.changed()
+            self.loop.cluster.changed(server=self.server.name)
 
     def _take_over(self, state: agent_pb2.NodeState) -> None:
         self._state = state
@@ -122,9 +130,11 @@ class ServerWatch:
         server.node_version, server.workers_ready = state.version, state.workers_ready
         server.device_memory_bytes, server.dram_bytes = state.device_memory_bytes, state.dram_bytes
         server.device_holds_weights = state.device_holds_weights
+        server.devices = tuple(DeviceView(id=one.id, memory_bytes=one.memory_bytes) for one in state.devices)
         server.in_dram = frozenset(image.checkpoint for image in state.images)
-        if state.ssd_bytes_per_second > 0:
-            server.bandwidth["ssd"] = state.ssd_bytes_per_second
+        server.on_ssd = frozenset(state.copies)
+        for tier, told in (("ssd", state.ssd_bytes_per_second), ("remote", state.remote_bytes_per_second)):
+            self.loop.cluster.calibration.suppose_bandwidth(server.name, tier, told)
         server.worker_pids = {ReplicaId(replica.id): replica.worker_pid for replica in state.replicas}
         server.stub_pids = {ReplicaId(replica.id): replica.stub_pid for replica in state.replicas}
         for shown in state.replicas:
@@ -140,7 +150,7 @@ class ServerWatch:
         )
         if self._settled:
             self._bury(state)
-        self.loop.cluster.changed()
+        self.loop.cluster.changed(server=self.server.name)
         self.loop.dispatch()
 
     def _adopt(self, state: agent_pb2.NodeState) -> None:
@@ -148,7 +158,9 @@ class ServerWatch:
         self._unknown_since_s = {name: since_s for name, since_s in self._unknown_since_s.items() if name in there}
         for shown in state.replicas:
             replica_id = ReplicaId(shown.id)
-            if shown.phase != agent_pb2.READY or self.loop.news.knows(replica_id):
+            if shown.phase == agent_pb2.READY:
+                self.loop.news.shown_ready(replica_id, exactness_of(shown))
+            if _is_parked(shown) or self.loop.news.knows(replica_id):
                 continue
             try:
                 model = self._model_of(replica_id, shown.model)
@@ -161,7 +173,7 @@ class ServerWatch:
                     id=replica_id,
                     model=model,
                     server=self.server.name,
-                    phase=Phase.READY,
+                    phase=Phase.READY if shown.phase == agent_pb2.READY else Phase.LOADING,
                     lost=asyncio.get_running_loop().create_future(),
                     idle_since_s=self.loop.clock(),
                     exactness=exactness_of(shown),
@@ -187,7 +199,7 @@ class ServerWatch:
         for replica in self.loop.cluster.on_server(self.server.name):
             if replica.model.foreign:
                 continue  # an agent knows nothing of it
-            due = replica.phase is Phase.READY and state.version >= replica.shown_from_version
+            due = (replica.phase is Phase.READY or replica.adopted) and state.version >= replica.shown_from_version
             if due and replica.id not in shown:
                 self.loop.news.lose(replica, "its worker or stub died")
 
@@ -203,7 +215,7 @@ class ServerWatch:
                     await asyncio.sleep(RETRY_S)
                     continue
                 if state is grpc.ChannelConnectivity.READY and not self.server.triton_up:
-                    await unload_leftovers(self.loop.effects, self.server.name, self.loop.order_of)
+                    await unload_leftovers(self.loop.effects, self.server.name)
                 self._set_triton(state is grpc.ChannelConnectivity.READY)
                 # Asked again at times: a stopped process keeps its sockets.
                 with contextlib.suppress(asyncio.TimeoutError):
@@ -230,7 +242,7 @@ class ServerWatch:
             return
         logger.info("triton_%s server=%s", "up" if up else "down", self.server.name)
         self.server.triton_up = up
-        self.loop.cluster.changed()
+        self.loop.cluster.changed(server=self.server.name)
         if not up:
             for replica in self.loop.cluster.on_server(self.server.name):
                 self.loop.news.lose(replica, f"server {self.server.name} went down")

@@ -6,10 +6,18 @@ On a parked stub it is the engine alone, of another backend's model Triton's loa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from serverless_triton.scheduler.admission import ADMISSION_SPAN, ReplicaId, ServerName, Span, StartRecord
+from serverless_triton.scheduler.admission import (
+    ADMISSION_SPAN,
+    Comparison,
+    ReplicaId,
+    ServerName,
+    Span,
+    StartRecord,
+    StartTerms,
+)
 from serverless_triton.scheduler.effects import Effects, EngineOrder, EngineStarted
 from serverless_triton.scheduler.estimator import FOREIGN_TIER, StartEstimate
 from serverless_triton.scheduler.policy import Candidate
@@ -73,7 +81,27 @@ class StartSequence:
         return Span(name="triton.load", start_s=start_s, end_s=self.clock(), parent=ADMISSION_SPAN)
 
 
-def start_record(engine: EngineStarted, estimate: StartEstimate, began_s: float, room_s: float) -> StartRecord:
+READ_SPAN, QUEUE_SPAN = "store.load", "store.queue"  # as workers name them; the second lies within the first
+
+
+def read_s_of(spans: Iterable[Span]) -> tuple[float | None, float]:
+    """How long its bytes took, None where no store brought them, and how long they were queued for before."""
+    seconds = {span.name: span.end_s - span.start_s for span in spans}
+    queue_s = seconds.get(QUEUE_SPAN, 0.0)
+    return (max(0.0, seconds[READ_SPAN] - queue_s) if READ_SPAN in seconds else None), queue_s
+
+
+def actual_terms(engine: EngineStarted, *, room_s: float, total_s: float, attach_s: float) -> StartTerms:
+    """What a start took by cause; `attach_s` is what a read there takes whatever its bytes, and a fixed cost."""
+    read_s, queue_s = read_s_of(engine.spans)
+    transfer_s = max(0.0, (read_s or 0.0) - attach_s)
+    fixed_s = max(0.0, total_s - room_s - queue_s - transfer_s)
+    return StartTerms(room_s=room_s, queue_s=queue_s, transfer_s=transfer_s, fixed_s=fixed_s)
+
+
+def start_record(
+    engine: EngineStarted, estimate: StartEstimate, actual: StartTerms, began_s: float, room_s: float
+) -> StartRecord:
     """Of a start that was decided at `began_s` and had its room at `room_s`."""
     made_room = Span(name="make_room", start_s=began_s, end_s=room_s, parent=ADMISSION_SPAN)
     return StartRecord(
@@ -81,6 +109,7 @@ def start_record(engine: EngineStarted, estimate: StartEstimate, began_s: float,
         tier=engine.tier,
         bytes=engine.bytes,
         predicted_s=estimate.total_s,
+        comparison=Comparison(predicted=estimate.terms, uncertainty_s=estimate.uncertainty_s, actual=actual),
         spans=(made_room, *engine.spans),
     )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from serverless_triton.scheduler.calibration import ServerFigures
 from serverless_triton.scheduler.cluster import ServerState
 from serverless_triton.scheduler.control_loop import ControlLoop
 
@@ -20,6 +22,23 @@ def cluster_status(loop: ControlLoop) -> dict[str, Any]:
     }
 
 
+def _calibration(figures: ServerFigures) -> dict[str, Any]:
+    """Each figure with its standard error for a single start; bandwidths' as a share."""
+    return {
+        "starts": figures.observations,
+        "bandwidth_bytes_per_second": _with_errors(figures.bandwidth, figures.bandwidth_error),
+        "fixed_start_s": {
+            state: _with_errors(by_tier, figures.fixed_error_s[state])
+            for state, by_tier in figures.fixed_start_s.items()
+        },
+        "park_s": {"value": figures.park_s, "error": figures.park_error_s},
+    }
+
+
+def _with_errors(values: Mapping[str, float], errors: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    return {name: {"value": value, "error": errors[name]} for name, value in values.items()}
+
+
 def _server(loop: ControlLoop, server: ServerState) -> dict[str, Any]:
     return {
         "name": server.name,
@@ -29,9 +48,10 @@ def _server(loop: ControlLoop, server: ServerState) -> dict[str, Any]:
         "takes_starts": server.takes_starts,
         "device_memory_bytes": server.device_memory_bytes,
         "dram_bytes": server.dram_bytes,
-        "ssd_bytes_per_second": server.bandwidth["ssd"],
-        "fixed_start_s": server.fixed_start_s,
+        "calibration": _calibration(loop.cluster.calibration.server(server.name)),
+        "queued_bytes": loop.cluster.queued_bytes(server.name),
         "in_dram": sorted(server.in_dram),
+        "on_ssd": sorted(server.on_ssd),
         "replicas": [
             {
                 "id": replica.id,
@@ -41,6 +61,7 @@ def _server(loop: ControlLoop, server: ServerState) -> dict[str, Any]:
                 "definition": replica.model.definition,
                 "retiring": replica.retiring,
                 "streams": len(replica.streams),
+                "tokens": sum(replica.held_tokens.values()),
                 "worker_pid": server.worker_pids.get(replica.id, 0),
                 "stub_pid": server.stub_pids.get(replica.id, 0),
                 "foreign": replica.model.foreign,

@@ -12,7 +12,7 @@ from pathlib import Path
 from tritonclient.grpc import model_config_pb2
 
 from serverless_triton.backend.client_json import parse_json_object
-from serverless_triton.backend.messages import ModelSpec
+from serverless_triton.backend.messages import LIFECYCLE_PARAMETERS, ModelSpec
 from serverless_triton.scheduler.definitions import CONFIG_NAME, Stamp, definition
 
 VERSION_FILE = "model.json"
@@ -72,6 +72,8 @@ def _own_parameters(file: Path) -> dict[str, str] | None:
     if len(text) > MAX_FILE_BYTES:
         raise ValueError(f"{where} is longer than {MAX_FILE_BYTES} characters; it holds a version's parameters only")
     found = parse_json_object(text, where)
+    for name in sorted(found.keys() & set(LIFECYCLE_PARAMETERS)):
+        raise ValueError(f"{where}: {name} is of all versions together; say it in {CONFIG_NAME}")
     wrong = [name for name, value in found.items() if not isinstance(value, str)]
     if wrong:
         raise ValueError(f"{where}: {wrong[0]} must be a string, as in {CONFIG_NAME}")

@@ -53,9 +53,11 @@ class ModelView:
     others: frozenset[str] = frozenset()
     by_name: bool = False  # the version was asked for; else it is the latest that is served
     members: tuple[str, ...] = ()
-    fixed_offset_s: Mapping[StartState, float] = field(default_factory=dict, hash=False)
-    migration_s_per_token: float = 0.0
-    migration_fixed_s: float = 0.0
+    # What was learned of it makes it no other model.
+    fixed_offset_s: Mapping[StartState, float] = field(default_factory=dict, compare=False)
+    offset_error_s: Mapping[StartState, float] = field(default_factory=dict, compare=False)
+    migration_s_per_token: float = field(default=0.0, compare=False)
+    migration_fixed_s: float = field(default=0.0, compare=False)
     devices: int = 1
     min_replicas: int = 0
     max_replicas: int | None = None
@@ -67,6 +69,11 @@ class ModelView:
         the latest, until that runs.
         """
         return version == self.version or (not self.by_name and version not in self.others)
+
+    @property
+    def is_remote(self) -> bool:
+        """Its checkpoint is behind a URL, so that a server's SSD has at most a copy."""
+        return "://" in self.checkpoint and not self.checkpoint.startswith("file://")
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -88,7 +95,8 @@ class ServerView:
 
     `device_memory_bytes` is the sum of its `devices`'; where none are named it is that of one. With
     `device_holds_weights`, on GPUs, a replica's weights count there, too; without, the device is the host's processor,
-    and what a replica takes of the host counts there. A `draining` one takes no starts.
+    and what a replica takes of the host counts there. A `draining` one takes no starts. Errors are standard errors of a
+    single start: of a bandwidth as a share of it, of the rest in seconds.
     """
 
     name: ServerName
@@ -102,6 +110,11 @@ class ServerView:
     device_holds_weights: bool = False
     devices: tuple[DeviceView, ...] = ()
     draining: bool = False
+    remote_queued_bytes: int = 0  # as of the SSD, from afar
+    on_ssd: frozenset[str] = frozenset()  # remote checkpoints that it has copies of
+    park_s: float = 0.0  # to make room by parking
+    bandwidth_error: Mapping[str, float] = field(default_factory=dict)
+    fixed_error_s: FixedStarts = field(default_factory=dict)
 
     def device_bytes_of(self, one: ModelView | ReplicaView) -> int:
         """What a replica takes of this server's device memory."""
@@ -122,8 +135,8 @@ class ReplicaView:
     """One replica and the streams that hold a reference to it, those waiting for its start included.
 
     `tokens` are all that its streams hold, read and written, as far as gateways have told. A full one is expected to
-    have a place at `frees_at_s`, on the control loop's clock. `devices` are those that it lies on; none: nobody told.
-    Without a `model_view` nobody knows what it would take to start it elsewhere.
+    have a place at `frees_at_s`, a busy one to be idle at `idle_at_s`, on the control loop's clock. `devices` are those
+    that it lies on; none: nobody told. Without a `model_view` nobody knows what it would take to start it elsewhere.
     """
 
     id: ReplicaId
@@ -141,6 +154,7 @@ class ReplicaView:
     version: str = ""
     tokens: int = 0
     frees_at_s: float | None = None
+    idle_at_s: float | None = None
     devices: tuple[int, ...] = ()
     priority: int = 0
     pinned: bool = False

@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from serverless_triton.scheduler.admission import ReplicaId, ServerName
 from serverless_triton.scheduler.columns import NO_ROWS, AnyRows, Columns
 from serverless_triton.scheduler.move_floors import MoveFloors
-from serverless_triton.scheduler.placement import is_evictable
-from serverless_triton.scheduler.view import ClusterView, ReplicaView, ServerView
+from serverless_triton.scheduler.placement import Standing, is_evictable
+from serverless_triton.scheduler.view import ClusterView, ModelView, ReplicaView, ServerView
 
 Replicas = dict[ReplicaId, ReplicaView]
 
 
 @dataclass(slots=True)
 class ViewIndex:
-    """`servers` are those that take starts."""
+    """`servers` are those that take starts; `standings` what is free there, and who of those that run may go."""
 
     version: int = 0
     servers: dict[ServerName, ServerView] = field(default_factory=dict)
@@ -30,6 +30,7 @@ class ViewIndex:
     by_model: dict[str, Replicas] = field(default_factory=lambda: defaultdict(dict))
     by_server: dict[ServerName, Replicas] = field(default_factory=lambda: defaultdict(dict))
     by_checkpoint: dict[str, Replicas] = field(default_factory=lambda: defaultdict(dict))
+    standings: dict[ServerName, Standing] = field(default_factory=dict)
     columns: Columns = field(default_factory=Columns)
     floors: MoveFloors = field(default_factory=MoveFloors)
 
@@ -49,6 +50,7 @@ class ViewIndex:
         server = self.servers.pop(name, None)
         if server is not None:
             self.columns.drop(server)
+            del self.standings[name]
 
     def put_replica(self, replica: ReplicaView) -> None:
         """It is new, or something of it is."""
@@ -87,7 +89,7 @@ class ViewIndex:
     def _weigh(self, name: ServerName) -> None:
         server = self.servers.get(name)
         if server is not None:
-            self.columns.weigh(server, self.by_server[name].values())
+            self.standings[name] = self.columns.weigh(server, self.by_server[name].values())
             self._set_floors((name,))
 
     def _set_floors(self, names: Iterable[ServerName]) -> None:
@@ -115,15 +117,24 @@ class ViewIndex:
 
 def _weight(replica: ReplicaView) -> tuple[object, ...]:
     """What of it counts in the columns."""
+    evictable = is_evictable(replica)
     return (
-        is_evictable(replica),
+        evictable,
+        replica.idle_since_s if evictable else None,
+        replica.priority,
         replica.is_movable,
         replica.device_bytes,
         replica.host_bytes,
         replica.checkpoint_bytes,
         replica.devices,
         replica.model_view,
+        replica.model_view is not None and _taught(replica.model_view),
     )
+
+
+def _taught(model: ModelView) -> tuple[object, ...]:
+    """What its floor depends on, and its equality leaves out."""
+    return model.migration_fixed_s, tuple(sorted(model.fixed_offset_s.items()))
 
 
 def view_of(

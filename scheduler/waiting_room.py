@@ -22,6 +22,7 @@ from serverless_triton.scheduler.cluster import ReplicaState
 from serverless_triton.scheduler.errors import NoCapacity, SchedulerError, UnknownModel
 from serverless_triton.scheduler.fair_share import FairShare, standing_since_s
 from serverless_triton.scheduler.identity import ANONYMOUS, Caller
+from serverless_triton.scheduler.model_lifecycle import UNSAID, ModelLifecycle
 from serverless_triton.scheduler.policy import StartRequest
 from serverless_triton.scheduler.view import ModelView
 
@@ -32,6 +33,7 @@ class ModelOrder:
 
     view: ModelView
     parameters: Mapping[str, str]
+    lifecycle: ModelLifecycle = UNSAID
 
 
 class OrderOf(Protocol):
@@ -335,6 +337,10 @@ class WaitingRoom:
         heaviest = max(loads, key=lambda tenant: loads[tenant])
         tenant = heaviest if loads[heaviest] > loads[own] + _TIE else own
         return max((queue[-1] for queue in held[tenant]), key=_turn)
+
+    def unserved(self, model: str) -> int:
+        """How many wait for the model without having joined a start."""
+        return sum(map(len, self._unserved.queues_of(model)))
 
     def by_model(self) -> Mapping[str, int]:
         return self._models

@@ -28,13 +28,12 @@ type_check() {
 }
 
 generated_files_are_current() {
-    [[ -f backend/agent.proto ]] || return 0
     local fresh
     fresh=$(mktemp -d)
     trap 'rm -rf "$fresh"' RETURN
     scripts/generate_proto.sh python "$fresh"
-    for file in "$fresh"/*; do
-        diff -q "$file" "backend/${file##*/}" >/dev/null || { echo "backend/${file##*/} is stale: make proto"; return 1; }
+    (cd "$fresh" && find . -type f) | while read -r file; do
+        diff -q "$fresh/$file" "$file" >/dev/null || { echo "$file is stale: make proto"; return 1; }
     done
 }
 

@@ -44,19 +44,17 @@ class Authority:
         self.file = folder / "ca.pem"
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Certificate and key, for 127.0.0.1 and localhost."""
+    def issue(self, name: str, *, for_this_machine: bool = True) -> tuple[Path, Path]:
+        """Certificate and key, for 127.0.0.1 and localhost, or for no name at all."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName("localhost")])
         signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        certificate = (
-            _certificate(_named(name), self._name, key.public_key())
-            .add_extension(names, critical=False)
-            .add_extension(signer, critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
+        certificate = _certificate(_named(name), self._name, key.public_key()).add_extension(signer, critical=False)
+        if for_this_machine:
+            certificate = certificate.add_extension(names, critical=False)
         files = self._folder / f"{name}.pem", self._folder / f"{name}.key"
-        files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        signed = certificate.sign(self._key, hashes.SHA256())
+        files[0].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
         files[1].write_bytes(
             key.private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -1,6 +1,6 @@
 """Who may call what, over HTTP and gRPC alike: requests are refused here before their bodies are read.
 
-Health needs no key. Calls that act on the cluster need the admin right. Here a key's open calls are counted; which
+Health needs no key. Calls that act on the cluster need the admin right. Here a key's calls are counted; which
 models a caller may use is `service.py`'s, how much it may take `limits.py`'s.
 """
 
@@ -65,7 +65,8 @@ class Access:
 
     @contextmanager
     def open_call(self, caller: Caller) -> Iterator[None]:
-        """For as long as a call takes. Raises RateLimited where the key has too many of them."""
+        """For as long as a call takes. Raises RateLimited where the key has too many, at a time or a second."""
+        self._limiter.take_call(caller)
         self._limiter.begin_call(caller)
         try:
             yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from serverless_triton.scheduler.admission import Admission
@@ -19,6 +19,7 @@ from serverless_triton.scheduler.gateway.limits import Limiter
 from serverless_triton.scheduler.gateway.message_budget import MessageBudget
 from serverless_triton.scheduler.gateway.metrics import GatewayMetrics, metrics_app
 from serverless_triton.scheduler.gateway.openai.frontend import OpenAIFrontend
+from serverless_triton.scheduler.gateway.progress import ProgressReports
 from serverless_triton.scheduler.gateway.relay import Relay
 from serverless_triton.scheduler.gateway.sequences import Sequences
 from serverless_triton.scheduler.gateway.service import InferenceService
@@ -29,6 +30,10 @@ from serverless_triton.scheduler.gateway.tracing import Tracing, traced_requests
 from serverless_triton.scheduler.gateway.upstream import GrpcUpstream, Upstream
 from serverless_triton.scheduler.journal import Journal
 from serverless_triton.scheduler.receipts import ReceiptBook
+
+
+async def _nothing() -> dict[str, Any]:
+    return {}
 
 
 class Gateway:
@@ -43,7 +48,7 @@ class Gateway:
         upstream: Upstream | None = None,
         metrics: GatewayMetrics | None = None,
         tracing: Tracing | None = None,
-        cluster_status: Callable[[], dict[str, Any]] = dict,
+        cluster_status: Callable[[], Awaitable[dict[str, Any]]] = _nothing,
         can_serve: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -64,6 +69,8 @@ class Gateway:
         self._open = False
         self._can_serve = can_serve
         self._sequences = Sequences(admission)
+        self._progress = ProgressReports(self.journal, admission)
+        self._reporting: asyncio.Task[None] | None = None
         self._relay = self._make_relay(admission, settings, clock)
         service = self._make_service(catalogue, admission, settings)
         self._make_servers(service, settings, cluster_status)
@@ -95,7 +102,10 @@ class Gateway:
         )
 
     def _make_servers(
-        self, service: InferenceService, settings: GatewaySettings, cluster_status: Callable[[], dict[str, Any]]
+        self,
+        service: InferenceService,
+        settings: GatewaySettings,
+        cluster_status: Callable[[], Awaitable[dict[str, Any]]],
     ) -> None:
         """One server a port; none listens before `start`."""
         checks = CheckedCalls(self._access, self.metrics.failed)
@@ -129,12 +139,15 @@ class Gateway:
         await self._metrics_site.start()
         await self._http_site.start()
         await self._grpc.start()
+        self._reporting = asyncio.get_running_loop().create_task(self._progress.run())
         self._open = True
 
     async def stop(self) -> None:
         """Not ready at once; running streams may end within the drain timeout, then everything is closed."""
         self._open = False
         await asyncio.gather(self._grpc.stop(), self._http_site.stop())
+        if self._reporting is not None:
+            self._reporting.cancel()
         self._sequences.close()
         await self._relay.close()
         await self._upstream.close()

@@ -22,6 +22,7 @@ from tritonclient.grpc import service_pb2_grpc
 from serverless_triton.scheduler.errors import InvalidRequest, Overloaded, SchedulerError
 from serverless_triton.scheduler.gateway.access import Access, CheckedCalls
 from serverless_triton.scheduler.gateway.composer import FINAL
+from serverless_triton.scheduler.gateway.door import CallsByAddress, Door
 from serverless_triton.scheduler.gateway.grpc_settings import CALLS
 from serverless_triton.scheduler.gateway.grpc_wire import ReadableMessages
 from serverless_triton.scheduler.gateway.health import HealthService
@@ -230,7 +231,9 @@ class ClientStream:
     async def _relay(self, request: pb.ModelInferRequest) -> None:
         failed = pb.ModelInferResponse(id=request.id)
         try:
-            stream = self._service().open(request, _terms(self._context))
+            service = self._service()
+            service.count_message()
+            stream = service.open(request, _terms(self._context))
             failed.model_name = request.model_name
             failed.parameters[FINAL].bool_param = True
             async with aclosing(stream.responses()) as responses:
@@ -293,9 +296,16 @@ class GrpcServer:
         self, frontend: GrpcFrontend, health: HealthService, checks: CheckedCalls, settings: GatewaySettings
     ) -> None:
         limits = settings.connections
+        calls = Door("calls", most=None, most_each=limits.max_grpc_calls_per_address)
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=limits.max_grpc_calls,
-            interceptors=(checks, TimelyMessages(limits.body_timeout_s), ReadableMessages(), TracedCalls()),
+            interceptors=(
+                CallsByAddress(calls),
+                checks,
+                TimelyMessages(limits.body_timeout_s),
+                ReadableMessages(),
+                TracedCalls(),
+            ),
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -303,6 +313,7 @@ class GrpcServer:
                 ("grpc.server_handshake_timeout_ms", int(limits.handshake_timeout_s * 1000)),
                 ("grpc.max_connection_idle_ms", int(limits.grpc_idle_timeout_s * 1000)),
                 ("grpc.max_concurrent_streams", limits.max_calls_per_connection),
+                ("grpc.max_allowed_incoming_connections", limits.max_grpc_connections),
                 # Calls that came and were not looked at yet: beyond the first number gRPC cancels some at random,
                 # beyond the second all, without a word. Its own are 1,000 and 3,000, which a burst of clients passes.
                 ("grpc.server.max_pending_requests", _MOST_PENDING_CALLS),

@@ -7,7 +7,6 @@ header Inference-Header-Content-Length says where the JSON ends; a body without 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from serverless_triton.scheduler.gateway.json_form import (
     set_parameters,
 )
 from serverless_triton.scheduler.gateway.shared_memory import no_region
+from serverless_triton.scheduler.gateway.tensor_sizes import bounded_product
 from serverless_triton.scheduler.gateway.tensors import ELEMENT_BYTES, Tensor, add_input, read_outputs
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -97,7 +97,13 @@ def _parameters(values: dict[str, Any]) -> dict[str, Any]:
             raise InvalidRequest(
                 "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
             )
-    return dict(values)
+    return {name: _signed(value) if name == "sequence_id" else value for name, value in values.items()}
+
+
+def _signed(sequence_id: Any) -> Any:
+    """As KServe's message has it, whose numbers are signed; Triton reads them as unsigned again."""
+    is_large = isinstance(sequence_id, int) and 2**63 <= sequence_id < 2**64
+    return sequence_id - 2**64 if is_large else sequence_id
 
 
 def _number_or_text(value: Any, what: str) -> object:
@@ -166,7 +172,7 @@ def _raw_from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[
     if 0 in shape:
         return b""
     raw, count = elements_from_json(name, datatype, data)
-    if datatype != "BYTES" and count != math.prod(shape):
+    if datatype != "BYTES" and count != bounded_product(shape, count):
         raise InvalidRequest("Unable to parse 'data': Shape does not match true shape of 'data' field")
     return raw
 

@@ -56,7 +56,7 @@ class HttpFrontend:
         access: Access,
         metrics: GatewayMetrics,
         receipts: ReceiptBook,
-        cluster_status: Callable[[], dict[str, Any]],
+        cluster_status: Callable[[], Awaitable[dict[str, Any]]],
     ) -> None:
         self._service = service
         self._access = access
@@ -165,10 +165,10 @@ class HttpFrontend:
         return web.Response(content_type="application/json")
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
-        return json_answer(self._cluster_status())
+        return json_answer(await self._cluster_status())
 
     async def _outlook(self, request: web.Request) -> web.StreamResponse:
-        return json_answer(asdict(self._of(request).outlook(request.match_info["model"])))
+        return json_answer(asdict(await self._of(request).outlook(request.match_info["model"])))
 
     async def _newest_receipts(self, request: web.Request) -> web.StreamResponse:
         limit = request.query.get("limit", "100")

@@ -1,8 +1,9 @@
 """What each key may take: token buckets for the moment, a day's quota of tokens, calls at a time. Pure: time comes in.
 
 A request is counted when it comes, its tokens (prompt and answer) when it has ended, because nobody knows them before.
-So a bucket of tokens may be overdrawn by what runs at the same time; then nothing more is let in until it has filled
-again. What runs is never cut. The figures are this gateway's alone and start anew with it.
+Calls are counted too, whatever they ask, and there may be ten times as many of them as of requests. A bucket of tokens
+may be overdrawn by what runs at the same time; then nothing more is let in until it has filled again. What runs is
+never cut. The figures are this gateway's alone and start anew with it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from serverless_triton.scheduler.identity import Caller, Quota
 _MINUTE_S = 60.0
 _DAY_S = 86_400.0
 _CALL_WAIT_S = 1.0  # until another call may have ended
+_CALLS_PER_REQUEST = 10  # metadata, an index, an outlook, a wrong request: what costs this process, and no server
 
 
 @dataclass(slots=True)
@@ -41,6 +43,7 @@ class _Account:
     """What one key has taken."""
 
     requests: _Bucket = field(default_factory=_Bucket)
+    calls: _Bucket = field(default_factory=_Bucket)
     tokens: _Bucket = field(default_factory=_Bucket)
     day: int = 0  # since 1970, in UTC
     tokens_today: int = 0
@@ -67,6 +70,12 @@ class Limiter:
         self._check_day(quota, account)
         self._check_tokens(quota, account)
         self._take_request(quota, account)
+
+    def take_call(self, caller: Caller) -> None:
+        """Counts one call, or one message of a client's stream, unless it is refused. Raises RateLimited."""
+        per_second = caller.quota.requests_per_second
+        if per_second is not None:
+            self._take_one(self._account(caller).calls, per_second * _CALLS_PER_REQUEST, "calls", _CALLS_PER_REQUEST)
 
     def begin_call(self, caller: Caller) -> None:
         """Before a call that `end_call` ends, whatever it asks. Raises RateLimited, and then there is none to end."""
@@ -111,13 +120,15 @@ class Limiter:
             raise _refused(f"{quota.tokens_per_minute} tokens a minute", "tokens", (1 - level) / per_second)
 
     def _take_request(self, quota: Quota, account: _Account) -> None:
-        per_second = quota.requests_per_second
-        if per_second is None:
-            return
-        level = account.requests.fill(per_second, max(1.0, per_second), self._clock())
+        if quota.requests_per_second is not None:
+            self._take_one(account.requests, quota.requests_per_second, "requests", 1)
+
+    def _take_one(self, bucket: _Bucket, per_second: float, of_what: str, at_once: int) -> None:
+        """As many at once as a second has, but at least `at_once`."""
+        level = bucket.fill(per_second, max(at_once, per_second), self._clock())
         if level < 1:
-            raise _refused(f"{per_second:g} requests a second", "requests", (1 - level) / per_second)
-        account.requests.drain(1)
+            raise _refused(f"{per_second:g} {of_what} a second", "requests", (1 - level) / per_second)
+        bucket.drain(1)
 
 
 def _refused(limit: str, what: Literal["requests", "tokens", "quota"], wait_s: float) -> RateLimited:

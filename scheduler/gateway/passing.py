@@ -1,7 +1,7 @@
 """Requests for other backends' models: to the server where the model is loaded and back, tensors as they came.
 
 Nothing of them is journalled, so nothing is repeated: what fails after it was sent fails for its client, in its
-server's words. Whether a request is right is for its model's Triton to say.
+server's words. Whether a request is right is for its model's Triton to say, but for sizes that would harm it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from serverless_triton.scheduler.gateway.relay import Relay
 from serverless_triton.scheduler.gateway.request import RETURN_RECEIPT
 from serverless_triton.scheduler.gateway.sequences import Sequences, SequenceStep, Turn, read_step
 from serverless_triton.scheduler.gateway.shared_memory import no_region
+from serverless_triton.scheduler.gateway.tensor_sizes import check_sizes
 from serverless_triton.scheduler.gateway.terms import Terms
 from serverless_triton.scheduler.gateway.upstream import LinkBroke, RequestRefused, UpstreamCall, UpstreamError
 from serverless_triton.scheduler.gateway.watchdog import Deadline, Watchdog, first_deadline
@@ -53,6 +54,7 @@ def read_passed(request: pb.ModelInferRequest, entry: ModelEntry, terms: Terms, 
     """Raises InvalidRequest, UnknownModel."""
     version = entry.version(request.model_version)
     _refuse_regions(request)
+    check_sizes(request, entry)
     message = pb.ModelInferRequest()
     message.CopyFrom(request)
     wants_receipt = message.parameters.pop(RETURN_RECEIPT, None)
@@ -219,6 +221,7 @@ class PassedStream:
             start_s=self._opened_s,
             first_token_s=now_s,
             spans=(*own, *(() if start is None else start.spans)),
+            comparison=None if start is None else start.comparison,
         )
 
     def _end(self, outcome: str) -> None:

@@ -136,7 +136,7 @@ class RelayedStream:
         relay.metrics.open_streams.inc()
         try:
             deadline = self._deadline()
-            outlook = self._outlook() if self._request.returns_queue_position else None
+            outlook = await self._outlook() if self._request.returns_queue_position else None
             if outlook is not None and not self._request.whole:
                 yield self._composer.announce(outlook)
             while journal.finish_reason is None:
@@ -168,9 +168,9 @@ class RelayedStream:
             relay.journal.close(self.id)
             relay.spend(self._caller, journal.num_input_tokens + len(journal.output_ids))
 
-    def _outlook(self) -> Outlook:
+    async def _outlook(self) -> Outlook:
         priority = self._request.priority
-        return self._relay.admission.outlook(self._journal.model, caller=self._caller, priority=priority)
+        return await self._relay.admission.outlook(self._journal.model, caller=self._caller, priority=priority)
 
     def _deadline(self) -> Deadline | None:
         return first_deadline(self._request.timeout_s, self._relay.limits.overall_timeout_s)
@@ -323,6 +323,7 @@ class RelayedStream:
             start_s=self._waiting_since_s,
             first_token_s=now_s,
             spans=(*own, *(start.spans if start else ())),
+            comparison=start.comparison if start else None,
             exactness=assignment.exactness,
         )
         self._relay.receipts.add(receipt, self._caller.tenant)

@@ -47,7 +47,7 @@ def read_step(request: pb.ModelInferRequest, entry: ModelEntry) -> SequenceStep 
         return None
     return SequenceStep(
         model=entry.name,
-        id=sequence_id,
+        id=sequence_id % 2**64 if isinstance(sequence_id, int) else sequence_id,  # unsigned, as Triton has them
         starts=bool(_parameter(request, "sequence_start", ("bool_param",))),
         ends=bool(_parameter(request, "sequence_end", ("bool_param",))),
         idle_s=idle_s,

@@ -30,6 +30,7 @@ SERVER_NAME = "triton"
 # The server whose surface this is; clients decide by it what they may ask.
 SERVER_VERSION = "2.51.0"
 EXTENSIONS = (
+    "sequence",
     "model_repository",
     "schedule_policy",
     "model_configuration",
@@ -62,6 +63,10 @@ class InferenceService:
         """Raises RateLimited where the caller has had enough."""
         self.limiter.take(self.caller)
 
+    def count_message(self) -> None:
+        """Of a client's stream, whatever it asks. Raises RateLimited."""
+        self.limiter.take_call(self.caller)
+
     def parse(self, request: pb.ModelInferRequest, *, unary: bool = False) -> GenerationRequest:
         """Raises InvalidModelName, UnknownModel, InvalidRequest."""
         return parse_request(request, self.catalogue.entry(request.model_name), unary=unary)
@@ -77,10 +82,10 @@ class InferenceService:
         self.count_request()
         return self.relay.open(wanted, self.caller)
 
-    def outlook(self, name: str) -> Outlook:
+    async def outlook(self, name: str) -> Outlook:
         """What a request for the model would meet. Raises as `parse` does, and ModelTooLarge."""
         self.catalogue.entry(name)
-        return self.admission.outlook(name, caller=self.caller)
+        return await self.admission.outlook(name, caller=self.caller)
 
     def server_metadata(self) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(name=SERVER_NAME, version=SERVER_VERSION, extensions=EXTENSIONS)

@@ -35,8 +35,11 @@ class ConnectionLimits:
     stalled_timeout_s: float = 60.0  # while a client takes nothing of what it was sent
     handshake_timeout_s: float = 20.0  # of a gRPC connection
     grpc_idle_timeout_s: float = 600.0  # a gRPC connection without a call; clients connect again by themselves
-    max_http_connections: int = 10_000
+    max_http_connections: int = 10_000  # on each port
+    max_http_connections_per_address: int = 2_500
+    max_grpc_connections: int = 10_000
     max_grpc_calls: int = 10_000  # at the same time; client streams count as long as they are open
+    max_grpc_calls_per_address: int = 5_000
     max_calls_per_key: int = 2_500  # and requests over HTTP, for keys that have no number of their own
     max_calls_per_connection: int = 5_000  # beyond it a gRPC client waits, once it knows; a burst before that fails
 

@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
@@ -26,7 +27,7 @@ _STRUCT_CODES = {
     "INT64": "q", "FP32": "f", "FP64": "d",
 }  # fmt: skip
 # The typed field of InferTensorContents that carries a datatype, and what Triton calls data found in it.
-_TYPED_FIELDS = {
+TYPED_FIELDS = {
     "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
     "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
     "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
@@ -68,7 +69,7 @@ def read_inputs(request: pb.ModelInferRequest, entry: ModelEntry) -> dict[str, T
             raise InvalidRequest(f"unexpected inference input '{tensor.name[:128]}' for model '{entry.name}'")
     for tensor, raw in found:
         if tensor.name in tensors:
-            raise _refusal(request.id, f"input '{tensor.name}' already exists in request")
+            raise refusal(request.id, f"input '{tensor.name}' already exists in request")
         tensors[tensor.name] = Tensor(name=tensor.name, datatype=tensor.datatype, shape=tuple(tensor.shape), raw=raw)
     _check_all_there(request.id, tensors, entry)
     for tensor in tensors.values():
@@ -85,7 +86,8 @@ def check_outputs(request: pb.ModelInferRequest, entry: ModelEntry) -> frozenset
     return frozenset(output.name for output in request.outputs)
 
 
-def _refusal(request_id: str, message: str) -> InvalidRequest:
+def refusal(request_id: str, message: str) -> InvalidRequest:
+    """As Triton begins what it says of a request that it has read."""
     return InvalidRequest(f"[request id: {request_id[:128] or '<id_unknown>'}] {message}")
 
 
@@ -116,7 +118,7 @@ def _typed_contents(tensor: pb.ModelInferRequest.InferInputTensor, entry: ModelE
     if not filled:
         raise _no_data(tensor, entry)
     for name in filled:
-        if name != _TYPED_FIELDS.get(tensor.datatype):
+        if name != TYPED_FIELDS.get(tensor.datatype):
             raise InvalidRequest(
                 f"unexpected explicit tensor data for input tensor '{tensor.name[:128]}' for model '{entry.name}' of "
                 f"type '{_FIELD_DATATYPES[name]}', expected datatype '{tensor.datatype[:16]}'"
@@ -136,7 +138,7 @@ def _check_all_there(request_id: str, tensors: Mapping[str, Tensor], entry: Mode
     if missing:
         least, most = len(required), len(entry.config.input)
         expected = f"between {least} and {most}" if least != most else str(most)
-        raise _refusal(
+        raise refusal(
             request_id,
             f"expected number of inputs {expected} but got {len(tensors)} inputs for model '{entry.name}'. "
             f"Got input(s) [{_quoted(tensors)}], but missing required input(s) [{_quoted(missing)}]. "
@@ -151,29 +153,41 @@ def _quoted(names: Mapping[str, Tensor] | Sequence[str]) -> str:
 def _check(request_id: str, tensor: Tensor, expected: pb.ModelInferRequest.InferInputTensor, entry: ModelEntry) -> None:
     if tensor.datatype != datatype(expected):
         said = tensor.datatype if tensor.datatype in ELEMENT_BYTES or tensor.datatype == "BYTES" else "<invalid>"
-        raise _refusal(
+        raise refusal(
             request_id,
             f"inference input '{tensor.name}' data-type is '{said}', but model '{entry.name}' expects "
             f"'{datatype(expected)}'",
         )
     if any(size < 0 for size in tensor.shape):
-        raise _refusal(
-            request_id,
-            f"All input dimensions should be specified for input '{tensor.name}' for model '{entry.name}', got "
-            f"{_dims(tensor.shape)}",
-        )
+        raise unspecified_dims(request_id, tensor.name, tensor.shape, entry)
     if len(tensor.shape) != len(expected.dims) or any(
         want not in (-1, size) for want, size in zip(expected.dims, tensor.shape, strict=True)
     ):
-        raise _refusal(
+        raise refusal(
             request_id,
-            f"unexpected shape for input '{tensor.name}' for model '{entry.name}'. Expected {_dims(expected.dims)}, "
-            f"got {_dims(tensor.shape)}. ",
+            f"unexpected shape for input '{tensor.name}' for model '{entry.name}'. Expected {dims(expected.dims)}, "
+            f"got {dims(tensor.shape)}. ",
         )
     _check_size(request_id, tensor, entry)
 
 
-def _dims(shape: Sequence[int]) -> str:
+def unspecified_dims(request_id: str, name: str, shape: Sequence[int], entry: ModelEntry) -> InvalidRequest:
+    return refusal(
+        request_id,
+        f"All input dimensions should be specified for input '{name[:128]}' for model '{entry.name}', got "
+        f"{dims(shape)}",
+    )
+
+
+def size_mismatch(request_id: str, name: str, wanted: int, found: int, entry: ModelEntry) -> InvalidRequest:
+    return refusal(
+        request_id,
+        f"input byte size mismatch for input '{name[:128]}' for model '{entry.name}'. Expected {wanted}, got {found}",
+    )
+
+
+def dims(shape: Sequence[int]) -> str:
+    """In Triton's words."""
     return f"[{','.join(str(size) for size in shape[:16])}]"
 
 
@@ -182,24 +196,22 @@ def _check_size(request_id: str, tensor: Tensor, entry: ModelEntry) -> None:
     if tensor.datatype == "BYTES":
         _check_strings(request_id, tensor, count, entry)
     elif len(tensor.raw) != count * ELEMENT_BYTES[tensor.datatype]:
-        raise _refusal(
-            request_id,
-            f"input byte size mismatch for input '{tensor.name}' for model '{entry.name}'. Expected "
-            f"{count * ELEMENT_BYTES[tensor.datatype]}, got {len(tensor.raw)}",
-        )
+        raise size_mismatch(request_id, tensor.name, count * ELEMENT_BYTES[tensor.datatype], len(tensor.raw), entry)
 
 
 def _check_strings(request_id: str, tensor: Tensor, count: int, entry: ModelEntry) -> None:
     where = f"for inference input '{tensor.name}'"
     of_model = f"{where} for model '{entry.name}'"
     try:
-        found = sum(1 for _ in split_strings(tensor.raw))
+        found = sum(1 for _ in islice(split_strings(tensor.raw), count + 1))
     except _IncompleteLength as error:
-        raise _refusal(request_id, error.words(of_model)) from error
+        raise refusal(request_id, error.words(of_model)) from error
     except _IncompleteString as error:
         raise InvalidRequest(error.words(where)) from error
-    if found != count:
-        raise _refusal(request_id, f"unexpected number of string elements {found} {of_model}, expecting {count}")
+    if found > count:
+        raise refusal(request_id, f"unexpected number of string elements {found} {of_model}, expecting {count}")
+    if found < count:
+        raise refusal(request_id, f"expected {count} string elements {of_model}, got {found}")
 
 
 class _IncompleteLength(ValueError):

@@ -143,6 +143,21 @@ class TritonPythonModel:
         return answers
 """
 
+# How many values came, of any number.
+COUNT_CONFIG = """
+backend: "python"
+max_batch_size: 8
+input [{ name: "x" data_type: TYPE_INT32 dims: [-1] }]
+output [{ name: "count" data_type: TYPE_INT32 dims: [1] }]
+instance_group [{ kind: KIND_CPU count: 1 }]
+"""
+COUNT = """
+class TritonPythonModel:
+    def execute(self, requests):
+        arrays = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        return [tensors(count=np.full((len(array), 1), array.size, np.int32)) for array in arrays]
+"""
+
 BROKEN = """
 class TritonPythonModel:
     def initialize(self, args):

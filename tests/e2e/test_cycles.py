@@ -20,7 +20,7 @@ from tests.e2e.conftest import DRAM_BYTES, ROOM_FOR_ONE
 
 MODELS = ("alpha", "beta")
 WAIT_S = 10.0
-CYCLES = int(os.environ.get("CYCLES", "50"))
+CYCLES = int(os.environ.get("CYCLES", "20"))
 TURNS = CYCLES // len(MODELS)  # each takes every model through a cycle
 WARM_UP_TURNS = 3
 PROCESSES = ("server-0.store", "server-0.zygote", "server-0.agent", "server-0.triton", "scheduler")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from serverless_triton.cli.local_cluster import LocalCluster
+from serverless_triton.cli.stream_client import Heard
 from tests.e2e.conftest import DRAM_BYTES
 
 PROMPT = "Once upon a time, in a small harbour town,"
@@ -18,10 +19,12 @@ SAMPLING = {"max_tokens": 96, "ignore_eos": True}
 HEARD_BEFORE = 20
 
 
-def uninterrupted(cluster: LocalCluster, model: str) -> tuple[str, list[int]]:
-    heard = cluster.generate(model, PROMPT, **SAMPLING)
+@pytest.fixture(scope="module")
+def uninterrupted(cluster: LocalCluster) -> Heard:
+    """What any of the models says: all have one checkpoint."""
+    heard = cluster.generate("alpha", PROMPT, **SAMPLING)
     assert heard.errors == []
-    return heard.text, heard.output_ids
+    return heard
 
 
 def kill_worker(cluster: LocalCluster, replica: dict[str, Any]) -> None:
@@ -38,9 +41,8 @@ def kill_server(cluster: LocalCluster, replica: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("fault", [kill_worker, kill_stub, kill_server])
 def test_a_stream_outlives_its_replica(
-    cluster: LocalCluster, fault: Callable[[LocalCluster, dict[str, Any]], None]
+    cluster: LocalCluster, uninterrupted: Heard, fault: Callable[[LocalCluster, dict[str, Any]], None]
 ) -> None:
-    expected_text, expected_ids = uninterrupted(cluster, "alpha")
     stream = cluster.stream("alpha", PROMPT, **SAMPLING)
     stream.read(HEARD_BEFORE)
     replica = cluster.serving("alpha")
@@ -49,18 +51,17 @@ def test_a_stream_outlives_its_replica(
     heard = stream.rest()
 
     assert heard.errors == []
-    assert heard.output_ids == expected_ids
-    assert heard.text == expected_text
+    assert heard.output_ids == uninterrupted.output_ids
+    assert heard.text == uninterrupted.text
     assert heard.finish_reason == "length"
     assert replica["id"] not in [r["id"] for r in cluster.replicas("alpha")]
     kinds = [receipt["kind"] for receipt in cluster.get(f"/v2/cluster/receipts/{heard.stream_id}")["receipts"]]
     assert "resumed" in kinds
 
 
-def test_a_stream_outlives_a_worker_that_hangs(repository: Path, tmp_path: Path) -> None:
+def test_a_stream_outlives_a_worker_that_hangs(repository: Path, uninterrupted: Heard, tmp_path: Path) -> None:
     """A stopped process dies for nobody; its silence tells, and it is used no more."""
     with LocalCluster(tmp_path, repository, relay={"inactivity_timeout_s": 8.0}, dram_bytes=DRAM_BYTES) as cluster:
-        expected_text, _ = uninterrupted(cluster, "alpha")
         stream = cluster.stream("alpha", PROMPT, **SAMPLING)
         stream.read(HEARD_BEFORE)
         replica = cluster.serving("alpha")
@@ -69,14 +70,13 @@ def test_a_stream_outlives_a_worker_that_hangs(repository: Path, tmp_path: Path)
         heard = stream.rest()
 
         assert heard.errors == []
-        assert heard.text == expected_text
+        assert heard.text == uninterrupted.text
         cluster.until(lambda: replica["id"] not in [r["id"] for r in cluster.replicas("alpha")], "it is given up")
         assert not Path(f"/proc/{replica['worker_pid']}/stat").exists()
 
 
-def test_neighbours_of_a_killed_worker_notice_nothing(cluster: LocalCluster) -> None:
+def test_neighbours_of_a_killed_worker_notice_nothing(cluster: LocalCluster, uninterrupted: Heard) -> None:
     cluster.generate("alpha", PROMPT, max_tokens=1)
-    expected_text, _ = uninterrupted(cluster, "beta")
     neighbour = cluster.stream("beta", PROMPT, **SAMPLING)
     victim = cluster.stream("alpha", PROMPT, **SAMPLING)
     victim.read(HEARD_BEFORE)
@@ -86,7 +86,7 @@ def test_neighbours_of_a_killed_worker_notice_nothing(cluster: LocalCluster) -> 
     cluster.kill(cluster.serving("alpha")["worker_pid"])
     heard, disturbed = neighbour.rest(), victim.rest()
 
-    assert heard.text == expected_text
+    assert heard.text == uninterrupted.text
     assert heard.errors == disturbed.errors == []
     assert before in [replica["id"] for replica in cluster.replicas("beta")]
 

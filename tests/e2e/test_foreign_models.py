@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
+import shutil
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
+from grpc import Channel, RpcError, insecure_channel
+from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from serverless_triton.backend.model_repository import add_model
@@ -25,6 +29,8 @@ from tests.e2e.foreign_models import (
     ADD_SUB,
     ADD_SUB_CONFIG,
     BROKEN,
+    COUNT,
+    COUNT_CONFIG,
     REPEAT,
     REPEAT_CONFIG,
     TWICE_CONFIG,
@@ -33,8 +39,12 @@ from tests.e2e.foreign_models import (
     add_ensemble,
     add_python_model,
 )
+from tests.integration.gateway.bad_messages import bad_message
 
 BALLAST = 100_000_000
+BAD_MESSAGES = int(os.environ.get("BAD_REQUESTS", "300"))
+SERVICE = "/inference.GRPCInferenceService"
+UNREADABLE = ("INTERNAL", "Unable to parse request")
 LEFT, RIGHT = np.array([[1, 2, 3, 4]], np.float32), np.array([[10, 20, 30, 40]], np.float32)
 
 
@@ -47,6 +57,7 @@ def cluster(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     add_python_model(models, "add_sub_again", ADD_SUB_CONFIG, ADD_SUB, host_memory_bytes="2000000")
     add_ensemble(models, "twice", TWICE_CONFIG)
     add_python_model(models, "repeat", REPEAT_CONFIG, REPEAT, host_memory_bytes="1000000")
+    add_python_model(models, "count", COUNT_CONFIG, COUNT, host_memory_bytes="1000000")
     full = str(ROOM_FOR_ONE - 5_000_000)
     add_python_model(models, "large", UPPER_CONFIG, UPPER, host_memory_bytes=full)
     add_python_model(models, "accumulate", ACCUMULATE_CONFIG, ACCUMULATE, host_memory_bytes=full)
@@ -163,6 +174,72 @@ def test_what_triton_refuses_is_refused_in_its_words_and_status(cluster: LocalCl
     assert "INVALID_ARGUMENT" in told[0][0]
 
 
+def counted(client: Any, shape: list[int], values: bytes, **options: Any) -> int:
+    tensor = triton_grpc.InferInput("x", shape, "INT32")
+    tensor._raw_content = values  # whatever the shape says
+    return int(client.infer("count", [tensor], **options).as_numpy("count").flat[0])
+
+
+def test_no_shape_ends_a_stock_models_process(cluster: LocalCluster, grpc: Any) -> None:
+    assert counted(grpc, [1, 2], bytes(8)) == 2
+    (before,) = cluster.replicas("count")
+    for shape, values in (
+        ([1, 2**62], b""),
+        ([1, 2**62 + 1], bytes(4)),
+        ([1, -(2**63)], b""),
+        ([8, 2**59], b""),
+        ([2**32, 0], b""),
+        ([0, 0], b""),
+    ):
+        with pytest.raises(InferenceServerException) as refused:
+            counted(grpc, shape, values, client_timeout=10)
+        assert "INVALID_ARGUMENT" in str(refused.value.status())
+    assert counted(grpc, [1, 3], bytes(12)) == 3
+    assert cluster.replicas("count")[0]["id"] == before["id"]
+
+
+def sound_count() -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name="count", id="mine", raw_input_contents=[bytes(8)])
+    request.inputs.add(name="x", datatype="INT32", shape=[1, 2])
+    return request
+
+
+def said_of(message: bytes, channel: Channel, *, streamed: bool) -> tuple[str, str]:
+    """Status and words of a unary call, or of a stream."""
+    try:
+        if streamed:
+            list(channel.stream_stream(f"{SERVICE}/ModelStreamInfer")(iter([message]), timeout=10.0))
+        else:
+            channel.unary_unary(f"{SERVICE}/ModelInfer")(message, timeout=10.0)
+    except RpcError as error:
+        return error.code().name, error.details()
+    return "OK", ""
+
+
+def test_no_bad_message_ends_a_stock_model_or_its_server(cluster: LocalCluster, grpc: Any) -> None:
+    grpc.load_model("count")
+    before = cluster.pid("server-0.triton"), [replica["id"] for replica in cluster.replicas("count")]
+    with insecure_channel(cluster.grpc) as channel:
+        for seed in range(BAD_MESSAGES):
+            said = said_of(bad_message(seed, sound_count()), channel, streamed=seed % 2 == 1)
+            assert said[0] in {"OK", "INVALID_ARGUMENT", "NOT_FOUND"} or said == UNREADABLE, (seed, said)
+            if seed % 10 == 0:
+                assert counted(grpc, [1, 2], bytes(8)) == 2, seed
+    assert (cluster.pid("server-0.triton"), [replica["id"] for replica in cluster.replicas("count")]) == before
+
+
+def test_sizes_are_refused_in_tritons_words_where_it_has_any(cluster: LocalCluster, grpc: Any) -> None:
+    grpc.load_model("count")
+    with triton_grpc.InferenceServerClient(cluster.triton_address()) as direct:
+        for shape, values in (([1, 2], bytes(4)), ([1, 0], bytes(4)), ([1, -1], bytes(4)), ([9, 1], bytes(36))):
+            told = []
+            for client, headers in ((grpc, {}), (direct, cluster.triton_headers())):
+                with pytest.raises(InferenceServerException) as refused:
+                    counted(client, shape, values, headers=headers)
+                told.append((refused.value.status(), refused.value.message()))
+            assert told[0] == told[1]
+
+
 def test_a_model_that_refuses_is_heard_and_asked_once(cluster: LocalCluster, grpc: Any) -> None:
     (error,) = streamed(grpc, "repeat", [number(13)])
     assert "thirteen is one too many" in str(error)
@@ -271,6 +348,16 @@ def test_sequences_keep_their_sums_apart(cluster: LocalCluster, grpc: Any) -> No
     assert cluster.replicas("accumulate")[0]["streams"] == 0
 
 
+def test_a_sequence_over_http_may_have_any_id_of_64_bits(http: Any) -> None:
+    value = triton_http.InferInput("value", [1], "INT32")
+    value.set_data_from_numpy(np.array([5], np.int32))
+    sums = []
+    for first in (True, False):
+        said = {"sequence_start": first, "sequence_end": not first}
+        sums.append(int(http.infer("accumulate", [value], sequence_id=2**63 + 5, **said).as_numpy("sum")[0]))
+    assert sums == [5, 10]
+
+
 def test_a_sequence_on_a_stream_is_answered_in_order(grpc: Any) -> None:
     heard: queue.Queue[Any] = queue.Queue()
     grpc.start_stream(lambda result, error: heard.put(error or int(result.as_numpy("sum")[0])))
@@ -336,11 +423,19 @@ def test_why_triton_could_not_load_a_model_is_told(grpc: Any) -> None:
 
 
 def test_a_new_scheduler_unloads_what_nobody_accounts_for(cluster: LocalCluster, grpc: Any) -> None:
+    gone = add_python_model(cluster.repository, "gone", ADD_SUB_CONFIG, ADD_SUB, host_memory_bytes="1000000")
+    outer = add_ensemble(cluster.repository, "gone_too", TWICE_CONFIG.replace('"add_sub"', '"gone"'))
+    headers = cluster.triton_headers()
     with triton_grpc.InferenceServerClient(cluster.triton_address()) as direct:
-        direct.load_model("add_sub", headers=cluster.triton_headers())
-    grpc.infer("large", [text("a")])
-    killed = cluster.pid("scheduler")
-    cluster.kill(killed)
-    cluster.until(lambda: cluster.pid("scheduler") != killed, "a new scheduler is started")
-    cluster.until(lambda: cluster.servers_up() == 1, "the scheduler is back", timeout_s=60.0)
-    assert loaded(cluster) & {"add_sub", "large"} == set()
+        for model in ("add_sub", "gone_too"):
+            direct.load_model(model, headers=headers)
+        grpc.infer("large", [text("a")])
+        killed = cluster.pid("scheduler")
+        cluster.kill(killed)
+        for folder in (gone, outer):
+            shutil.rmtree(folder)
+        assert direct.is_model_ready("gone_too", headers=headers)
+        cluster.until(lambda: cluster.pid("scheduler") != killed, "a new scheduler is started")
+        cluster.until(lambda: cluster.servers_up() == 1, "the scheduler is back", timeout_s=60.0)
+        assert loaded(cluster) & {"add_sub", "large", "add_sub_again"} == set()
+        assert not any(direct.is_model_ready(model, headers=headers) for model in ("gone", "gone_too"))

@@ -41,11 +41,11 @@ CLIENTS_FAULT = (
     "again, and nobody should be woken for it: 400."
 )
 NO_OVERRIDE = "A client does not change what runs: neither a configuration nor a file is taken with a load."
-LISTED = "What this gateway does not do is not announced: classification, sequences, shared memory, tracing."
+LISTED = "What this gateway does not do is not announced: shared memory, tracing, classes of our models' outputs."
 _SERVERS_FAULT = ("system_memory_register", "load_unknown", "load_broken")
 _EXTENSIONS = [
-    "model_repository", "schedule_policy", "model_configuration", "binary_tensor_data", "parameters", "statistics",
-    "generate",
+    "sequence", "model_repository", "schedule_policy", "model_configuration", "binary_tensor_data", "parameters",
+    "statistics", "generate",
 ]  # fmt: skip
 _NO_PROMPT = "model 'plain' got no prompt: give exactly one of the inputs 'text_input', 'input_ids' and 'messages'"
 _NOT_A_MODEL = "This is the model's to say, and ours have no answer without a prompt."

@@ -19,7 +19,10 @@ MAY_IMPORT = {
 }
 # Of the backend, the scheduler sees the wire only, and how JSON is read that goes over it; `telemetry` is how a trace
 # crosses it.
-WIRE_MODULES = {"agent_pb2", "agent_pb2_grpc", "client_json", "messages", "node_secret", "node_tls", "telemetry"}
+WIRE_MODULES = {
+    *("agent_pb2", "agent_pb2_grpc", "triton_control_pb2", "triton_control_pb2_grpc"),
+    *("client_json", "messages", "node_secret", "node_tls", "telemetry"),
+}
 STUB_MAY_IMPORT = {"numpy", "triton_python_backend_utils", *sys.stdlib_module_names}
 
 

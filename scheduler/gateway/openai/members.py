@@ -97,10 +97,17 @@ def items(value: Any) -> list[Any] | None:
     return value if isinstance(value, list) and value else None
 
 
+def as_whole(value: Any) -> int | None:
+    """A whole number, also as 5.0: so it is written where a client's JSON has no integers."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def whole(low: int, high: int) -> Callable[[Any], int | None]:
     def parse(value: Any) -> int | None:
-        sound = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        return value if sound else None
+        found = as_whole(value)
+        return found if found is not None and low <= found <= high else None
 
     return parse
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +16,16 @@ from tritonclient.grpc import service_pb2 as pb
 
 from serverless_triton.scheduler.errors import InvalidRequest
 from serverless_triton.scheduler.gateway.json_form import parse_json
-from serverless_triton.scheduler.gateway.openai.members import Members, flag, items, mapping, number, text, whole
+from serverless_triton.scheduler.gateway.openai.members import (
+    Members,
+    as_whole,
+    flag,
+    items,
+    mapping,
+    number,
+    text,
+    whole,
+)
 from serverless_triton.scheduler.gateway.openai.messages import read_messages
 from serverless_triton.scheduler.gateway.tensors import Tensor, add_input, number_tensor, string_tensor
 
@@ -110,14 +119,14 @@ def read_chat(body: bytes) -> Asked:
     """Raises InvalidRequest, mostly as InvalidParameter."""
     members = _members(body)
     messages = string_tensor("messages", json.dumps(read_messages(members)).encode())
-    limits = [
+    limits = {
         members.take(name, whole(1, _MOST_TOKENS), "a whole number from 1", 0)
         for name in ("max_completion_tokens", "max_tokens")
-    ]
-    if all(limits):
+    } - {0}
+    if len(limits) > 1:
         raise members.wrong("max_tokens", "and 'max_completion_tokens' mean the same; give one of them")
     members.refuse(_REFUSED_CHAT)
-    return _asked("chat", members, (messages,), max(limits) or None)
+    return _asked("chat", members, (messages,), max(limits, default=None))
 
 
 def _members(body: bytes) -> Members:
@@ -180,8 +189,14 @@ def _stops(value: Any) -> list[str] | None:
 
 
 def _ids(value: Any) -> list[int] | None:
-    sound = isinstance(value, list) and len(value) <= _MOST_STOP_IDS
-    return value if sound and all(whole(0, _MOST_TOKENS)(token) is not None for token in value) else None
+    if not isinstance(value, list) or len(value) > _MOST_STOP_IDS:
+        return None
+    return _all_whole(value, whole(0, _MOST_TOKENS))
+
+
+def _all_whole(values: list[Any], parse: Callable[[Any], int | None]) -> list[int] | None:
+    found = [parse(value) for value in values]
+    return None if None in found else [value for value in found if value is not None]
 
 
 def _include_usage(members: Members, stream: bool) -> bool:
@@ -201,7 +216,7 @@ def _prompts(members: Members) -> tuple[Tensor, ...]:
     """A text, token ids, or a list of one of them."""
     what = "a string, a list of token ids, or a list of those"
     value = members.require("prompt", lambda found: items(found) or text(found), what)
-    several = value if isinstance(value, list) and not isinstance(value[0], int) else [value]
+    several = value if isinstance(value, list) and as_whole(value[0]) is None else [value]
     if len(several) > MOST_CHOICES:
         raise members.wrong("prompt", f"holds {len(several)} prompts; at most {MOST_CHOICES} are taken")
     tensors = [_prompt(prompt) for prompt in several]
@@ -215,8 +230,8 @@ def _prompt(value: Any) -> Tensor | None:
     words = text(value)
     if words is not None:
         return string_tensor("text_input", words.encode())
-    ids = items(value)
-    if ids is None or not all(type(token) is int for token in ids):
+    ids = _all_whole(items(value) or [], as_whole)
+    if not ids:
         return None
     try:
         return number_tensor("input_ids", "INT32", ids)

@@ -16,17 +16,19 @@ _TEXTS = (
     "stream", "resume_token_ids", "attempt", "INT32", "BYTES", "FP16", "WAT", "1", "-1", "triton_x", "priority",
     "timeout", "text_output", "output_ids", "reservation",
 )  # fmt: skip
-_NUMBERS = (0, 1, 2, -1, -(2**63), 2**63 - 1, 2**31, 1_000_000)
+_NUMBERS = (0, 1, 2, -1, -(2**63), 2**63 - 1, 2**31, 2**33, 2**62, 1_000_000)
 _RAWS = (
     b"", b"\x00", b"\x01\x00\x00\x00x", b"\xff\xff\xff\xffx", b"\x02\x00\x00\x00\xff\xfe", b"\x01", b"a" * 1000,
     b"\x02\x00\x00\x00{}", b"\x01\x00\x00\x00[",
 )  # fmt: skip
 
 
-def bad_message(seed: int) -> bytes:
-    """A few of them happen to be sound."""
+def bad_message(seed: int, sound: pb.ModelInferRequest | None = None) -> bytes:
+    """What a sound one becomes: without another, one for `m`. A few of them happen to be sound still."""
     source = random.Random(seed)
     request = infer_request(*([flag("stream")] if source.random() < 0.5 else []))
+    if sound is not None:
+        request.CopyFrom(sound)
     for _ in range(source.randint(1, 4)):
         source.choice(_MUTATIONS)(source, request)
     return _spoilt(source, request.SerializeToString())

@@ -43,6 +43,11 @@ def by_hand() -> FakeUpstream:
 SETTINGS = GatewaySettings(http_port=0, grpc_port=0, metrics_port=0, drain_timeout_s=1.0, max_message_bytes=2**16)
 
 
+async def two_servers() -> dict[str, int]:
+    """A cluster's status."""
+    return {"servers": 2}
+
+
 def make_gateway(
     repository: Path,
     admission: FakeAdmission,
@@ -54,7 +59,7 @@ def make_gateway(
         admission=admission,
         upstream=upstream,
         settings=SETTINGS,
-        cluster_status=lambda: {"servers": 2},
+        cluster_status=two_servers,
         can_serve=can_serve,
     )
 

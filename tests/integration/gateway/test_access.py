@@ -26,7 +26,7 @@ from serverless_triton.scheduler.catalogue import Catalogue
 from serverless_triton.scheduler.gateway.gateway import Gateway
 from serverless_triton.scheduler.gateway.openapi import document
 from serverless_triton.scheduler.log_lines import fields_of
-from tests.integration.gateway.conftest import SETTINGS
+from tests.integration.gateway.conftest import SETTINGS, two_servers
 from tests.unit.gateway.samples import infer_request
 
 BEARER = {"authorization": "Bearer user"}
@@ -54,7 +54,7 @@ async def gateway(repository, admission, upstream, keys_file):
         admission=admission,
         upstream=upstream,
         settings=replace(SETTINGS, keys_file=keys_file),
-        cluster_status=lambda: {"servers": 2},
+        cluster_status=two_servers,
     )
     await gateway.start()
     yield gateway

@@ -347,3 +347,21 @@ async def test_metrics(http, gateway):
         text = await answer.text()
     assert 'serverless_triton_gateway_requests_total{model="m"} 1.0' in text
     assert 'serverless_triton_gateway_first_token_seconds_count{kind="warm",model="m"} 1.0' in text
+
+
+async def test_a_repository_that_is_away_is_unavailable_and_no_model_is_gone(http, repository):
+    async with http.get("/v2/models/m") as answer:
+        assert answer.status == 200
+    aside = repository.rename(repository.with_name("aside"))
+    for method, path in (
+        ("POST", "/v2/repository/models/m/load"),
+        ("GET", "/v2/models/later"),
+        ("POST", "/v2/repository/index"),
+        ("GET", "/v2/models/stats"),
+    ):
+        async with http.request(method, path) as answer:
+            assert (answer.status, await answer.json()) == (503, {"error": "the model repository cannot be read now"})
+            assert answer.headers["Retry-After"] == "5"
+    aside.rename(repository)
+    async with http.post("/v2/repository/models/m/load") as answer:
+        assert answer.status == 200

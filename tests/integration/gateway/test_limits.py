@@ -112,10 +112,45 @@ async def test_a_request_that_was_wrong_counts_for_nothing(http, stub):
     assert (await generate(http, "slow"))[0] == 200
 
 
-async def test_what_asks_for_no_tokens_is_not_limited(http):
+async def test_what_asks_for_no_tokens_costs_no_request(http):
     for _ in range(5):
         async with http.get("/v2/models/m", headers={"X-API-Key": "slow"}) as answer:
             assert answer.status == 200
+    assert (await generate(http, "slow"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v2/models/m", "/v2/models/stats", "/v2/cluster/outlook/m", "/v2/repository/index", "/v1/models", "/v2/nothing"],
+)
+async def test_calls_are_counted_ten_times_as_cheaply_whatever_they_ask(http, path):
+    async def ask(key):
+        method = "POST" if path.endswith("index") else "GET"
+        async with http.request(method, path, headers={"X-API-Key": key}) as answer:
+            return answer.status, await answer.text()
+
+    assert 429 not in [(await ask("slow"))[0] for _ in range(10)]
+    status, words = await ask("slow")
+    assert status == 429
+    assert "0.1 calls a second" in words
+    assert (await ask("other"))[0] != 429
+
+
+async def test_grpc_calls_are_counted_too(stub):
+    index = pb.RepositoryIndexRequest()
+    for _ in range(10):
+        await stub.RepositoryIndex(index, metadata=metadata("slow"))
+    with pytest.raises(grpc.aio.AioRpcError, match=r"0\.1 calls a second") as caught:
+        await stub.RepositoryIndex(index, metadata=metadata("slow"))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (await stub.ServerLive(pb.ServerLiveRequest(), metadata=metadata("slow"))).live
+
+
+async def test_wrong_requests_on_a_stream_are_counted_as_calls(stub):
+    wrong = [infer_request(model="nope", client_id=str(number)) for number in range(10)]
+    call = stub.ModelStreamInfer(iter(wrong), metadata=metadata("slow"))
+    words = [message.error_message async for message in call]
+    assert ["0.1 calls a second" in said for said in words].count(True) == 1
 
 
 async def test_openai_hears_which_limit_it_was(gateway):

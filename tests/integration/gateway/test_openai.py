@@ -256,7 +256,7 @@ COMPLETION_BODY = {"model": "m", "prompt": "hi"}
         ("chat/completions", {**CHAT_BODY, "tools": [{"type": "function"}]}, "tools", "not supported"),
         ("chat/completions", {**CHAT_BODY, "response_format": {"type": "json_object"}}, "response_format", "not supp"),
         ("chat/completions", {**CHAT_BODY, "chat_template": "{{ 1 }}"}, "chat_template", "Unrecognized"),
-        ("chat/completions", {**CHAT_BODY, "max_tokens": 1, "max_completion_tokens": 1}, "max_tokens", "one of them"),
+        ("chat/completions", {**CHAT_BODY, "max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "one of them"),
         ("chat/completions", {**CHAT_BODY, "model": "old"}, "model", "takes no chats: .* 'messages'"),
         ("chat/completions", {**CHAT_BODY, "model": "nope"}, "model", "The model `nope` does not exist"),
         ("chat/completions", {**CHAT_BODY, "model": "../m"}, "model", "The model `../m` does not exist"),

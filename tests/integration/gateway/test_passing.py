@@ -137,3 +137,20 @@ async def test_a_priority_that_is_no_number_is_refused(stub, by_hand):
     with pytest.raises(grpc.aio.AioRpcError, match="expected int64_param"):
         await stub.ModelInfer(request)
     assert by_hand.calls == []
+
+
+@pytest.mark.parametrize("shape", [[2**62], [2**63 - 1], [-(2**63)], [0], [3]])
+@pytest.mark.parametrize("unary", [True, False])
+async def test_a_shape_that_its_bytes_are_not_of_reaches_no_server(stub, by_hand, admission, shape, unary):
+    wrong = asking()
+    wrong.inputs[0].shape[:] = shape
+    if unary:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ModelInfer(wrong)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    else:
+        client = stub.ModelStreamInfer()
+        await client.write(wrong)
+        assert (await client.read()).error_message.startswith("[request id: mine] ")
+        client.cancel()
+    assert (by_hand.calls, admission.admitted) == ([], [])

@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2 as pb
 from serverless_triton.scheduler.gateway.tensors import add_output, number_tensor, read_request_tensors
 from tests.unit.gateway.samples import add_model
 
+SEQUENCES = "sequence_batching { max_sequence_idle_microseconds: 2500000 }"
 INT = "output [{ name: 'n' data_type: TYPE_INT32 dims: [1] }]"
 MODELS = {
     "often": "model_transaction_policy { decoupled: true } input [{ name: 'x' data_type: TYPE_FP32 dims: [-1] }]",
@@ -20,6 +21,7 @@ MODELS = {
     "any_sizes": "input [{ name: 'x' data_type: TYPE_INT16 dims: [-1, -1] }]",
     "word": "input [{ name: 'x' data_type: TYPE_STRING dims: [1] }]",
     "words": "input [{ name: 'x' data_type: TYPE_STRING dims: [-1] }]",
+    "stateful": f"{SEQUENCES} input [{{ name: 'x' data_type: TYPE_FP32 dims: [1] }}]",
     "two": "input [{ name: 'x' data_type: TYPE_FP32 dims: [1] }, { name: 'y' data_type: TYPE_FP32 dims: [1] }]",
 }
 NOT_ONE = "generate expects model to produce exactly 1 response"
@@ -133,3 +135,28 @@ async def test_classes_are_asked_of_the_model(http, by_hand):
     call.send(answer(7))
     call.end()
     assert (await asked).status == 200
+
+
+@pytest.mark.parametrize(("said", "sent"), [(2**63 + 5, 5 - 2**63), (2**64 - 1, -1), (7, 7)])
+async def test_a_sequence_may_have_any_id_of_64_bits(http, by_hand, said, sent):
+    begins = {"sequence_id": said, "sequence_start": True}
+    tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}
+    asked = asyncio.ensure_future(
+        http.post("/v2/models/stateful/infer", json={"inputs": [tensor], "parameters": begins})
+    )
+    call = await by_hand.call(0)
+    assert call.request.parameters["sequence_id"].int64_param == sent
+    call.send(answer(7))
+    call.end()
+    assert (await asked).status == 200
+    continues = {"inputs": [tensor], "parameters": {"sequence_id": said ^ 2**62}}
+    async with http.post("/v2/models/stateful/infer", json=continues) as told:
+        assert f"sequence {said ^ 2**62} to model 'stateful' must specify the START flag" in await told.text()
+
+
+async def test_a_sequence_id_of_more_than_64_bits_is_refused(http, by_hand):
+    tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}
+    body = {"inputs": [tensor], "parameters": {"sequence_id": 2**64, "sequence_start": True}}
+    async with http.post("/v2/models/stateful/infer", json=body) as told:
+        assert told.status == 400
+    assert by_hand.calls == []

@@ -143,7 +143,7 @@ async def test_connections_beyond_the_limit_are_closed_and_leave_room_when_other
             for _ in range(3):
                 async with connected(gateway.http_port) as (reader, _):
                     assert (await to_the_end(reader))[0] == b""
-        said = [record.getMessage().split()[0] for record in caplog.records if record.name.endswith("http_site")]
+        said = [record.getMessage().split()[0] for record in caplog.records if record.name.endswith("gateway.door")]
         assert said == ["connections_refused"]
         await asyncio.sleep(0.1)
         await a_good_request_is_served(gateway)
@@ -277,6 +277,54 @@ async def test_calls_beyond_the_limit_are_refused_and_let_in_when_others_end(sta
             for call in idle:
                 await call.done_writing()
                 assert await call.code() is grpc.StatusCode.OK
+        await a_good_request_is_served(gateway)
+
+
+@pytest.mark.parametrize("limit", ["max_http_connections_per_address", "max_http_connections"])
+async def test_an_address_that_has_its_connections_leaves_the_others_theirs(start, limit):
+    async with start(**{limit: 2}) as gateway:
+        async with connected(gateway.http_port), connected(gateway.http_port):
+            await asyncio.sleep(0.1)  # until the gateway has taken both
+            async with connected(gateway.http_port) as (reader, _):
+                assert (await to_the_end(reader))[0] == b""
+            assert await served_from("127.0.0.2", gateway.http_port) is (limit == "max_http_connections_per_address")
+        await asyncio.sleep(0.1)
+        assert await served_from("127.0.0.1", gateway.http_port)
+
+
+async def served_from(address, port):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
+    writer.write(b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+    try:
+        return b" 200 " in await asyncio.wait_for(reader.readline(), SOON_S)
+    except ConnectionResetError:
+        return False
+    finally:
+        writer.close()
+
+
+async def test_an_address_that_has_its_calls_is_refused_until_one_ends(start):
+    async with start(max_grpc_calls_per_address=1) as gateway:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.grpc_port}") as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            open_call = stub.ModelStreamInfer()
+            await open_call.write(infer_request())
+            await open_call.read()
+            with pytest.raises(grpc.aio.AioRpcError, match="this address has too many calls") as caught:
+                await stub.ServerLive(pb.ServerLiveRequest(), timeout=SOON_S)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            await open_call.done_writing()
+            assert await open_call.code() is grpc.StatusCode.OK
+        await a_good_request_is_served(gateway)
+
+
+async def test_grpc_connections_beyond_the_limit_are_closed(start):
+    async with start(max_grpc_connections=2) as gateway:
+        async with connected(gateway.grpc_port), connected(gateway.grpc_port):
+            await asyncio.sleep(0.1)  # until the gateway has taken both
+            async with connected(gateway.grpc_port) as (reader, _):
+                assert (await to_the_end(reader))[0] == b""
+        await asyncio.sleep(0.1)
         await a_good_request_is_served(gateway)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from serverless_triton.backend.agent import ANSWER_PATIENCE_S, STUB_PATIENCE_S, NodeAgent, StaleEpoch
+from serverless_triton.backend.agent import ANSWER_PATIENCE_S, STUB_PATIENCE_S, NodeAgent
 from serverless_triton.backend.channel import ChannelClosed
 from serverless_triton.backend.devices import CPU, Devices
+from serverless_triton.backend.epochs import StaleEpoch
 from serverless_triton.backend.messages import (
     Acquire,
     Attached,

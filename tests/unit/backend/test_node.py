@@ -42,6 +42,15 @@ def test_the_agent_is_told_where_the_secret_is_and_not_the_secret(tmp_path: Path
     assert not any(file.read_text().strip() in argument for argument in command)
 
 
+def test_the_agent_is_told_to_whom_the_node_announces_itself_and_as_what() -> None:
+    ports = {"http_port": 1, "grpc_port": 2, "metrics_port": 3, "agent_port": 4}
+    told = {"host": "0.0.0.0", "schedulers": ("s:1", "t:1"), "announced_host": "n"}
+    config = NodeConfig(name="a", model_repository=Path("/models"), **ports, **told)
+    command = list(_agent(config, dict.fromkeys(("agent", "zygote", "store"), SOCKET), SOCKET).command)
+    addresses = ["--announced-triton", "n:2", "--announced-agent", "n:4"]
+    assert command[-8:] == [*addresses, "--scheduler", "s:1", "--scheduler", "t:1"]
+
+
 def test_triton_is_told_a_digest_and_restricts_all_but_its_health_over_http(tmp_path: Path) -> None:
     secret = NodeSecret.create(tmp_path / "secret")
     grpc, http = _restrictions(secret)

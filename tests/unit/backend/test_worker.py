@@ -96,7 +96,7 @@ class HandStore:
 
     def attach(self, checkpoint: Path) -> Any:
         assert self.is_mapped
-        return SimpleNamespace(tensors={}, receipt=SimpleNamespace(tier="dram", bytes=10, verified=False))
+        return SimpleNamespace(tensors={}, receipt=SimpleNamespace(tier="dram", queue_s=0.0, bytes=10, verified=False))
 
 
 class Bench:

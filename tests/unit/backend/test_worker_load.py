@@ -37,14 +37,16 @@ class HandBuilder:
 
 
 class HandStore:
-    def __init__(self, verified: bool = False) -> None:
+    def __init__(self, verified: bool = False, queue_s: float = 0.0) -> None:
         self.verified = verified
+        self.queue_s = queue_s
 
     def take(self) -> HandStore:
         return self
 
     def attach(self, checkpoint: str) -> Any:
-        return SimpleNamespace(tensors={}, receipt=SimpleNamespace(tier="dram", bytes=10, verified=self.verified))
+        receipt = SimpleNamespace(tier="dram", queue_s=self.queue_s, bytes=10, verified=self.verified)
+        return SimpleNamespace(tensors={}, receipt=receipt)
 
 
 def settings_for(shares: Any) -> EngineSettings:
@@ -77,3 +79,10 @@ def test_an_engine_hears_the_digests_that_the_store_has_compared(
     builder, spec = HandBuilder(), replace(SPEC, checkpoint=str(hashed_checkpoint(tmp_path)))
     load_engine(builder, HandStore(verified), spec)  # type: ignore[arg-type]
     assert builder.chunk_digests == digests
+
+
+@pytest.mark.parametrize(("queue_s", "told"), [(0.25, [0.25]), (0.0, [])])
+def test_what_the_store_kept_it_waiting_for_other_loads_is_a_span(queue_s: float, told: list[float]) -> None:
+    loaded = load_engine(HandBuilder(), HandStore(queue_s=queue_s), SPEC)  # type: ignore[arg-type]
+    waits = [end_s - start_s for name, start_s, end_s in loaded.spans if name == "store.queue"]
+    assert waits == [pytest.approx(wait_s) for wait_s in told]

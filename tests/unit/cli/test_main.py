@@ -47,6 +47,13 @@ def test_a_node_that_others_reach_needs_a_secret(tmp_path: Path, host: str):
     assert f"other machines reach {host} and could load and run models; give --secret-file" in finished.stderr
 
 
+def test_a_node_that_announces_itself_says_where_others_reach_it(tmp_path: Path):
+    options = ("--host", "0.0.0.0", "--secret-file", str(tmp_path / "s"), "--scheduler", "s:8004")
+    finished = run("node", "--name", "a", "--model-repository", str(tmp_path), *options)
+    assert finished.returncode == 2
+    assert "no scheduler reaches a machine as 0.0.0.0; give --announced-host" in finished.stderr
+
+
 def test_add_prints_one_json_object_a_model(tmp_path: Path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "config.json").write_text('{"n_layer": 1, "n_head": 1, "n_embd": 8}')

@@ -188,14 +188,23 @@ def test_ends_of_sequence_are_those_that_the_model_can_say(tmp_path: Path) -> No
     assert Skeleton(tmp_path).eos_ids == {3, 63}
 
 
+HUGE = {"intermediate_size": 2**31 - 1, "hidden_size": 2**30}
+
+
 @pytest.mark.parametrize(
-    "changes", [{"intermediate_size": 2**31 - 1, "hidden_size": 2**30}, {"num_key_value_heads": 3}]
+    ("changes", "message"),
+    [
+        # Many heads, because large ones take a minute to turn: their angles are computed before anything is refused.
+        ({**HUGE, "num_attention_heads": 2**26, "num_key_value_heads": 2**26}, "no memory for the KV cache"),
+        ({**HUGE, "head_dim": 16}, "tensors that no memory here can hold"),
+        ({"num_key_value_heads": 3}, "does not run in the torch engine: Number of heads"),
+    ],
 )
 def test_learning_refuses_what_does_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    with pytest.raises(ModelNotSupported):
+    with pytest.raises(ModelNotSupported, match=message):
         TorchEngineBuilder().learn(str(tiny(tmp_path, **changes)), "float32")
 
 

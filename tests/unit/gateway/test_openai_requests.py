@@ -83,3 +83,38 @@ def test_values_that_ask_for_nothing_are_not_sent() -> None:
 
 def test_prompts_stay_out_of_reprs() -> None:
     assert "secret" not in repr(asked(prompt="secret", stop="secret"))
+
+
+WHOLE = {"max_tokens": 5, "n": 2, "seed": 7, "top_k": 3, "min_tokens": 1, "stop_token_ids": [4], "prompt": [1, 2]}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_number_may_be_written_as_a_float(name: str) -> None:
+    as_float = [float(one) for one in WHOLE[name]] if isinstance(WHOLE[name], list) else float(WHOLE[name])
+    plain = {"seed": 1, name: WHOLE[name]}
+    assert asked(**{**plain, name: as_float}).infer_requests(100) == asked(**plain).infer_requests(100)
+
+
+def test_prompts_of_token_ids_may_be_written_as_floats() -> None:
+    assert asked(prompt=[[1.0, 2], [3]], seed=1).infer_requests(9) == asked(
+        prompt=[[1, 2], [3]], seed=1
+    ).infer_requests(9)
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_tokens", 5.5), ("n", 1e300), ("prompt", [1.5]), ("seed", 0.1)])
+def test_a_number_that_is_not_whole_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        asked(**{name: value})
+    assert caught.value.param == name
+
+
+def chat(**more: Any) -> Asked:
+    return read_chat(json.dumps({**SOUND["ChatRequest"], **more}).encode())
+
+
+def test_both_names_of_a_chats_limit_may_be_given_where_they_agree() -> None:
+    assert chat(max_tokens=5, max_completion_tokens=5.0).max_tokens == 5
+    assert chat(max_completion_tokens=6).max_tokens == 6
+    assert chat().max_tokens is None
+    with pytest.raises(InvalidParameter, match="give one of them"):
+        chat(max_tokens=5, max_completion_tokens=6)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from serverless_triton.scheduler.admission import Exactness, ServerName, Span, StreamId
+from serverless_triton.scheduler.admission import Comparison, Exactness, ServerName, Span, StartTerms, StreamId
 from serverless_triton.scheduler.receipts import (
     UNEXPLAINED,
     Receipt,
@@ -154,6 +154,31 @@ def test_json_is_relative_to_the_request():
 def test_a_receipt_comes_back_from_its_json(exactness):
     written = receipt(start_s=0.0, first_token_s=0.5, spans=(span("first_token", 0.0, 0.5),), exactness=exactness)
     assert from_json(json.loads(json.dumps(to_json(written)))) == written
+
+
+COMPARISON = Comparison(
+    predicted=StartTerms(room_s=0.01, queue_s=0.1, transfer_s=0.2, fixed_s=0.09),
+    uncertainty_s=0.05,
+    actual=StartTerms(room_s=0.0, queue_s=0.15, transfer_s=0.2, fixed_s=0.15),
+)
+
+
+def test_a_receipt_tells_every_term_of_its_start_predicted_and_actual():
+    told = to_json(receipt(comparison=COMPARISON))["comparison"]
+    assert (told["predicted"]["queue_s"], told["actual"]["queue_s"], told["uncertainty_s"]) == (0.1, 0.15, 0.05)
+    assert (told["predicted"]["total_s"], told["actual"]["total_s"]) == (pytest.approx(0.4), pytest.approx(0.5))
+    assert COMPARISON.relative_error == pytest.approx(0.2)
+
+
+def test_the_comparison_comes_back_from_json():
+    written = receipt(start_s=0.0, first_token_s=0.5, spans=(), comparison=COMPARISON)
+    assert from_json(json.loads(json.dumps(to_json(written)))) == written
+
+
+def test_the_table_shows_what_was_predicted_give_or_take_beside_when_it_was_ready():
+    (row,) = [line for line in format_table([receipt(comparison=COMPARISON)]).splitlines() if "dram" in line]
+    assert "0.400 ± 0.050 s" in row
+    assert row.index("0.400") < row.rindex("0.500 s")
 
 
 def test_table_shows_predicted_beside_actual_and_the_path():

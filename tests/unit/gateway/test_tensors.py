@@ -54,6 +54,10 @@ def only(*tensors):
             "[request id: i1] input byte size mismatch for input 'stream' for model 'm'. Expected 1, got 2",
         ),
         (
+            tensor("text_input", "BYTES", [1], b""),
+            "[request id: i1] expected 1 string elements for inference input 'text_input' for model 'm', got 0",
+        ),
+        (
             tensor("text_input", "BYTES", [1], STRING * 2),
             "[request id: i1] unexpected number of string elements 2 for inference input 'text_input' for model 'm', "
             "expecting 1",

@@ -53,7 +53,7 @@ def _model(random: Random, number: int) -> ModelView:
     foreign = random.random() < 0.1
     return ModelView(
         name=f"m{number}",
-        checkpoint="" if foreign else f"/models/{random.choice([number, number, 0])}",
+        checkpoint="" if foreign else f"{random.choice(['', '', 's3:/'])}/models/{random.choice([number, number, 0])}",
         checkpoint_bytes=0 if foreign else GB,
         device_bytes=random.choice([1, 1, 2, 3]) * GB,
         host_bytes=random.choice([0, GB]) if foreign else 0,
@@ -64,6 +64,7 @@ def _model(random: Random, number: int) -> ModelView:
         devices=random.choice([1, 1, 1, 2]),
         migration_s_per_token=random.choice([0.0, 0.001]),
         migration_fixed_s=random.choice([0.0, 0.1]),
+        fixed_offset_s=random.choice([{}, {"cold": 0.3}, {"cold": -9.0, "parked": 0.01}]),
         priority=random.choice([0, 0, 0, 1]),
         pinned=random.random() < 0.1,
     )
@@ -81,10 +82,20 @@ def _server(random: Random, number: int, models: tuple[ModelView, ...]) -> Serve
         name=ServerName(f"s{number:02}"),
         device_memory_bytes=sum(device.memory_bytes for device in devices) or 4 * GB,
         dram_bytes=random.choice([3, 6]) * GB,
-        bandwidth={"remote": 0.1 * GB, "ssd": speed * GB, "dram": 20.0 * GB},
-        fixed_start_s={"cold": {"dram": 0.25, "ssd": 0.2}, "parked": {"dram": 0.05, "ssd": 0.05}},
+        bandwidth={
+            "remote": random.choice([0.1, 4.0]) * GB,
+            "ssd": speed * GB,
+            "dram": random.choice([1.0, 20.0]) * GB,
+        },
+        fixed_start_s={
+            "cold": {"dram": 0.25, "ssd": 0.2, "remote": random.choice([0.1, 0.2])},
+            "parked": {"dram": 0.05, "ssd": 0.05, "remote": 0.05},
+        },
+        park_s=random.choice([0.0, 0.05, 0.5]),
         queued_bytes=random.choice([0, 0, GB]),
+        remote_queued_bytes=random.choice([0, 0, GB]),
         in_dram=frozenset(one.checkpoint for one in models if one.checkpoint and random.random() < 0.3),
+        on_ssd=frozenset(one.checkpoint for one in models if one.is_remote and random.random() < 0.3),
         parked={name: ReplicaId(stub) for name, stub in stubs.items()},
         device_holds_weights=random.random() < 0.5,
         devices=devices,

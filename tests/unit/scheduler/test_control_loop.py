@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from copy import deepcopy
 
 import pytest
 
-from serverless_triton.scheduler import control_loop
 from serverless_triton.scheduler.admission import Assignment, Exactness, ReplicaId, ServerName, StreamId
 from serverless_triton.scheduler.cluster import ReplicaState
 from serverless_triton.scheduler.control_limits import ControlLimits
@@ -16,6 +14,7 @@ from serverless_triton.scheduler.effects import EffectFailed
 from serverless_triton.scheduler.errors import AdmissionTimeout, LoadFailed, ModelTooLarge, NoCapacity, UnknownModel
 from serverless_triton.scheduler.identity import ALL, Caller
 from serverless_triton.scheduler.policy import Decision, StartRequest, choose
+from serverless_triton.scheduler.rivals import POLICIES
 from serverless_triton.scheduler.status import cluster_status
 from serverless_triton.scheduler.view import ClusterView, Phase
 from tests.unit.scheduler.worlds import GB, World, asked, model, settle, world
@@ -89,6 +88,22 @@ async def test_the_least_recently_used_idle_replica_is_evicted_before_the_start(
     w.effects.resolve("start_engine", S0, "c")
     w.effects.resolve("load_model", S0, "c")
     assert (await waiting).model == "c"
+
+
+async def test_who_is_preempted_loses_its_replica_and_the_start_waits_until_that_has_gone() -> None:
+    large = tuple(model(name, device_bytes=2 * GB) for name in "ab")
+    w = world("s0", models=large, policy=POLICIES["shepherd"])
+    running = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    w.effects.automatic = False
+    waiting = asked(w, "y", "b")
+    await settle()
+    assert await running.lost == "preempted"
+    assert set(w.effects.pending) == {("park_engine", "s0", running.replica)}
+    w.effects.resolve("park_engine", S0, running.replica)
+    await settle()
+    w.effects.resolve("start_engine", S0, "b")
+    w.effects.resolve("load_model", S0, "b")
+    assert (await waiting).model == "b"
 
 
 async def test_a_busy_server_is_waited_for_until_a_stream_ends() -> None:
@@ -217,12 +232,14 @@ async def test_an_engine_that_comes_up_after_its_replica_was_lost_is_released() 
     assert calls(w, "release_engine") == [("s0", replica.id)]
 
 
-async def test_the_fixed_cost_is_learned_only_from_starts_whose_bytes_came_from_where_they_were_expected() -> None:
+async def test_a_start_teaches_about_the_tier_that_its_bytes_came_from_whatever_was_expected() -> None:
     w = world("s0", models=(A,))
-    before = deepcopy(w.loop.cluster.servers[S0].fixed_start_s)
+    before = w.loop.cluster.calibration.server(S0).fixed_start_s["cold"]
     w.loop.cluster.servers[S0].in_dram = frozenset({A.checkpoint})
     await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)  # the fake's bytes come from SSD
-    assert w.loop.cluster.servers[S0].fixed_start_s == before
+    after = w.loop.cluster.calibration.server(S0).fixed_start_s["cold"]
+    assert after["dram"] == before["dram"]
+    assert after["ssd"] < before["ssd"]
 
 
 async def test_a_model_that_fits_nowhere_is_refused_with_what_would_help() -> None:
@@ -315,22 +332,22 @@ async def test_a_full_queue_makes_space_for_a_tenant_that_has_none_of_it() -> No
         task.cancel()
 
 
-@pytest.fixture
-def asked_of_policy(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often the control loop has asked the policy, by model."""
-    counted: Counter[str] = Counter()
+class CountingPolicy(Counter[str]):
+    """Ours; how often the control loop has asked it, by model."""
 
-    def counting(view: ClusterView, request: StartRequest) -> Decision:
-        counted[request.model.name] += 1
+    def __call__(self, view: ClusterView, request: StartRequest) -> Decision:
+        self[request.model.name] += 1
         return choose(view, request)
 
-    monkeypatch.setattr(control_loop, "choose", counting)
-    return counted
+
+@pytest.fixture
+def asked_of_policy() -> CountingPolicy:
+    return CountingPolicy()
 
 
-async def crowded() -> tuple[World, list[Assignment], list[asyncio.Task[Assignment]]]:
+async def crowded(policy: CountingPolicy) -> tuple[World, list[Assignment], list[asyncio.Task[Assignment]]]:
     """A server without room: every place of a and b is held, and 333 streams wait for each of a, b and c."""
-    w = world("s0", models=(A, B, C))
+    w = world("s0", models=(A, B, C), policy=policy)
     held = [await w.loop.admit(StreamId(f"h-{name}{n}"), name, timeout_s=1.0) for name in "ab" for n in range(2)]
     waiting = [asked(w, f"{name}{n}", name) for n in range(333) for name in "abc"]
     await settle()
@@ -339,9 +356,9 @@ async def crowded() -> tuple[World, list[Assignment], list[asyncio.Task[Assignme
 
 
 async def test_however_many_come_for_a_full_cluster_the_policy_is_asked_once_a_model(
-    asked_of_policy: Counter[str],
+    asked_of_policy: CountingPolicy,
 ) -> None:
-    _, held, waiting = await crowded()
+    _, held, waiting = await crowded(asked_of_policy)
     asked_while_places_were_free = Counter(place.model for place in held)
     assert asked_of_policy - asked_while_places_were_free == {"a": 1, "b": 1, "c": 1}
     for one in waiting:
@@ -349,9 +366,9 @@ async def test_however_many_come_for_a_full_cluster_the_policy_is_asked_once_a_m
 
 
 async def test_a_place_that_becomes_free_makes_the_policy_be_asked_again_once_a_model_and_place(
-    asked_of_policy: Counter[str],
+    asked_of_policy: CountingPolicy,
 ) -> None:
-    w, held, waiting = await crowded()
+    w, held, waiting = await crowded(asked_of_policy)
     asked_of_policy.clear()
     w.loop.finish(held[0])
     await settle()
@@ -361,8 +378,8 @@ async def test_a_place_that_becomes_free_makes_the_policy_be_asked_again_once_a_
         one.cancel()
 
 
-async def test_a_crowd_that_hangs_up_gives_every_place_back(asked_of_policy: Counter[str]) -> None:
-    w, held, waiting = await crowded()
+async def test_a_crowd_that_hangs_up_gives_every_place_back(asked_of_policy: CountingPolicy) -> None:
+    w, held, waiting = await crowded(asked_of_policy)
     asked_of_policy.clear()
     w.loop.finish(held[0])
     for one in waiting:
@@ -386,6 +403,73 @@ async def test_warm_starts_and_release_stops_once_streams_have_ended() -> None:
     assert w.loop.ready_models() == frozenset()
 
 
+async def test_a_replica_that_is_released_takes_no_more_streams_and_another_one_starts_for_them() -> None:
+    w = world("s0", "s1", models=(A,))
+    held = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    releasing = asyncio.ensure_future(w.loop.release("a", timeout_s=60.0))
+    await settle()
+    later = await w.loop.admit(StreamId("y"), "a", timeout_s=1.0)
+    assert later.replica != held.replica
+    w.loop.finish(held)
+    await releasing
+    assert ("s0", held.replica) in calls(w, "release_engine")
+    assert list(w.loop.cluster.replicas) == [later.replica]
+
+
+async def test_a_release_ends_under_constant_traffic_where_there_is_room_for_one_replica() -> None:
+    w = world("s0", models=(A,))
+    held = [await w.loop.admit(StreamId("0"), "a", timeout_s=1.0)]
+    releasing = asyncio.ensure_future(w.loop.release("a", timeout_s=60.0))
+    await settle()
+    waiting = asyncio.ensure_future(w.loop.admit(StreamId("1"), "a", timeout_s=1.0))
+    await settle()
+    assert not waiting.done()
+    w.loop.finish(held[0])
+    await releasing
+    assert (await waiting).replica != held[0].replica
+
+
+async def test_a_release_waits_until_what_it_stops_is_gone() -> None:
+    w = world("s0", models=(A,), automatic=True)
+    held = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    w.effects.automatic = False
+    releasing = asyncio.ensure_future(w.loop.release("a", timeout_s=60.0))
+    await settle()
+    w.loop.finish(held)
+    await settle()
+    assert not releasing.done()
+    w.effects.resolve("release_engine", S0, held.replica)
+    await settle()
+    w.effects.resolve("unload_model", S0, "a")
+    await releasing
+
+
+async def test_a_release_that_is_too_late_leaves_its_replicas_to_their_last_streams() -> None:
+    w = world("s0", models=(A,))
+    held = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
+    with pytest.raises(AdmissionTimeout, match="goes when they have ended"):
+        await w.loop.release("a", timeout_s=0.01)
+    w.loop.finish(held)
+    await settle()
+    assert w.loop.cluster.replicas == {}
+
+
+async def test_a_start_that_is_released_serves_those_who_wait_for_it_and_goes() -> None:
+    w = world("s0", models=(A,), automatic=False)
+    waiting = asyncio.ensure_future(w.loop.admit(StreamId("x"), "a", timeout_s=60.0))
+    await settle()
+    releasing = asyncio.ensure_future(w.loop.release("a", timeout_s=60.0))
+    w.effects.automatic = True
+    for key in list(w.effects.pending):
+        w.effects.resolve(*key)
+    place = await waiting
+    await settle()
+    assert not releasing.done()
+    w.loop.finish(place)
+    await releasing
+    assert w.loop.cluster.replicas == {}
+
+
 async def test_a_replica_that_somebody_else_started_is_adopted_and_used() -> None:
     w = world("s0", models=(A,))
     lost = asyncio.get_running_loop().create_future()
@@ -401,7 +485,7 @@ async def parked_on_s0(*servers: str) -> tuple[World, ReplicaId]:
     place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
     w.loop.finish(place)
     w.clock.now_s = 10.0
-    w.loop.park_overdue()
+    w.loop.upkeep.look()
     await settle()
     assert calls(w, "park_engine") == [("s0", place.replica)]
     w.loop.news.parked(w.loop.cluster.servers[S0], {place.replica: "a"})
@@ -412,14 +496,14 @@ async def test_a_replica_that_nobody_uses_for_a_while_is_parked() -> None:
     w = world("s0", models=(A,), limits=ControlLimits(keep_alive_s=10.0))
     place = await w.loop.admit(StreamId("x"), "a", timeout_s=1.0)
     w.clock.now_s = 100.0
-    w.loop.park_overdue()
+    w.loop.upkeep.look()
     assert w.loop.ready_models() == {"a"}
     w.loop.finish(place)
     w.clock.now_s = 109.9
-    w.loop.park_overdue()
+    w.loop.upkeep.look()
     assert w.loop.ready_models() == {"a"}
     w.clock.now_s = 110.0
-    w.loop.park_overdue()
+    w.loop.upkeep.look()
     await settle()
     assert calls(w, "park_engine") == [("s0", place.replica)]
     assert calls(w, "unload_model") == []
@@ -446,11 +530,11 @@ async def test_a_parked_stub_serves_one_start_whatever_older_news_say() -> None:
 
 async def test_cold_and_parked_starts_are_learned_apart() -> None:
     w, _ = await parked_on_s0("s0")
-    fixed_start_s = w.loop.cluster.servers[S0].fixed_start_s
-    before = deepcopy(fixed_start_s)
+    before = w.loop.cluster.calibration.server(S0).fixed_start_s
     await w.loop.admit(StreamId("y"), "a", timeout_s=1.0)
-    assert fixed_start_s["parked"]["ssd"] != before["parked"]["ssd"]
-    assert fixed_start_s["cold"] == before["cold"]
+    after = w.loop.cluster.calibration.server(S0).fixed_start_s
+    assert after["parked"]["ssd"] != before["parked"]["ssd"]
+    assert after["cold"] == before["cold"]
 
 
 async def test_a_start_on_a_stub_that_is_gone_is_tried_again_without_it() -> None:

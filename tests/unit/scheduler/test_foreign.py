@@ -11,13 +11,14 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from serverless_triton.scheduler.admission import ReplicaId, ServerName
+from serverless_triton.scheduler.calibration import Calibration
 from serverless_triton.scheduler.catalogue import Catalogue
 from serverless_triton.scheduler.effects import EffectFailed
 from serverless_triton.scheduler.errors import InvalidRequest, LoadFailed
 from serverless_triton.scheduler.estimator import estimate_start
 from serverless_triton.scheduler.foreign import DEFAULT_MAX_STREAMS, ForeignModel, parse_foreign
 from serverless_triton.scheduler.learned import ASSUMED_LOAD_S, LearnedModels
-from serverless_triton.scheduler.leftovers import unload_leftovers
+from serverless_triton.scheduler.leftovers import ensembles_first, unload_leftovers
 from serverless_triton.scheduler.model_orders import model_orders
 from serverless_triton.scheduler.policy import Refuse, Start, StartRequest, Wait, choose
 from serverless_triton.scheduler.view import ModelView
@@ -195,9 +196,30 @@ async def test_a_broken_one_takes_no_more_streams_and_ends_with_its_last() -> No
 
 async def test_a_server_that_is_met_is_rid_of_what_nobody_accounts_for() -> None:
     w = world("s0", models=(foreign(), model("a")))
-    w.effects.loaded = frozenset({"f", "a", "unheard-of"})
-    await unload_leftovers(w.effects, ServerName("s0"), w.loop.order_of)
-    assert w.effects.calls == [("loaded_models", "s0", ""), ("end_foreign", "s0", "f")]
+    w.effects.loaded, w.effects.generating = frozenset({"f", "a"}), frozenset({"a"})
+    await unload_leftovers(w.effects, ServerName("s0"))
+    assert [call for call in w.effects.calls if call[0] == "end_foreign"] == [("end_foreign", "s0", "f")]
+
+
+async def test_what_has_left_the_repository_meanwhile_goes_too_unless_it_has_an_agent() -> None:
+    w = world("s0")
+    w.effects.loaded, w.effects.generating = frozenset({"gone", "gone-of-ours"}), frozenset({"gone-of-ours"})
+    await unload_leftovers(w.effects, ServerName("s0"))
+    assert [call for call in w.effects.calls if call[0] == "end_foreign"] == [("end_foreign", "s0", "gone")]
+
+
+@pytest.mark.parametrize(
+    ("members", "order"),
+    [
+        ({"a": (), "z": ("a",)}, ["z", "a"]),
+        ({"a": ("m",), "m": ("z",), "z": ()}, ["a", "m", "z"]),
+        ({"b": (), "a": ()}, ["a", "b"]),
+        ({"a": ("b",), "b": ("a",), "c": ("a",)}, ["c", "a", "b"]),
+        ({"a": ("a",), "b": ("nowhere",)}, ["a", "b"]),
+    ],
+)
+def test_ensembles_end_before_their_members(members: dict[str, tuple[str, ...]], order: list[str]) -> None:
+    assert ensembles_first(members) == order
 
 
 async def test_what_a_load_took_of_memory_is_measured_and_counted() -> None:
@@ -245,7 +267,7 @@ def test_an_older_replica_in_use_is_waited_for() -> None:
 def repository(root: Path, **configs: str) -> Callable[[str], ModelOrder]:
     for name, text in configs.items():
         add_model(root, name, text)
-    return model_orders(Catalogue(root), LearnedModels())
+    return model_orders(Catalogue(root), LearnedModels(), Calibration())
 
 
 def steps(*members: str) -> str:
@@ -309,9 +331,9 @@ async def test_a_member_that_ends_stays_loaded_for_its_ensemble() -> None:
 
 
 async def test_of_what_is_left_over_ensembles_end_before_their_members() -> None:
-    w = world("s0", models=(replace(foreign("e"), members=("a",)), foreign("a")))
-    w.effects.loaded = frozenset({"a", "e"})
-    await unload_leftovers(w.effects, ServerName("s0"), w.loop.order_of)
+    w = world("s0")
+    w.effects.loaded, w.effects.ensembles = frozenset({"a", "e"}), {"e": ("a",)}
+    await unload_leftovers(w.effects, ServerName("s0"))
     assert [subject for effect, _, subject in w.effects.calls if effect == "end_foreign"] == ["e", "a"]
 
 

@@ -103,12 +103,12 @@ async def test_a_wait_that_is_over_with_its_scheduler_may_be_tried_again() -> No
 async def test_a_place_that_is_free_is_position_0() -> None:
     w = world("s0", models=(A,))
     await w.loop.warm("a", timeout_s=1.0)
-    assert w.loop.outlook("a") == Outlook(model="a", waiting=0, queue_position=0, estimated_start_s=0.0)
+    assert await w.loop.outlook("a") == Outlook(model="a", waiting=0, queue_position=0, estimated_start_s=0.0)
 
 
 async def test_a_cold_model_is_told_its_predicted_start_and_not_started_for_asking() -> None:
     w = world("s0", models=(A,))
-    outlook = w.loop.outlook("a")
+    outlook = await w.loop.outlook("a")
     assert (outlook.waiting, outlook.queue_position) == (0, 1)
     assert outlook.estimated_start_s == pytest.approx(COLD_START_S)
     await settle()
@@ -120,7 +120,7 @@ async def test_a_start_that_is_under_way_is_told_what_is_left_of_it() -> None:
     waiting = [asked(w, stream, "a") for stream in "xy"]
     await settle()
     w.clock.now_s = 0.75
-    outlook = w.loop.outlook("a")
+    outlook = await w.loop.outlook("a")
     assert (outlook.waiting, outlook.queue_position) == (2, 3)
     assert outlook.estimated_start_s == pytest.approx(COLD_START_S - 0.75)
     for task in waiting:
@@ -136,7 +136,7 @@ async def test_each_one_before_it_takes_a_place_that_becomes_free() -> None:
     mean_s = 0.2 * 10.0  # of 0 s and then 10 s
     waiting = [asked(w, stream, "a") for stream in ("x", "y", "p", "q", "r")]
     await settle()
-    outlook = w.loop.outlook("a")
+    outlook = await w.loop.outlook("a")
     assert (outlook.waiting, outlook.queue_position) == (3, 4)
     assert outlook.estimated_start_s == pytest.approx(4 * mean_s / A.max_streams)
     for task in waiting:
@@ -149,9 +149,12 @@ async def test_a_tenants_outlook_is_its_own() -> None:
         await w.loop.admit(StreamId(stream), "a", timeout_s=1.0)
     waiting = [asked(w, stream, "a") for stream in ("p", "q", "r")]
     await settle()
-    stranger = w.loop.outlook("a", caller=Caller(tenant="other", models=ALL))
+    stranger = await w.loop.outlook("a", caller=Caller(tenant="other", models=ALL))
     assert (stranger.waiting, stranger.queue_position) == (3, 2)
-    assert (w.loop.outlook("a").queue_position, w.loop.outlook("a", priority=1).queue_position) == (4, 1)
+    assert ((await w.loop.outlook("a")).queue_position, (await w.loop.outlook("a", priority=1)).queue_position) == (
+        4,
+        1,
+    )
     for task in waiting:
         task.cancel()
 
@@ -159,15 +162,15 @@ async def test_a_tenants_outlook_is_its_own() -> None:
 async def test_without_a_server_nothing_says_when() -> None:
     w = world("s0", models=(A,))
     w.loop.cluster.servers[S0].triton_up = False
-    assert w.loop.outlook("a") == Outlook(model="a", waiting=0, queue_position=1, estimated_start_s=None)
+    assert await w.loop.outlook("a") == Outlook(model="a", waiting=0, queue_position=1, estimated_start_s=None)
 
 
 async def test_a_model_that_never_starts_is_no_matter_of_waiting() -> None:
     w = world("s0", models=(model("huge", device_bytes=9 * GB),))
     with pytest.raises(ModelTooLarge, match="lower its max_streams"):
-        w.loop.outlook("huge")
+        await w.loop.outlook("huge")
     with pytest.raises(UnknownModel):
-        w.loop.outlook("nope")
+        await w.loop.outlook("nope")
 
 
 def test_hold_times_follow_what_streams_do_now() -> None:

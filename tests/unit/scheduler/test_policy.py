@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from serverless_triton.scheduler.admission import ReplicaId, ServerName
-from serverless_triton.scheduler.policy import Refuse, Start, StartRequest, Use, Wait, choose, overdue
+from serverless_triton.scheduler.policy import Refuse, Start, StartRequest, Use, Wait, choose
 from tests.unit.scheduler.worlds import GB, model, replica, server, view
 
 WANTED = model("m")
@@ -136,11 +137,16 @@ def test_weights_in_dram_are_worth_more_than_a_parked_stub() -> None:
     assert started_on(choose(world, StartRequest(model=WANTED))) == ("s1", ())
 
 
-def test_replicas_that_are_idle_for_too_long_are_overdue() -> None:
-    replicas = [
-        replica("old", "s0", model("a"), idle_since_s=1.0),
-        replica("new", "s0", model("b"), idle_since_s=6.0),
-        replica("busy", "s0", model("c"), streams=1),
-        replica("loading", "s0", model("d"), loading=True),
-    ]
-    assert overdue(view([server("s0")], replicas), 11.0, 10.0) == ["old"]
+def test_an_idle_pinned_replica_makes_room_for_its_models_newest_definition() -> None:
+    newest = replace(model("m", definition="new"), pinned=True)
+    older = replica("m-old", "s0", replace(model("m", definition="old"), pinned=True))
+    busy = replica("b-1", "s0", model("b"), streams=1)
+    decision = choose(view([server("s0")], [older, busy]), StartRequest(model=newest, avoid=frozenset({older.id})))
+    assert started_on(decision) == ("s0", ("m-old",))
+
+
+def test_an_idle_pinned_replica_makes_room_for_no_other_model() -> None:
+    pinned = replica("p-1", "s0", replace(model("p"), pinned=True))
+    busy = replica("b-1", "s0", model("b"), streams=1)
+    decision = choose(view([server("s0")], [pinned, busy]), StartRequest(model=model("m")))
+    assert isinstance(decision.action, Wait)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations, product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serverless_triton.scheduler.admission import ReplicaId
@@ -110,8 +109,9 @@ def test_nobody_goes_who_is_busy_or_pinned_and_only_the_busy_move(seed: int) -> 
 
 
 @often
+@example(175)  # to park who is idle takes longer than to move who is not
 @given(seeds)
-def test_no_plan_of_moves_that_was_left_out_starts_sooner(seed: int) -> None:
+def test_no_single_move_and_nothing_without_a_move_starts_sooner_than_what_is_chosen(seed: int) -> None:
     world = drawn(seed, servers=4)
     view, request = seen(world), wanted(world, seed)
     action = choose(view, request).action
@@ -193,27 +193,18 @@ def _is_harmless(world: Drawn, model: ModelView, candidate: Candidate) -> bool:
 
 
 def all_moves_s(view: ClusterView, server: ServerView, model: ModelView) -> list[float]:
-    """Every way to move some replicas of one server, by trying them all."""
+    """Every way to move one replica of a server, by trying them all."""
     here = list(view.on_server(server.name))
     if server.draining or any(one.model == model.name for one in here) or isinstance(consider(server, (), model), str):
         return []
     movable = [one for one in here if one.is_movable and one.priority <= model.priority]
-    found = []
-    for count in range(1, len(movable) + 1):
-        for group in combinations(movable, count):
-            if not isinstance(consider(server, [one for one in here if one not in group], model), str):
-                found += _ways_s(view, server, model, group)
+    found: list[float] = []
+    for mover in movable:
+        outcome = consider(server, [one for one in here if one is not mover], model)
+        if not isinstance(outcome, str) and not outcome[0][1]:  # nobody more important goes beside
+            base_s = estimate_start(server, model).total_s
+            found += [base_s + cost_s for _, cost_s in _destinations_s(view, server, mover)]
     return found
-
-
-def _ways_s(view: ClusterView, server: ServerView, model: ModelView, group: tuple[ReplicaView, ...]) -> list[float]:
-    ways = [_destinations_s(view, server, one) for one in group]
-    base_s = estimate_start(server, model).total_s
-    return [
-        base_s + sum(cost_s for _, cost_s in chosen)
-        for chosen in product(*ways)
-        if len({name for name, _ in chosen}) == len(group)
-    ]
 
 
 def _destinations_s(view: ClusterView, source: ServerView, one: ReplicaView) -> list[tuple[str, float]]:

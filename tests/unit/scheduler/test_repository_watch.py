@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from serverless_triton.scheduler.catalogue import Catalogue, Change
-from serverless_triton.scheduler.errors import UnknownModel
+from serverless_triton.scheduler.errors import RepositoryAway, UnknownModel
 from serverless_triton.scheduler.repository_watch import RepositoryWatch
 from tests.unit.gateway.samples import CONFIG, add_model
 
@@ -79,6 +79,15 @@ async def test_a_changed_file_of_the_version_is_seen(watched: Watched) -> None:
     await watched.watch.look()
     assert watched.told == [("m", "changed")]
     assert watched.catalogue.entry("m").definition == watched.changes[0].definition != before
+
+
+async def test_bytecode_that_a_load_leaves_beside_a_model_changes_nothing(watched: Watched) -> None:
+    bytecode = watched.root / "m" / "1" / "__pycache__" / "model.cpython-310.pyc"
+    bytecode.parent.mkdir()
+    bytecode.write_bytes(b"compiled")
+    await watched.watch.look()
+    await watched.watch.look()
+    assert watched.told == []
 
 
 async def test_a_comment_in_a_configuration_changes_nothing(watched: Watched) -> None:
@@ -156,6 +165,48 @@ async def test_a_repository_that_is_not_mounted_any_more_loses_no_model(watched:
     for _ in range(2):
         await watched.watch.look()
     assert watched.told == []
+
+
+@pytest.mark.parametrize("leaves_a_directory", [True, False])
+async def test_a_refresh_while_the_repository_is_away_says_so_and_loses_no_model(
+    watched: Watched, leaves_a_directory: bool
+) -> None:
+    aside = watched.root.rename(watched.root.with_name("aside"))
+    if leaves_a_directory:
+        watched.root.mkdir()  # where it was mounted
+    for name in ("m", "unheard-of"):
+        with pytest.raises(RepositoryAway) as away:
+            watched.catalogue.refresh(name)
+        assert (away.value.code, str(watched.root) in str(away.value)) == ("UNAVAILABLE", False)
+    with pytest.raises(RepositoryAway):
+        watched.catalogue.entry("unheard-of")
+    assert (watched.told, watched.checkpoint()) == ([], "/checkpoints/m")
+    assert [entry.name for entry in watched.catalogue.entries()] == ["m"]
+    if leaves_a_directory:
+        watched.root.rmdir()
+    aside.rename(watched.root)
+    watched.catalogue.refresh("m")
+    assert watched.told == []
+
+
+async def test_a_repository_that_goes_while_it_is_looked_at_loses_no_model(watched: Watched) -> None:
+    shutil.rmtree(watched.root / "m")
+    await watched.watch.look()
+    real = watched.catalogue.refresh
+
+    def refresh(name: str, settled: object = None) -> None:
+        watched.root.rename(watched.root.with_name("aside"))
+        real(name)
+
+    watched.catalogue.refresh = refresh  # type: ignore[method-assign]
+    await watched.watch.look()
+    assert (watched.told, watched.checkpoint()) == ([], "/checkpoints/m")
+
+
+async def test_the_last_model_of_a_repository_may_go(watched: Watched) -> None:
+    shutil.rmtree(watched.root / "m")
+    watched.catalogue.refresh("m")
+    assert watched.told == [("m", "removed")]
 
 
 async def test_a_model_that_cannot_be_read_is_not_gone(watched: Watched) -> None:

@@ -14,7 +14,8 @@ from serverless_triton.scheduler.control_limits import ControlLimits
 from serverless_triton.scheduler.definitions import new_replica_id
 from serverless_triton.scheduler.server_watch import ServerWatch
 from serverless_triton.scheduler.state.protocol import FakeLeadership, NotLeading
-from tests.unit.scheduler.worlds import GB, World, model, settle, world
+from serverless_triton.scheduler.view import Phase
+from tests.unit.scheduler.worlds import GB, World, asked, model, settle, world
 
 A = model("a")
 S0 = ServerName("s0")
@@ -57,6 +58,19 @@ async def test_budgets_tiers_and_bandwidth_are_taken_over() -> None:
     assert seen.in_dram == {"/models/a"}
 
 
+async def test_devices_copies_on_ssd_and_the_networks_bandwidth_are_taken_over() -> None:
+    w, told = world("s0", models=(A,)), state(1)
+    told.devices.add(id=0, memory_bytes=GB)
+    told.devices.add(id=3, memory_bytes=2 * GB)
+    told.copies.append("https://models/a")
+    told.remote_bytes_per_second = 3e7
+    hear(watch(w), told)
+    (seen,) = w.loop.cluster.view().servers
+    assert [(one.id, one.memory_bytes) for one in seen.devices] == [(0, GB), (3, 2 * GB)]
+    assert seen.on_ssd == {"https://models/a"}
+    assert seen.bandwidth["remote"] == pytest.approx(3e7)
+
+
 async def test_a_server_whose_workers_are_not_warm_takes_no_starts() -> None:
     w = world("s0", models=(A,))
     cold = state(1)
@@ -80,13 +94,13 @@ async def test_a_scheduler_that_was_deposed_does_not_outrank_its_successor() -> 
     assert w.loop.epoch == 1
 
 
-async def test_replicas_of_an_earlier_scheduler_are_adopted_only_when_ready_and_known() -> None:
+async def test_replicas_of_an_earlier_scheduler_are_adopted_where_known_and_take_streams_when_ready() -> None:
     w = world("s0", models=(A,))
     news = watch(w)
-    hear(news, state(1, "a-1", phase=agent_pb2.LOADED))
-    assert w.loop.cluster.replicas == {}
+    hear(news, state(1, "a-1", "unheard-1", phase=agent_pb2.LOADED))
+    assert {name: one.phase for name, one in w.loop.cluster.replicas.items()} == {"a-1": Phase.LOADING}
     hear(news, state(2, "a-1", "unheard-1"))
-    assert set(w.loop.cluster.replicas) == {"a-1"}
+    assert {name: one.phase for name, one in w.loop.cluster.replicas.items()} == {"a-1": Phase.READY}
 
 
 async def test_an_adopted_replica_is_known_by_the_definition_that_it_carries() -> None:
@@ -201,6 +215,58 @@ async def test_a_server_that_goes_down_takes_its_replicas_with_it() -> None:
     assert w.loop.cluster.view().servers == ()
 
 
+async def test_a_start_that_an_earlier_scheduler_began_is_joined_and_not_done_twice() -> None:
+    w = world("s0", models=(A,))
+    news = watch(w)
+    hear(news, state(1, "a-1", phase=agent_pb2.LOADING))
+    waiting = asked(w, "x", "a")
+    await settle()
+    assert not waiting.done()
+    hear(news, state(2, "a-1"))
+    assert (await waiting).replica == "a-1"
+    assert [call for call in w.effects.calls if call[0] == "start_engine"] == []
+
+
+async def test_a_start_that_an_earlier_scheduler_began_and_that_fails_is_begun_anew_and_nothing_of_it_stays() -> None:
+    w = world("s0", "s1", models=(A,))
+    news = watch(w)
+    hear(news, state(1, "a-1", phase=agent_pb2.LOADING))
+    waiting = asked(w, "x", "a")
+    await settle()
+    hear(news, state(2))
+    place = await waiting
+    assert place.replica != "a-1"
+    assert ("release_engine", S0, "a-1") in w.effects.calls
+    assert list(w.loop.cluster.replicas) == [place.replica]
+
+
+async def test_a_start_of_ours_that_the_agent_does_not_show_yet_is_not_lost() -> None:
+    w = world("s0", models=(A,), automatic=False)
+    news = watch(w)
+    hear(news, state(1))
+    waiting = asked(w, "x", "a")
+    await settle()
+    hear(news, state(2))
+    await settle()
+    assert len(w.loop.cluster.replicas) == 1
+    waiting.cancel()
+    await w.loop.close()
+
+
+async def test_a_start_of_ours_is_ready_when_its_effects_say_so_whatever_the_agent_shows() -> None:
+    w = world("s0", models=(A,), automatic=False)
+    news = watch(w)
+    hear(news, state(1))
+    waiting = asked(w, "x", "a")
+    await settle()
+    (replica,) = w.loop.cluster.replicas
+    hear(news, state(2, replica))
+    await settle()
+    assert not waiting.done()
+    waiting.cancel()
+    await w.loop.close()
+
+
 async def test_a_parked_stub_is_no_replica_but_a_place_to_start() -> None:
     w = world("s0", models=(A,))
     hear(watch(w), state(1, "a-1", phase=agent_pb2.PARKED))
@@ -224,7 +290,7 @@ async def test_a_replica_that_was_to_be_parked_and_is_still_shown_is_parked_agai
     news = watch(w)
     hear(news, state(1, "a-1"))
     w.clock.now_s = 1.0
-    w.loop.park_overdue()
+    w.loop.upkeep.look()
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     await asyncio.sleep(0)

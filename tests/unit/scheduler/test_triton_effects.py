@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 
@@ -22,6 +23,7 @@ async def test_why_a_node_was_not_reached_is_for_the_log_and_its_address_for_nob
         lambda model, definition: model_config_pb2.ModelConfig(),
         time.monotonic,
         links=NodeLinks(),
+        epoch=lambda: 1,
         load_timeout_s=5.0,
         release_timeout_s=5.0,
     )
@@ -49,3 +51,26 @@ def test_grpcs_words_of_a_connection_are_told_from_others(words):
 @pytest.mark.parametrize("words", ["failed to load 'm', no version is available", "input ipv4 of 'm' is missing", ""])
 def test_a_servers_own_words_are_its_own(words):
     assert not tells_of_link(words)
+
+
+async def test_nothing_is_begun_while_the_lease_may_have_run_out():
+    acting = False
+    effects = TritonEffects(
+        {S0: ServerAddresses(triton="127.0.0.1:9", agent="127.0.0.1:9")},
+        lambda model, definition: model_config_pb2.ModelConfig(),
+        time.monotonic,
+        links=NodeLinks(),
+        epoch=lambda: 1,
+        may_act=lambda: acting,
+        load_timeout_s=5.0,
+        release_timeout_s=0.2,
+    )
+    with pytest.raises(EffectFailed, match="may not lead any more"):
+        await effects.unload_model(S0, "m")
+    loading = asyncio.ensure_future(effects.load_foreign(S0, "m"))
+    await asyncio.sleep(0.1)
+    assert not loading.done()
+    acting = True
+    with pytest.raises(EffectFailed, match="the connection to its server broke"):  # it was sent
+        await loading
+    await effects.close()

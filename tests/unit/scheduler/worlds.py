@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -15,6 +15,8 @@ from serverless_triton.scheduler.control_loop import ControlLoop
 from serverless_triton.scheduler.effects import FakeEffects
 from serverless_triton.scheduler.errors import UnknownModel
 from serverless_triton.scheduler.metrics import ControlMetrics
+from serverless_triton.scheduler.model_orders import calibrated
+from serverless_triton.scheduler.policy import Policy, choose
 from serverless_triton.scheduler.view import ClusterView, ModelView, Phase, ReplicaView, ServerView
 from serverless_triton.scheduler.view_index import view_of
 from serverless_triton.scheduler.waiting_room import ModelOrder
@@ -40,7 +42,10 @@ def server(name: str = "s0", **changes: object) -> ServerView:
         "device_memory_bytes": 2 * GB,
         "dram_bytes": 4 * GB,
         "bandwidth": {"remote": 0.1 * GB, "ssd": float(GB), "dram": 20.0 * GB},
-        "fixed_start_s": {"cold": {"dram": 0.25, "ssd": 0.25}, "parked": {"dram": 0.05, "ssd": 0.05}},
+        "fixed_start_s": {
+            "cold": {"dram": 0.25, "ssd": 0.25, "remote": 0.25},
+            "parked": {"dram": 0.05, "ssd": 0.05, "remote": 0.05},
+        },
         "queued_bytes": 0,
         "in_dram": frozenset(),
     }
@@ -105,15 +110,21 @@ class World:
 
 
 def world(
-    *servers: str, models: tuple[ModelView, ...] = (), automatic: bool = True, limits: ControlLimits | None = None
+    *servers: str,
+    models: tuple[ModelView, ...] = (),
+    automatic: bool = True,
+    limits: ControlLimits | None = None,
+    policy: Policy = choose,
 ) -> World:
     orders = {m.name: ModelOrder(view=m, parameters={}) for m in models}
+
+    clock = ManualClock()
 
     def order_of(name: str, version: str = "") -> ModelOrder:
         key = f"{name}/{version}" if version else name
         if key not in orders:
             raise UnknownModel(f"Request for unknown model: '{name}' is not found")
-        return orders[key]
+        return replace(orders[key], view=calibrated(orders[key].view, cluster.calibration.model(name)))
 
     states = {
         ServerName(name): ServerState(
@@ -127,14 +138,16 @@ def world(
         )
         for name in servers
     }
-    effects, clock = FakeEffects(automatic=automatic), ManualClock()
+    cluster = Cluster(states, clock=clock)
+    effects = FakeEffects(automatic=automatic)
     loop = ControlLoop(
-        cluster=Cluster(states),
+        cluster=cluster,
         effects=effects,
         order_of=order_of,
         clock=clock,
         metrics=ControlMetrics(CollectorRegistry()),
         limits=limits or ControlLimits(),
+        policy=policy,
     )
     return World(loop, effects, clock, orders)
 
