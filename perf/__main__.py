@@ -11,6 +11,8 @@ from perf.gateway.benchmark import GatewayBenchmark
 from perf.harness import Benchmark
 from perf.loader.benchmark import LoaderBenchmark
 from perf.perf_analyzer import PerfAnalyzerBenchmark
+from perf.scheduler.estimate import EstimateBenchmark
+from perf.scheduler.live import LiveBenchmark
 from perf.start import StartBenchmark
 from perf.worker_death import WorkerDeathBenchmark
 
@@ -21,6 +23,8 @@ BENCHMARKS: tuple[tuple[Benchmark, str], ...] = (
     (EngineBenchmark(), "perf.engine"),
     (GatewayBenchmark(), "perf.gateway"),
     (WorkerDeathBenchmark(), "perf.worker_death"),
+    (LiveBenchmark(), "perf.scheduler live"),
+    (EstimateBenchmark(), "perf.scheduler estimate"),
 )
 
 

@@ -17,6 +17,7 @@ from perf.engine import rivals as engine_rivals
 from perf.formulas import (
     CappedShare,
     Formula,
+    GeometricRatioToBest,
     Largest,
     Median,
     MedianRatio,
@@ -25,10 +26,13 @@ from perf.formulas import (
     PairedOverhead,
     PairedRatioToBest,
     RatioToBest,
+    WorstPercentile,
 )
 from perf.gateway import rows as gateway_rows
 from perf.loader import rivals
 from perf.results import Round, Run, read_run
+from perf.scheduler import live_rows
+from perf.scheduler.estimate_rows import TIERS
 
 RESULTS = Path(__file__).parent / "results"
 COUNTED_RUNS = 3
@@ -246,6 +250,36 @@ CLAIMS = (
         comparison="≤",
         goal=float(1 << 30),
         says="resident memory of the gateway's process with 2,000 streams of a token every 2 s each, in bytes",
+    ),
+    Claim(
+        id="scheduler.estimate_error_p50",
+        benchmark="scheduler-estimate",
+        formula=WorstPercentile(detail="errors", of=TIERS, percent=50, least=100),
+        comparison="≤",
+        goal=0.10,
+        says="how far off the predicted time until a replica is ready was, as a share of what it took: "
+        "the middle one of 100 starts, from DRAM, SSD or the network, whichever is predicted worst",
+    ),
+    Claim(
+        id="scheduler.estimate_error_p95",
+        benchmark="scheduler-estimate",
+        formula=WorstPercentile(detail="errors", of=TIERS, percent=95, least=100),
+        comparison="≤",
+        goal=0.30,
+        says="the same at the 95th percentile",
+    ),
+    Claim(
+        id="scheduler.p99_vs_best_rival",
+        benchmark="scheduler-live",
+        formula=GeometricRatioToBest(
+            metric="p99_s",
+            of=tuple(live_rows.row_of(live_rows.OURS, load) for load in live_rows.LOADS),
+            to=tuple(tuple(live_rows.row_of(rival, load) for load in live_rows.LOADS) for rival in live_rows.RIVALS),
+        ),
+        comparison="≥",
+        goal=1.2,
+        says="four nodes, an Azure-shaped workload at 0.3, 0.6 and 0.9 of the slowest policy's capacity: how many "
+        "times shorter the 99th percentile of startup latency is than the best rival's; geometric mean over the loads",
     ),
 )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import geometric_mean, median
 from typing import Protocol
 
-from perf.results import Round, values_of
+from perf.results import Round, percentile, values_of
 
 
 class Formula(Protocol):
@@ -46,6 +46,27 @@ class Largest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorstPercentile:
+    """Of what rows list under a detail, each row's from all rounds together: the largest row's. None where a row has
+    fewer than `least`.
+    """
+
+    detail: str
+    of: tuple[str, ...]
+    percent: float
+    least: int
+
+    def value(self, rounds: Sequence[Round]) -> float | None:
+        pooled = [
+            [value for one in rounds if row in one.measurements for value in one.measurements[row].details[self.detail]]
+            for row in self.of
+        ]
+        if min(map(len, pooled)) < self.least:
+            return None
+        return max(percentile(values, self.percent) for values in pooled)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MedianRatio:
     """The median of one rival's figure over that of another, in the same rounds."""
 
@@ -81,6 +102,28 @@ class RatioToBest:
 
     def value(self, rounds: Sequence[Round]) -> float | None:
         return _ratio(median_of(rounds, self.of, self.metric), best_of(rounds, self.to, self.metric))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeometricRatioToBest:
+    """Rivals' figures, of which less is better, over ours, each in several situations: the geometric mean over these,
+    of the rival where it is lowest. `of` are our rows, one a situation, `to` each rival's in the same order.
+    """
+
+    metric: str
+    of: tuple[str, ...]
+    to: tuple[tuple[str, ...], ...]
+
+    def value(self, rounds: Sequence[Round]) -> float | None:
+        means = [self._mean(rounds, rows) for rows in self.to]
+        known = [mean for mean in means if mean is not None]
+        return min(known) if known and len(known) == len(means) else None
+
+    def _mean(self, rounds: Sequence[Round], rows: tuple[str, ...]) -> float | None:
+        pairs = zip(rows, self.of, strict=True)
+        ratios = [_ratio(*(median_of(rounds, row, self.metric) for row in pair)) for pair in pairs]
+        known = [ratio for ratio in ratios if ratio]
+        return geometric_mean(known) if len(known) == len(ratios) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -112,11 +112,13 @@ class Options:
 
 
 def main(benchmark: Benchmark, module: str, arguments: Sequence[str] | None = None) -> int:
-    """A benchmark's command line; `module` is what follows `python -m`."""
+    """A benchmark's command line; `module` is what follows `python -m`, a subcommand after it."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with _termination_unwinds():
-            run_benchmark(benchmark, parse(arguments, module), shlex.join(["python", "-m", module, *arguments]))
+            run_benchmark(
+                benchmark, parse(arguments, module), shlex.join(["python", "-m", *module.split(), *arguments])
+            )
     except FAILURES as error:
         print(f"{module}: {error}", file=sys.stderr)
         return 1

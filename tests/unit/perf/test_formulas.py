@@ -5,12 +5,14 @@ import pytest
 from perf.formulas import (
     CappedShare,
     Formula,
+    GeometricRatioToBest,
     Largest,
     Median,
     MedianRatio,
     PairedOverhead,
     PairedRatioToBest,
     RatioToBest,
+    WorstPercentile,
 )
 from perf.results import Measurement, Round
 from tests.unit.perf.runs import round_of
@@ -28,6 +30,7 @@ ROUNDS = [
         (MedianRatio(metric=METRIC, of="a", to="b"), 4.0),
         (RatioToBest(metric=METRIC, of="a", to=("b", "c")), 2.0),
         (RatioToBest(metric=METRIC, of="a", to=("b", "absent")), 4.0),
+        (GeometricRatioToBest(metric=METRIC, of=("b", "b"), to=(("a", "a"), ("c", "a"))), 8**0.5),
         (CappedShare(cap=1.3, share=0.95, metric=METRIC, of=("b", "c"), to="a"), 0.475),
         (CappedShare(cap=0.3, share=0.95, metric=METRIC, of=("b", "c"), to="a"), 0.3),
     ],
@@ -44,6 +47,7 @@ def test_a_formula_is_about_medians(formula: Formula, value: float):
         MedianRatio(metric=METRIC, of="a", to="absent"),
         MedianRatio(metric="absent_s", of="a", to="b"),
         RatioToBest(metric=METRIC, of="a", to=("absent",)),
+        GeometricRatioToBest(metric=METRIC, of=("a",), to=(("absent",), ("b",))),
         PairedRatioToBest(of=METRIC, to=METRIC, rows=("absent",)),
         PairedRatioToBest(of="absent_s", to=METRIC, rows=("a",)),
         PairedOverhead(row="a", with_it=METRIC, without_it="absent_s"),
@@ -52,6 +56,24 @@ def test_a_formula_is_about_medians(formula: Formula, value: float):
 )
 def test_what_was_not_measured_gives_no_value(formula: Formula):
     assert formula.value(ROUNDS) is None
+
+
+def listed(number: int, **rows: list[float]) -> Round:
+    measured = {row: Measurement(figures={}, details={"errors": errors}) for row, errors in rows.items()}
+    return Round(number=number, order=tuple(rows), measurements=measured)
+
+
+def test_a_percentile_is_of_all_rounds_together_and_the_worst_rows():
+    rounds = [listed(0, a=[0.0, 0.1], b=[0.5, 0.5]), listed(1, a=[0.2, 0.9], b=[0.5, 0.5])]
+    assert WorstPercentile(detail="errors", of=("a",), percent=50, least=4).value(rounds) == pytest.approx(0.15)
+    assert WorstPercentile(detail="errors", of=("a", "b"), percent=50, least=4).value(rounds) == 0.5
+    assert WorstPercentile(detail="errors", of=("a", "b"), percent=100, least=4).value(rounds) == 0.9
+
+
+def test_of_too_few_no_percentile_is_given():
+    rounds = [listed(0, a=[0.1, 0.1], b=[0.1])]
+    assert WorstPercentile(detail="errors", of=("a", "b"), percent=50, least=2).value(rounds) is None
+    assert WorstPercentile(detail="errors", of=("a",), percent=50, least=1).value([]) is None
 
 
 def paired(number: int, **rows: tuple[float, float]) -> Round:

@@ -1,0 +1,3 @@
+"""Where the weights of measured starts come from, as data: a row each."""
+
+TIERS = ("dram", "ssd", "remote")
