@@ -74,12 +74,25 @@ class Fit:
         spreads = self._spreads(inputs)
         gains = [spread / total_variance for spread in spreads]
         moved = [mean + gain * surprise for mean, gain in zip(self.means, gains, strict=True)]
-        self.means = [max(least, mean) for least, mean in zip(self.least, moved, strict=True)]
-        self.covariance = [
+        narrowed = [
             [value - gain * spread for value, spread in zip(row, spreads, strict=True)]
             for row, gain in zip(self.covariance, gains, strict=True)
         ]
+        self.covariance = _symmetric(narrowed)
+        self.means = self._allowed(moved)
         self.count += 1
+
+    def _allowed(self, means: list[float]) -> list[float]:
+        """The likeliest parameters of which none is below its least: a projection, as in constrained Kalman filters.
+
+        To raise one alone would add to what both predict: slope and intercept trade for one another, and a line that
+        keeps the slope it had beside an intercept of -x is that much too high, and swings further with each start.
+        """
+        for index, least in enumerate(self.least):
+            short, variance = least - means[index], self.covariance[index][index]
+            if short > 0.0 and variance > 0.0:
+                means = [mean + row[index] / variance * short for mean, row in zip(means, self.covariance, strict=True)]
+        return [max(least, mean) for least, mean in zip(self.least, means, strict=True)]
 
     def _spreads(self, inputs: Sequence[float]) -> list[float]:
         return [sum(value * x for value, x in zip(row, inputs, strict=True)) for row in self.covariance]
@@ -95,6 +108,14 @@ class Fit:
             raise ValueError(f"{len(means)} parameters where there should be {size}")
         self.means = [max(least, mean) for least, mean in zip(self.least, means, strict=True)]
         self.covariance, self.count = covariance, int(body["count"])
+
+
+def _symmetric(matrix: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Forgetting multiplies what rounding made of two equal halves: after a hundred starts a variance was negative."""
+    return [
+        [(value + mirrored) / 2.0 for value, mirrored in zip(row, column, strict=True)]
+        for row, column in zip(matrix, zip(*matrix, strict=True), strict=True)
+    ]
 
 
 def _numbers(values: Sequence[Any]) -> list[float]:

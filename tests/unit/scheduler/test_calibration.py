@@ -198,3 +198,18 @@ def test_few_slow_starts_among_many_move_what_is_known_but_little() -> None:
         calibration.observe_start(start(size_gb=0.1, read_s=0.01, rest_s=0.2 if slow else 0.04, tier="dram"))
     known = calibration.server(S0).fixed_start_s["cold"]["dram"] + calibration.model("m").fixed_offset_s["cold"]
     assert known < 0.06
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_thousand_reads_of_next_to_nothing_are_not_taken_for_long_ones(seed: int) -> None:
+    """Out of DRAM nothing is copied: what noise there is must not swing between the line's slope and its intercept."""
+    chance, calibration, worst_s = random.Random(seed), Calibration(), 0.0
+    for number in range(1_000):
+        size_gb = chance.choice((0.11, 0.27, 0.42))
+        likely = chance.random()
+        read_s = chance.uniform(2e-4, 1e-3) if likely < 0.5 else chance.uniform(1e-3, 0.01 if likely < 0.93 else 0.04)
+        calibration.observe_start(start(size_gb=size_gb, read_s=read_s, rest_s=0.05, tier="dram"))
+        if number > 20:
+            there = calibration.server(S0)
+            worst_s = max(worst_s, 0.42 * GB / there.bandwidth["dram"] + calibration.attach_s(S0, "dram"))
+    assert worst_s < 0.2  # five times the longest that was seen
