@@ -48,6 +48,13 @@ class FileImage:
     @overload
     def is_resident(self, offset: int, length: int) -> bool: ...
 
+def has_bf16_products() -> bool: ...
+
+@final
+class Bf16Product:
+    def __init__(self, *, weight: int, bias: int, outputs: int, inputs: int, threads: int) -> None: ...
+    def compute(self, activations: int, rows: int, row_stride: int, results: int) -> None: ...
+
 @final
 class Mapping:
     @staticmethod

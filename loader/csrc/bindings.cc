@@ -8,6 +8,7 @@
 #include <string>
 
 #include "arena_bindings.h"
+#include "bf16_bindings.h"
 #include "errors.h"
 #include "file_image.h"
 #include "gpu_bindings.h"
@@ -143,6 +144,7 @@ PYBIND11_MODULE(_core, m) {
     bind_files(m);
     bind_memory(m);
     st::bind_arena(m);
+    st::bind_bf16(m);
     st::bind_reader(m);
     st::bind_gpu(m);
     m.def("xxh3_128", &xxh3_128, py::arg("data"));

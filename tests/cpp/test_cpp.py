@@ -9,7 +9,7 @@ import pytest
 
 LOADER = Path(__file__).parents[2] / "loader"
 CORPUS = Path(__file__).parent / "corpus"
-TESTS_WITH_THREADS = ("arena", "chunk_hasher", "gpu_copy", "reader", "uring")
+TESTS_WITH_THREADS = ("arena", "bf16_product", "chunk_hasher", "gpu_copy", "reader", "thread_team", "uring")
 TESTS_WITH_GPU = ("device_memory", "gpu_copy")
 
 # A build takes a minute or two on an idle machine of two cores.

@@ -25,7 +25,7 @@ from serverless_triton.backend.engines.torch.exact import (
     fingerprint,
     platform_of_all,
     proven,
-    tile_products,
+    set_products,
 )
 from serverless_triton.backend.engines.torch.kv_memory import KVMemory, KVPlan, KVShape, SpannedKVMemory
 from serverless_triton.backend.engines.torch.placement import Placement
@@ -123,8 +123,7 @@ class TorchEngineBuilder:
             threads=torch.get_num_threads(),
         )
         exact, reason = decide(settings.mode, ground)
-        if exact:
-            tile_products(model)
+        set_products(model, exact=exact)
         facts = facts_of(
             chunk_digests or {"tensors": [fingerprint(tensors)]},
             config=self._skeletons.digest(Path(checkpoint)),

@@ -1,10 +1,10 @@
 """Exact mode: every number of a token's pass is independent of the batch around it and of how its prefix was fed.
 
 Kernels round differently for different shapes, so a recomputed KV differs in its last bits from a decoded one, and in
-bfloat16 half of all resumed streams soon say something else. Here shapes that matter are constant: every product of a
-model has the same number of rows, and the tokens of a step are padded to it; queries attend in tiles of one shape, to a
-length that follows from their position alone, masked (`batch.py`). That this suffices is no theorem, so it is promised
-only where it has been tried.
+bfloat16 half of all resumed streams soon say something else. Here a product is either our own, whose rows do not depend
+on one another (`products.py`), or has the same number of rows as all others, the tokens of a step padded to it; queries
+attend in tiles of one shape, to a length that follows from their position alone, masked (`batch.py`). That this is
+enough is no theorem, so it is promised only where it has been tried.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from transformers.pytorch_utils import Conv1D
 
 from serverless_triton.backend.engines.contract import ContractFacts
 from serverless_triton.backend.engines.torch.kv_memory import KV_ALIGNMENT_TOKENS
+from serverless_triton.backend.engines.torch.products import KERNELS, own_product_of, own_products_available
 
 TILE = 16
-RECIPE = "2"  # of this engine's own arithmetic: whatever changes a bit changes it
+RECIPE = "3"  # of this engine's own arithmetic: whatever changes a bit changes it
 _SAMPLES, _SAMPLE_ELEMENTS = 32, 16  # of a tensor: each touches a page, and a cold start waits for that
 MODES = ("auto", "exact", "fast")
 # Instruction sets that choose other kernels than the vector width alone would.
@@ -102,6 +103,7 @@ def facts_of(
         engine="torch",
         versions={
             "engine": RECIPE,
+            "products": KERNELS if own_products_available() else "torch",
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
             "numpy": np.__version__,
@@ -138,11 +140,16 @@ def _samples(flat: torch.Tensor) -> Sequence[torch.Tensor]:
     return spread[:, :_SAMPLE_ELEMENTS], flat[-_SAMPLE_ELEMENTS:]
 
 
-def tile_products(model: Any, rows: int = TILE) -> None:
-    """From now on every Linear and Conv1D of this model, its head included, computes `rows` rows at a time."""
+def set_products(model: Any, *, exact: bool, rows: int = TILE) -> None:
+    """From now on the Linears of this model compute by own kernels, where there are some for their weights.
+
+    In exact mode every other Linear and Conv1D, the head included, computes `rows` rows at a time.
+    """
     for module in model.modules():
-        product = _product_of(module)
-        if product is not None:
+        own = own_product_of(module)
+        if own is not None:
+            module.forward = own
+        elif exact and (product := _product_of(module)) is not None:
             module.forward = _tiled(product, rows)
 
 

@@ -21,7 +21,7 @@ from serverless_triton.backend.engines.torch.exact import (
     facts_of,
     fingerprint,
     platform_of,
-    tile_products,
+    set_products,
 )
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def test_a_row_comes_out_the_same_whatever_is_beside_it(make: Callable[[], torch
     module = make()
     rows = torch.randn(1, 70, 96, dtype=torch.bfloat16)
     untouched = module(rows)
-    tile_products(module)
+    set_products(module, exact=True)
     whole = module(rows)
     assert whole.shape == untouched.shape
     assert torch.allclose(whole.float(), untouched.float(), atol=0.1)
@@ -54,7 +54,7 @@ def test_a_row_comes_out_the_same_whatever_is_beside_it(make: Callable[[], torch
 @torch.no_grad()
 def test_no_rows_give_no_rows() -> None:
     module = linear()
-    tile_products(module)
+    set_products(module, exact=True)
     assert module(torch.zeros(1, 0, 96, dtype=torch.bfloat16)).shape == (1, 0, 80)
 
 
@@ -185,7 +185,7 @@ def test_a_contract_names_every_device_and_what_it_has() -> None:
 
 
 def test_a_contract_is_that_of_the_libraries_that_compute_and_draw() -> None:
-    assert set(facts(CPU_RUNS).versions) == {"engine", "torch", "transformers", "numpy"}
+    assert set(facts(CPU_RUNS).versions) == {"engine", "products", "torch", "transformers", "numpy"}
 
 
 def test_an_unknown_mode_is_refused(llama: Any) -> None:

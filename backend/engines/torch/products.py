@@ -1,0 +1,84 @@
+"""The products of a model's Linear modules by the core's own kernels, where the processor has instructions for them.
+
+They read bfloat16 weights where they lie, in the store's arena, and copy none. A row of outputs is the same to the bit
+whatever rows are beside it, so exact mode needs no tiles for them. All else (other dtypes, devices, processors and
+modules) is left to torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from serverless_triton.loader import _core
+
+KERNELS = "avx512_bf16 1"  # part of the exactness contract: whatever changes a bit changes the number
+
+
+class WrongOperand(ValueError):
+    """Memory that the kernels would misread."""
+
+
+class OwnProduct:
+    """Takes the place of a Linear's `forward`. Input [..., inputs] → [..., outputs], bfloat16 on the CPU.
+
+    Holds on to weight and bias. Raises WrongOperand.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, threads: int) -> None:
+        self._kept = (weight, bias)
+        self._outputs, self._inputs = _shape_of(weight, bias)
+        self._product = _core.Bf16Product(
+            weight=weight.data_ptr(),
+            bias=0 if bias is None else bias.data_ptr(),
+            outputs=self._outputs,
+            inputs=self._inputs,
+            threads=threads,
+        )
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        shape = inputs.shape
+        if inputs.dtype != torch.bfloat16 or inputs.device.type != "cpu" or not shape or shape[-1] != self._inputs:
+            raise WrongOperand(
+                f"a product of {self._inputs} inputs got {_described(inputs)}; it takes bfloat16 on the CPU, "
+                f"[..., {self._inputs}]"
+            )
+        rows = inputs if inputs.is_contiguous() else inputs.contiguous()
+        outputs = inputs.new_empty((*shape[:-1], self._outputs))
+        self._product.compute(rows.data_ptr(), outputs.numel() // self._outputs, self._inputs, outputs.data_ptr())
+        return outputs
+
+
+def own_products_available() -> bool:
+    return _core.has_bf16_products()
+
+
+def own_product_of(module: Any) -> OwnProduct | None:
+    """For a plain Linear whose weights the kernels can read; None leaves it to torch."""
+    if type(module) is not torch.nn.Linear or not own_products_available():
+        return None
+    try:
+        return OwnProduct(module.weight, module.bias, torch.get_num_threads())
+    except WrongOperand:
+        return None
+
+
+def _shape_of(weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[int, int]:
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.bfloat16 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            raise WrongOperand(f"the {name} is {_described(tensor)}; it must be contiguous bfloat16 on the CPU")
+        if tensor.data_ptr() % 2:
+            raise WrongOperand(f"the {name} begins at an odd address")
+    if weight.ndim != 2 or not weight.numel():
+        raise WrongOperand(f"the weight is {_described(weight)}; it must be [outputs, inputs], neither of them 0")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise WrongOperand(f"the bias is {_described(bias)} beside {weight.shape[0]} outputs")
+    return weight.shape[0], weight.shape[1]
+
+
+def _described(tensor: torch.Tensor) -> str:
+    where = "" if tensor.is_contiguous() else ", not contiguous"
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device.type}{where}"
