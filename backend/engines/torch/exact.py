@@ -22,7 +22,12 @@ from transformers.pytorch_utils import Conv1D
 
 from serverless_triton.backend.engines.contract import ContractFacts
 from serverless_triton.backend.engines.torch.kv_memory import KV_ALIGNMENT_TOKENS
-from serverless_triton.backend.engines.torch.products import KERNELS, own_product_of, own_products_available
+from serverless_triton.backend.engines.torch.products import (
+    KERNELS,
+    own_product_of,
+    own_products_available,
+    with_few_rows,
+)
 
 TILE = 16
 RECIPE = "3"  # of this engine's own arithmetic: whatever changes a bit changes it
@@ -148,7 +153,7 @@ def set_products(model: Any, *, exact: bool, rows: int = TILE) -> None:
     for module in model.modules():
         own = own_product_of(module)
         if own is not None:
-            module.forward = own
+            module.forward = own if exact else with_few_rows(own, module.forward)
         elif exact and (product := _product_of(module)) is not None:
             module.forward = _tiled(product, rows)
 

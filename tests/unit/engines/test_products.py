@@ -58,6 +58,20 @@ def test_an_operand_that_would_be_misread_is_refused() -> None:
             OwnProduct(weight, bias, threads=1)
 
 
+@has_own
+def test_fast_mode_has_them_for_few_rows_and_exact_mode_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    plain = OwnProduct.__call__
+    monkeypatch.setattr(OwnProduct, "__call__", lambda self, x: counts.append(x.shape[-2]) or plain(self, x))
+    for is_exact, expected in ((False, [1, products.FEW_ROWS]), (True, [1, products.FEW_ROWS, 512])):
+        counts.clear()
+        module = linear()
+        set_products(module, exact=is_exact)
+        for rows in (1, products.FEW_ROWS, 512):
+            assert module(torch.zeros(1, rows, 96, dtype=torch.bfloat16)).shape == (1, rows, 80)
+        assert counts == expected
+
+
 class NotPlain(torch.nn.Linear):
     """A Linear that may do something else."""
 
