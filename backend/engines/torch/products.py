@@ -1,8 +1,8 @@
 """The products of a model's Linear modules by the core's own kernels, where the processor has instructions for them.
 
 They read bfloat16 weights where they lie, in the store's arena, and copy none. A row of outputs is the same to the bit
-whatever rows are beside it, so exact mode needs no tiles for them; fast mode has them for few rows. All else (other dtypes, devices, processors and
-modules) is left to torch.
+whatever rows are beside it, so exact mode needs no tiles for them; fast mode has them for few rows. All else (other
+dtypes, devices, processors and modules) is left to torch.
 """
 
 from __future__ import annotations
