@@ -2,7 +2,10 @@
 // for weights as long as their product lives (backend/engines/torch/products.py does).
 #include "bf16_bindings.h"
 
+#include <pybind11/stl.h>
+
 #include <cstdint>
+#include <vector>
 
 #include "bf16_product.h"
 
@@ -21,13 +24,6 @@ Element* at_address(std::uintptr_t address) {
 struct Bf16Product {
     Bf16Weights weights;
     unsigned threads;
-
-    void compute(std::uintptr_t input, std::size_t rows, std::size_t row_stride, std::uintptr_t output) const {
-        const auto* const from = at_address<const Bf16>(input);
-        auto* const to = at_address<Bf16>(output);
-        const py::gil_scoped_release release;
-        multiply(weights, from, rows, row_stride, to, threads);
-    }
 };
 
 Bf16Product make_product(std::uintptr_t weight, std::uintptr_t bias, std::size_t outputs, std::size_t inputs,
@@ -37,6 +33,23 @@ Bf16Product make_product(std::uintptr_t weight, std::uintptr_t bias, std::size_t
     return product;
 }
 
+// `threads` are the first one's.
+void compute_together(const std::vector<const Bf16Product*>& products, std::uintptr_t input, std::size_t rows,
+                      std::size_t row_stride, const std::vector<std::uintptr_t>& outputs) {
+    if (products.empty() || products.size() != outputs.size())
+        throw py::value_error("as many results as products are computed together, and at least one");
+    std::vector<Bf16Factor> factors;
+    for (std::size_t i = 0; i < products.size(); ++i) {
+        if (products[i] == nullptr)
+            throw py::value_error("None is no product");
+        factors.push_back({products[i]->weights, at_address<Bf16>(outputs[i])});
+    }
+    const auto* const from = at_address<const Bf16>(input);
+    const unsigned threads = products.front()->threads;
+    const py::gil_scoped_release release;
+    multiply_together(factors, from, rows, row_stride, threads);
+}
+
 }  // namespace
 
 void bind_bf16(py::module_& m) {
@@ -44,8 +57,8 @@ void bind_bf16(py::module_& m) {
     py::class_<Bf16Product>(m, "Bf16Product")
         .def(py::init(&make_product), py::kw_only(), py::arg("weight"), py::arg("bias"), py::arg("outputs"),
              py::arg("inputs"), py::arg("threads"))
-        .def("compute", &Bf16Product::compute, py::arg("activations"), py::arg("rows"), py::arg("row_stride"),
-             py::arg("results"));
+        .def_static("compute_together", &compute_together, py::arg("products"), py::arg("activations"), py::arg("rows"),
+                    py::arg("row_stride"), py::arg("results"));
 }
 
 }  // namespace serverless_triton::loader

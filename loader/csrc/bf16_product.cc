@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
+#include <vector>
 
 #include "thread_team.h"
 
@@ -58,8 +59,10 @@ struct Product {
     const Bf16* input;
     std::size_t rows, row_stride;
     Bf16* output;
-    std::size_t task_outputs;
+    std::size_t first_task, task_outputs;
 };
+
+using Products = std::vector<Product>;
 
 // Sums each of 16 registers, all in the same order: lane i of the result is that of register i.
 BF16_INLINE __m512 sums_of(const __m512 (&registers)[kTile]) {
@@ -144,8 +147,13 @@ BF16_CODE void write_rows(const Product& p, std::size_t row, std::size_t end_row
 }
 
 void do_task(const void* context, std::size_t index) noexcept {
-    const auto& p = *static_cast<const Product*>(context);
-    const std::size_t first = index * p.task_outputs, end = std::min(first + p.task_outputs, p.weights.outputs);
+    const auto& products = *static_cast<const Products*>(context);
+    std::size_t number = products.size() - 1;
+    while (products[number].first_task > index)
+        --number;
+    const Product& p = products[number];
+    const std::size_t first = (index - p.first_task) * p.task_outputs,
+                      end = std::min(first + p.task_outputs, p.weights.outputs);
     for (std::size_t row = 0; row < p.rows; row += kBlockRows) {
         const std::size_t end_row = std::min(row + kBlockRows, p.rows);
         if (end_row - row == 1)
@@ -157,13 +165,17 @@ void do_task(const void* context, std::size_t index) noexcept {
     }
 }
 
-void compute(Product& product, unsigned threads) {
-    const Bf16Weights& w = product.weights;
-    const std::size_t steps = product.rows * w.outputs * (w.inputs / kStep + 1);
+void compute(Products& products, unsigned threads) {
+    std::size_t steps = 0, tasks = 0;
+    for (const Product& p : products)
+        steps += p.rows * p.weights.outputs * (p.weights.inputs / kStep + 1);
     const bool is_alone = threads == 1 || steps < kAloneSteps;
-    product.task_outputs = is_alone ? w.outputs : kTaskOutputs;
-    share_with_team(is_alone ? 1 : threads, (w.outputs + product.task_outputs - 1) / product.task_outputs, &do_task,
-                    &product);
+    for (Product& p : products) {
+        p.first_task = tasks;
+        p.task_outputs = is_alone ? p.weights.outputs : kTaskOutputs;
+        tasks += (p.weights.outputs + p.task_outputs - 1) / p.task_outputs;
+    }
+    share_with_team(is_alone ? 1 : threads, tasks, &do_task, &products);
 }
 
 #endif
@@ -183,14 +195,24 @@ bool has_bf16_products() noexcept {
 
 void multiply(const Bf16Weights& weights, const Bf16* input, std::size_t rows, std::size_t row_stride, Bf16* output,
               unsigned threads) {
-    check(weights, input, rows, row_stride, output, threads);
+    const Bf16Factor only{weights, output};
+    multiply_together({&only, 1}, input, rows, row_stride, threads);
+}
+
+void multiply_together(std::span<const Bf16Factor> factors, const Bf16* input, std::size_t rows, std::size_t row_stride,
+                       unsigned threads) {
+    for (const Bf16Factor& one : factors)
+        check(one.weights, input, rows, row_stride, one.output, threads);
     if (!has_bf16_products())
         throw std::runtime_error("this processor has no AVX512-BF16");
-    if (rows == 0)
+    if (rows == 0 || factors.empty())
         return;
 #ifdef SERVERLESS_TRITON_BF16
-    Product product{weights, input, rows, row_stride, output, 0};
-    compute(product, threads);
+    Products products;
+    products.reserve(factors.size());
+    for (const Bf16Factor& one : factors)
+        products.push_back({one.weights, input, rows, row_stride, one.output, 0, 0});
+    compute(products, threads);
 #endif
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 namespace serverless_triton::loader {
 
@@ -18,6 +19,12 @@ struct Bf16Weights {
     std::size_t inputs = 0;
 };
 
+// One of several products of the same input: its weights, and where its results go, [rows, outputs], contiguous.
+struct Bf16Factor {
+    Bf16Weights weights;
+    Bf16* output = nullptr;
+};
+
 // Whether this processor and this build have what `multiply` needs.
 bool has_bf16_products() noexcept;
 
@@ -27,5 +34,9 @@ bool has_bf16_products() noexcept;
 // have, and std::runtime_error where has_bf16_products() is false.
 void multiply(const Bf16Weights& weights, const Bf16* input, std::size_t rows, std::size_t row_stride, Bf16* output,
               unsigned threads);
+
+// The same for several weights at once, in one call of the threads: each output is to the bit what `multiply` gives.
+void multiply_together(std::span<const Bf16Factor> factors, const Bf16* input, std::size_t rows, std::size_t row_stride,
+                       unsigned threads);
 
 }  // namespace serverless_triton::loader

@@ -79,6 +79,24 @@ void a_row_is_the_same_to_the_bit_whatever_is_beside_it() {
             }
 }
 
+void several_at_once_are_each_what_it_is_alone() {
+    for (const std::size_t rows : {1UL, 16UL, 70UL})
+        for (const unsigned threads : {1U, 2U}) {
+            const auto input = random_values(rows * 577, 11);
+            std::vector<std::vector<Bf16>> weights, outputs;
+            std::vector<Bf16Factor> factors;
+            for (const std::size_t count : {130UL, 1UL, 64UL, 333UL}) {
+                weights.push_back(random_values(count * 577, static_cast<unsigned>(count)));
+                outputs.emplace_back(rows * count);
+                factors.push_back({{weights.back().data(), nullptr, count, 577}, outputs.back().data()});
+            }
+            multiply_together(factors, input.data(), rows, 577, threads);
+            for (std::size_t i = 0; i < factors.size(); ++i)
+                CHECK(outputs[i] == product(factors[i].weights, input, rows, 1));
+        }
+    multiply_together({}, nullptr, 3, 577, 1);
+}
+
 void rows_may_lie_apart() {
     constexpr std::size_t kInputs = 40, kOutputs = 20, kRows = 5, kStride = 43;
     const auto weight = random_values(kOutputs * kInputs, 6);
@@ -125,6 +143,7 @@ int main() {
     }
     it_is_the_product_of_any_shape();
     a_row_is_the_same_to_the_bit_whatever_is_beside_it();
+    several_at_once_are_each_what_it_is_alone();
     rows_may_lie_apart();
     nan_stays_in_its_row();
     what_no_memory_holds_is_refused();

@@ -12,7 +12,7 @@ import torch.nn.functional as functional
 from transformers import AttentionInterface
 
 from serverless_triton.backend.engines.protocol import ModelNotSupported
-from serverless_triton.backend.engines.torch.batch import Batch, Chunk, Piece, Run
+from serverless_triton.backend.engines.torch.batch import Batch, Chunk, Piece, Run, as_rows
 
 IMPLEMENTATION = "serverless_triton"
 # What models hand to every attention function and what does not change its result here. Anything else (soft caps,
@@ -69,7 +69,9 @@ def attend(
 def _write(memory: torch.Tensor, rows: torch.Tensor, batch: Batch) -> None:
     """Keys or values of the step, [kv_heads, tokens, head_dim], to their places in the KV memory."""
     if batch.singles:
-        memory[batch.slot_index, :, batch.position_index] = rows[:, : batch.singles].transpose(0, 1)
+        # Indexed by slot and position it would wake a thread for a few rows: 70 µs instead of 13.
+        single = rows[:, : batch.singles].reshape(-1, memory.shape[-1])
+        as_rows(memory).index_copy_(0, batch.cells(memory), single)
     for span in batch.spans[batch.singles :]:
         memory[span.slot, :, span.start : span.end] = rows[:, span.first : span.last]
 

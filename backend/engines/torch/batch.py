@@ -93,6 +93,7 @@ class Batch:
     attended: int = 0
     window_tokens: int | None = None
     _elsewhere: dict[torch.device, Batch] = field(default_factory=dict)
+    _cells: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def on(self, device: torch.device) -> Batch:
         """The same step for layers on this device: its masks and indices are there."""
@@ -106,8 +107,19 @@ class Batch:
                 chunks=[replace(chunk, mask=_moved(chunk.mask, device)) for chunk in self.chunks],
                 slot_index=self.slot_index.to(device),
                 position_index=self.position_index.to(device),
+                _cells={},
             )
         return self._elsewhere[device]
+
+    def cells(self, memory: torch.Tensor) -> torch.Tensor:
+        """[kv_heads · singles]: which rows of `as_rows(memory)` the tokens of spans of one are, by head."""
+        _, heads, tokens, head_dim = memory.shape
+        slot_rows = memory.stride(0) // head_dim  # the same for all layers of a device
+        if slot_rows not in self._cells:
+            first = self.slot_index * slot_rows + self.position_index
+            of_head = torch.arange(heads, device=first.device) * tokens
+            self._cells[slot_rows] = (of_head[:, None] + first).view(-1)
+        return self._cells[slot_rows]
 
     @classmethod
     def of(
@@ -209,3 +221,11 @@ def _moved(mask: torch.Tensor | None, device: torch.device) -> torch.Tensor | No
 
 def _aligned(count: int, to: int = KV_ALIGNMENT_TOKENS) -> int:
     return -(-count // to) * to
+
+
+def as_rows(memory: torch.Tensor) -> torch.Tensor:
+    """A layer's keys or values as rows of head_dim elements, slot after slot, with what lies between two slots."""
+    slots, heads, tokens, head_dim = memory.shape
+    assert memory.stride()[1:] == (tokens * head_dim, head_dim, 1), "a slot's tokens lie together, head after head"
+    slot_rows = memory.stride(0) // head_dim
+    return memory.as_strided(((slots - 1) * slot_rows + heads * tokens, head_dim), (head_dim, 1))

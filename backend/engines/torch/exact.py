@@ -26,6 +26,7 @@ from serverless_triton.backend.engines.torch.products import (
     KERNELS,
     own_product_of,
     own_products_available,
+    together,
     with_few_rows,
 )
 
@@ -150,8 +151,10 @@ def set_products(model: Any, *, exact: bool, rows: int = TILE) -> None:
 
     In exact mode every other Linear and Conv1D, the head included, computes `rows` rows at a time.
     """
+    owns = {module: found for module in model.modules() if (found := own_product_of(module)) is not None}
+    forwards: dict[Any, Product] = {**owns, **together(model, owns)}
     for module in model.modules():
-        own = own_product_of(module)
+        own = forwards.get(module)
         if own is not None:
             module.forward = own if exact else with_few_rows(own, module.forward)
         elif exact and (product := _product_of(module)) is not None:

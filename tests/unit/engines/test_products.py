@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from serverless_triton.backend.engines.protocol import GenerationRequest
 from serverless_triton.backend.engines.torch import exact, products
 from serverless_triton.backend.engines.torch.exact import set_products
-from serverless_triton.backend.engines.torch.products import OwnProduct, WrongOperand, own_product_of
+from serverless_triton.backend.engines.torch.products import OwnProduct, Siblings, WrongOperand, own_product_of
 
 has_own = pytest.mark.skipif(not products.own_products_available(), reason="the processor has no AVX512-BF16")
 
@@ -70,6 +70,30 @@ def test_fast_mode_has_them_for_few_rows_and_exact_mode_for_all(monkeypatch: pyt
         for rows in (1, products.FEW_ROWS, 512):
             assert module(torch.zeros(1, rows, 96, dtype=torch.bfloat16)).shape == (1, rows, 80)
         assert counts == expected
+
+
+@has_own
+@pytest.mark.parametrize("rows", [1, 16, 70])
+def test_siblings_computed_together_give_what_each_gives_alone(rows: int) -> None:
+    alone = [OwnProduct(linear(96, outputs).weight, None, threads=2) for outputs in (80, 17, 333)]
+    siblings = Siblings(alone)
+    forwards = [siblings.forward_of(place) for place in range(3)]
+    first, second = (torch.randn(1, rows, 96).to(torch.bfloat16) for _ in range(2))
+    for place, inputs in ((0, first), (1, first), (2, first), (2, second), (2, second), (0, second), (1, first)):
+        assert torch.equal(forwards[place](inputs), alone[place](inputs))
+
+
+@has_own
+def test_a_layer_has_one_call_for_those_that_take_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = torch.nn.ModuleDict({name: linear(96, 80) for name in ("q_proj", "k_proj", "v_proj", "o_proj")})
+    set_products(attention, exact=True)
+    calls: list[int] = []
+    plain = products._computed
+    monkeypatch.setattr(products, "_computed", lambda many, x: calls.append(len(many)) or plain(many, x))
+    inputs = torch.randn(1, 16, 96).to(torch.bfloat16)
+    for child in attention.values():
+        child(inputs)
+    assert calls == [3, 1]
 
 
 class NotPlain(torch.nn.Linear):
